@@ -1,0 +1,62 @@
+# make demo    install, prepare the digits, train, sample, score: about 6 minutes on two CPU cores
+# make test    install, lint, types, tests
+# PYTHON=python3.12 VENV=.venv312 choose another interpreter and its environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+CONFIG ?= digits
+
+.PHONY: demo test smoke lint format types tests install dev clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+install: $(VENV)/.installed
+dev: $(VENV)/.dev
+
+$(VENV)/.installed: pyproject.toml requirements.txt
+	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f'error: pom_jax needs Python 3.11 to 3.13, and $(PYTHON) is {v[0]}.{v[1]}; say make PYTHON=python3.12 ...')"
+	@echo "[install] jax and its friends go into $(VENV) (about 750 MB, half a minute or more)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@echo "[install] the tools for developing go into $(VENV)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: install
+	@echo "[1/4] prepare: the real 8 x 8 digits become shards in data/digits"
+	@$(RUN) prepare.py digits --out=data/digits
+	@echo "[2/4] train: runs/$(CONFIG) (the same command continues a run that was stopped)"
+	@$(RUN) train.py --config=configs/digits.py --workdir=runs/$(CONFIG)
+	@echo "[3/4] sample: a labelled grid"
+	@$(RUN) sample.py --workdir=runs/$(CONFIG) --guidance=1.5 --num=100 --out=runs/$(CONFIG)/samples/grid.png
+	@echo "[4/4] score: against held-out real digits"
+	@$(RUN) eval.py --workdir=runs/$(CONFIG)
+	@echo "[done] pictures: runs/$(CONFIG)/samples/grid.png   scores: runs/$(CONFIG)/eval/scores.md   next: README.md"
+
+test: dev lint types tests
+
+lint: dev
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check --quiet .
+
+format: dev
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+types: dev
+	@$(RUN) -m pyrefly check
+
+tests: dev
+	@$(RUN) -m pytest -n 2
+
+smoke: dev
+	@$(RUN) -m pytest -n 2 -m smoke
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
