@@ -1,0 +1,97 @@
+"""Linen's dense layer over `ops.dense`, with kernels of any number of axes."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import Dtype
+from flax.typing import Initializer
+from jax import Array
+
+from pom_jax.ops.dense import dense
+
+xavier_uniform: Initializer = nn.initializers.xavier_uniform()
+
+
+class Dense(nn.Module):
+    """y = x . kernel + bias over the last axes of x, every product of the library goes through `ops.dense`.
+
+    The initialiser sees the kernel as the one matrix [fan_in, fan_out] of the authors' code, whatever its
+    axes here, so that its fans, and with them the spread of the values, are theirs.
+
+    Attributes:
+        features: size or sizes of the output axes.
+        axes: how many of the last axes of x are contracted.
+        use_bias: adds a bias.
+        dtype: compute dtype; None is float32. Parameters are float32.
+        kernel_init: initialiser of a matrix. Xavier uniform, as in all the authors' models.
+        bias_init: initialiser of the bias.
+        fused_features: further output columns of the matrix that this kernel is a part of; they count in the
+            fan-out and are not kept.
+    """
+
+    features: int | tuple[int, ...]
+    axes: int = 1
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    kernel_init: Initializer = xavier_uniform
+    bias_init: Initializer = nn.initializers.zeros_init()
+    fused_features: int = 0
+
+    def __call__(self, x: Array) -> Array:
+        """x: [..., *in] -> [..., *features] in the compute dtype."""
+        kernel, bias = self.weights(x.shape[x.ndim - self.axes :])
+        return dense(x.astype(kernel.dtype), kernel, bias, axes=self.axes)
+
+    @nn.compact
+    def weights(self, inputs: tuple[int, ...]) -> tuple[Array, Array | None]:
+        """The kernel [*inputs, *features] and the bias [*features] or None, in the compute dtype."""
+        features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        fan_in, fan_out = math.prod(inputs), math.prod(features)
+
+        def init(key: Array) -> Array:
+            matrix = self.kernel_init(key, (fan_in, fan_out + self.fused_features), jnp.float32)
+            return jnp.asarray(matrix)[:, :fan_out].reshape(*inputs, *features)
+
+        dtype = self.dtype or jnp.float32
+        kernel = self.param("kernel", init).astype(dtype)
+        if not self.use_bias:
+            return kernel, None
+        return kernel, self.param("bias", self.bias_init, features, jnp.float32).astype(dtype)
+
+
+class GroupedDense(nn.Module):
+    """Splits the last axis in groups and gives each its own matrix (torch's grouped 1x1 convolution).
+
+    Attributes:
+        features: E, size of the output axis; group g makes channels g E/G to (g + 1) E/G.
+        groups: G; divides both D and E.
+        use_bias: adds a bias.
+        dtype: compute dtype; None is float32. Parameters are float32.
+        kernel_init: initialiser of each group's matrix [D/G, E/G].
+    """
+
+    features: int
+    groups: int
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    kernel_init: Initializer = xavier_uniform
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: [..., D] -> [..., E] in the compute dtype."""
+        shape = (x.shape[-1] // self.groups, self.features // self.groups)
+
+        def init(key: Array) -> Array:
+            keys = jax.random.split(key, self.groups)
+            return jnp.stack([jnp.asarray(self.kernel_init(k, shape, jnp.float32)) for k in keys])
+
+        dtype = self.dtype or jnp.float32
+        kernel = self.param("kernel", init).astype(dtype)
+        split = x.astype(dtype).reshape(*x.shape[:-1], self.groups, shape[0])
+        y = jnp.einsum("...gi,gio->...go", split, kernel)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.groups, shape[1]), jnp.float32)
+            y = y + bias.astype(dtype)
+        return y.reshape(*x.shape[:-1], self.features)

@@ -1,0 +1,44 @@
+"""Softmax attention, the twin that the mixer is compared with."""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from pom_jax.ops.states import check_mask
+
+
+def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """Attention with softmax in float32.
+
+    A mask weighs tokens as in the mixer: weight w counts a token w times, zero leaves it out, and a query
+    that sees nothing gets zeros.
+
+    Args:
+        q: [B, M, H, d].
+        k: [B, N, H, d].
+        v: [B, N, H, d].
+        mask: None, [B, N] or [B, M, N] (B may be 1), booleans or weights of at least 0.
+
+    Returns:
+        [B, M, H, d] in the dtype of `v`.
+
+    Raises:
+        InputError: the mask fits neither form.
+    """
+    batch, queries = q.shape[:2]
+    check_mask(mask, batch, queries, k.shape[1])
+    logits = jnp.einsum("bmhd,bnhd->bhmn", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    if mask is None:
+        weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
+        total = weights.sum(-1, keepdims=True)
+    else:
+        times = jnp.expand_dims(mask.astype(jnp.float32), tuple(range(1, 5 - mask.ndim)))
+        seen = jnp.where(times > 0, logits, -jnp.inf)
+        top = lax.stop_gradient(seen.max(-1, keepdims=True, initial=jnp.finfo(jnp.float32).min))
+        # Hidden logits are replaced before the exponential: a gradient through an overflow would be NaN.
+        weights = times * jnp.exp(jnp.where(times > 0, logits - top, 0.0))
+        total = weights.sum(-1, keepdims=True)
+        total = jnp.where(total == 0, 1.0, total)
+    probabilities = (weights / total).astype(v.dtype)
+    return jnp.einsum("bhmn,bnhd->bmhd", probabilities, v)

@@ -1,0 +1,91 @@
+"""The state of the mixer: how much was seen, and its sum. It adds, and never grows with the tokens."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from pom_jax.errors import InputError
+
+
+class State(NamedTuple):
+    """What the context tokens leave behind; M is 1 unless every query has a mask of its own.
+
+    Attributes:
+        sum: [B, M, ...F] float32, features summed over tokens, weighted by the mask.
+        count: [B, M] float32, number of tokens, or sum of mask weights.
+    """
+
+    sum: Array
+    count: Array
+
+
+def check_mask(mask: Array | None, batch: int, queries: int, tokens: int) -> None:
+    """Checks that a mask is None, [B, N] or [B, M, N] (B may be 1).
+
+    Raises:
+        InputError: any other shape.
+    """
+    if mask is None:
+        return
+    allowed = {2: (batch, tokens), 3: (batch, queries, tokens)}.get(mask.ndim)
+    if allowed is None or mask.shape[1:] != allowed[1:] or mask.shape[0] not in (1, batch):
+        raise InputError(
+            f"mask has shape {tuple(mask.shape)}; give [B, N] = {(batch, tokens)} to weigh tokens, or "
+            f"[B, M, N] = {(batch, queries, tokens)} to weigh them for each query (B may be 1)"
+        )
+
+
+def check_tokens(x: Array, context: Array, mask: Array | None) -> None:
+    """Checks queries [B, M, D] against context [B, N, D] and the mask.
+
+    Raises:
+        InputError: ranks, batch sizes or widths differ, or the mask fits neither form.
+    """
+    for name, tokens in (("x", x), ("context", context)):
+        if tokens.ndim != 3:
+            raise InputError(f"{name} has shape {tuple(tokens.shape)}; tokens are [batch, tokens, width]")
+    if x.shape[0] != context.shape[0] or x.shape[2] != context.shape[2]:
+        raise InputError(
+            f"x has shape {tuple(x.shape)} and context {tuple(context.shape)}: batch and width must be equal"
+        )
+    check_mask(mask, x.shape[0], x.shape[1], context.shape[1])
+
+
+def token_state(features: Array, mask: Array | None = None) -> State:
+    """Sums features over tokens in float32.
+
+    Args:
+        features: [B, N, ...F].
+        mask: None, [B, N] or [B, M, N] (B may be 1); booleans or any weights. Zero leaves a token out.
+
+    Returns:
+        State with sum [B, M, ...F] and count [B, M]; M = 1 without a mask for each query.
+
+    Raises:
+        InputError: the mask fits neither form.
+    """
+    batch, tokens = features.shape[:2]
+    check_mask(mask, batch, mask.shape[1] if mask is not None and mask.ndim == 3 else 1, tokens)
+    features = features.astype(jnp.float32)
+    if mask is None:
+        return State(features.sum(1, keepdims=True), jnp.full((batch, 1), tokens, jnp.float32))
+    weights = jnp.broadcast_to(mask.astype(jnp.float32), (batch, *mask.shape[1:]))
+    count = weights.sum(-1)
+    if mask.ndim == 2:
+        weighted = features * weights.reshape(batch, tokens, *(1,) * (features.ndim - 2))
+        return State(weighted.sum(1, keepdims=True), count[:, None])
+    # The default precision of an accelerator's product would round the features to bfloat16.
+    return State(jnp.einsum("bmn,bn...->bm...", weights, features, precision=lax.Precision.HIGHEST), count)
+
+
+def merge_states(first: State, second: State) -> State:
+    """The state of two disjoint sets of tokens together: states add."""
+    return State(first.sum + second.sum, first.count + second.count)
+
+
+def state_mean(state: State) -> Array:
+    """The mean feature of the tokens seen: [B, M, ...F] float32; zero, never NaN, where nothing was seen."""
+    empty = state.count == 0
+    scale = jnp.where(empty, 0.0, 1.0 / jnp.where(empty, 1.0, state.count))
+    return state.sum * scale.reshape(*state.count.shape, *(1,) * (state.sum.ndim - 2))
