@@ -1,0 +1,161 @@
+"""Class-conditional diffusion transformer over images: DiPoM, and DiT when the mixer is attention."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from pom_jax.errors import InputError
+from pom_jax.nn.attention import MultiHeadAttention
+from pom_jax.nn.blocks import ModulatedBlock, modulate, modulation, stack
+from pom_jax.nn.dense import Dense
+from pom_jax.nn.embeddings import (
+    POSITIONS,
+    SMALL_NORMAL,
+    ClassEmbedding,
+    TimeEmbedding,
+    patchify,
+    resize_positions,
+    unpatchify,
+)
+from pom_jax.nn.pom import PoM
+
+
+class DiPoM(nn.Module):
+    """Polymorpher for images given a class (v1, figure 3; official `ClassConditionalDiH`, `DiHpp` and `DiT`).
+
+    Patches become tokens, blocks modulated by time and class mix them, each token becomes a patch again. The
+    output is zero at start. `pom_jax.models.build` checks the sizes and says what is wrong with them.
+
+    Attributes:
+        image_size: side of the images the model is made for, in pixels or latent cells; others run as well.
+        channels: C of the images.
+        num_classes: classes; the label `num_classes` stands for none. 1 for an unconditional model.
+        patch_size: side of a patch.
+        width: D, channels of a token.
+        depth: L, number of blocks.
+        mixer: "pom" or "attention".
+        form, degree, expansion, gate_heads, groups: of the mixer, see `nn.PoM`.
+        num_heads: of attention.
+        ffn_expansion: hidden width of the feed-forward networks as a multiple of the width.
+        registers: learned tokens put before the patches and dropped at the end.
+        positions: "sincos" (official v1), "sincos_phase" (its later branches), "dit" (MAE and DiT), or
+            "learned": tables on the native grid added to the tokens and, with a row for each register, to the
+            condition, which is then one a token.
+        n_timesteps: the network sees t times this; also the base of its time frequencies.
+        clamp: bound on the absolute value of what a block returns, 0 for none.
+        scan: blocks in a loop (quick to compile) or unrolled; the same parameters and numbers.
+        remat: "none", "full" or "dots", see `nn.blocks.stack`.
+        dtype: compute dtype of products and residual stream, float32 if None. Parameters and output: float32.
+    """
+
+    image_size: int
+    channels: int
+    num_classes: int
+    patch_size: int
+    width: int
+    depth: int
+    mixer: str = "pom"
+    form: str = "product"
+    degree: int = 2
+    expansion: int = 2
+    gate_heads: int = 1
+    groups: int = 1
+    num_heads: int = 1
+    ffn_expansion: int = 4
+    registers: int = 0
+    positions: str = "sincos"
+    n_timesteps: int = 1000
+    clamp: float = 0.0
+    scan: bool = True
+    remat: str = "none"
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+        """Predicts what the model was trained to predict (noise, velocity or data).
+
+        Args:
+            x: [B, H, W, C] noisy images, H and W multiples of the patch size.
+            t: [B] times in [0, 1], 0 data and 1 noise.
+            labels: [B] int in [0, num_classes]; `num_classes` is the null class. Beyond it: NaN.
+
+        Returns:
+            [B, H, W, C] float32.
+
+        Raises:
+            InputError: shapes that do not belong together or to the model.
+        """
+        self._check_inputs(x, t, labels)
+        rows, columns = x.shape[1] // self.patch_size, x.shape[2] // self.patch_size
+        embed = Dense(self.width, dtype=self.dtype, name="patch_embedding")
+        tokens = embed(patchify(x, self.patch_size))
+        condition = TimeEmbedding(self.width, self.n_timesteps, name="time_embedding")(t)
+        condition += ClassEmbedding(self.num_classes, self.width, name="class_embedding")(labels)
+        tokens, condition = self._place(tokens, condition[:, None], rows, columns)
+        block = ModulatedBlock(
+            self._mixer(), self.ffn_expansion, clamp=self.clamp, dtype=self.dtype, name="blocks"
+        )
+        tokens = stack(block, self.depth, tokens, condition, scan=self.scan, remat=self.remat)
+        scale, shift = modulation(condition, 2, self.dtype)
+        tokens = modulate(tokens, scale, shift, self.dtype)[:, self.registers :]
+        features = self.patch_size**2 * self.channels
+        out = Dense(features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")
+        patches = out(tokens).astype(jnp.float32)
+        return unpatchify(patches, self.patch_size, x.shape[1], x.shape[2])
+
+    def _place(
+        self, tokens: jax.Array, condition: jax.Array, rows: int, columns: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Adds positions to tokens [B, N, D] (and to the condition [B, 1, D]), puts registers before them."""
+        native = self.image_size // self.patch_size
+        if self.positions == "learned":
+            table = self.param("positions", SMALL_NORMAL, (native, native, self.width), jnp.float32)
+            places = resize_positions(table, rows, columns).reshape(-1, self.width)
+            table = self.param("condition_positions", SMALL_NORMAL, (native, native, self.width), jnp.float32)
+            offsets = resize_positions(table, rows, columns).reshape(-1, self.width)
+            if self.registers:
+                shape = (self.registers, self.width)
+                first = self.param("condition_registers", SMALL_NORMAL, shape, jnp.float32)
+                offsets = jnp.concatenate([first, offsets])
+            condition = condition + offsets
+        else:
+            places = POSITIONS[self.positions](rows, columns, self.width, native).reshape(-1, self.width)
+        tokens = tokens + places.astype(tokens.dtype)
+        if self.registers:
+            first = self.param("registers", SMALL_NORMAL, (self.registers, self.width), jnp.float32)
+            first = jnp.broadcast_to(first.astype(tokens.dtype), (len(tokens), *first.shape))
+            tokens = jnp.concatenate([first, tokens], axis=1)
+        return tokens, condition
+
+    def _mixer(self) -> functools.partial[nn.Module]:
+        if self.mixer == "attention":
+            return functools.partial(MultiHeadAttention, self.num_heads, dtype=self.dtype)
+        return functools.partial(
+            PoM,
+            form=self.form,
+            degree=self.degree,
+            expansion=self.expansion,
+            gate_heads=self.gate_heads,
+            groups=self.groups,
+            dtype=self.dtype,
+        )
+
+    def _check_inputs(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> None:
+        if x.ndim != 4 or x.shape[-1] != self.channels:
+            raise InputError(f"images must be [B, H, W, {self.channels}] (channels last), got {x.shape}")
+        if x.shape[1] % self.patch_size or x.shape[2] % self.patch_size or 0 in x.shape:
+            raise InputError(
+                f"images of {x.shape[1]} x {x.shape[2]} do not divide into patches of {self.patch_size}: "
+                "crop or pad them to a multiple"
+            )
+        for name, value in (("t", t), ("labels", labels)):
+            if value.shape != x.shape[:1]:
+                raise InputError(f"{name} must be [B] = [{len(x)}], one value an image, got {value.shape}")
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise InputError(
+                f"labels must be integers in [0, {self.num_classes}] ({self.num_classes} for no class), "
+                f"got {labels.dtype}"
+            )

@@ -1,0 +1,164 @@
+"""Residual blocks around a token mixer, and the stack of them."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from pom_jax.errors import InputError
+from pom_jax.nn.dense import Dense
+from pom_jax.ops.norms import gelu, layer_norm
+
+REMAT = ("none", "full", "dots")
+"""What the backward pass recomputes in a block: nothing, everything, or all but the matrix products."""
+
+
+class FeedForward(nn.Module):
+    """Dense, exact GELU, dense.
+
+    Attributes:
+        expansion: hidden width as a multiple of the width.
+        dtype: compute dtype of the products, float32 if None.
+    """
+
+    expansion: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [B, N, D] -> [B, N, D]."""
+        width = x.shape[-1]
+        h = Dense(self.expansion * width, dtype=self.dtype, name="hidden")(x)
+        return Dense(width, dtype=self.dtype, name="out")(gelu(h))
+
+
+class PolymorpherLayer(nn.Module):
+    """P(X) = X + PoM(X) + FF(X + PoM(X)), the papers' layer without norms (official v1, `HoMLayer`).
+
+    Attributes:
+        mixer: makes the mixer, called with `name`; any module with the call of `nn.PoM`.
+        ffn_expansion: hidden width of the feed-forward network as a multiple of the width.
+        dtype: compute dtype of the feed-forward network, float32 if None.
+    """
+
+    mixer: Callable[..., nn.Module]
+    ffn_expansion: int = 4
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """x: [B, M, D], context: [B, N, D] or None for x itself, mask: as the mixer's -> [B, M, D]."""
+        x = x + self.mixer(name="mixer")(x, context, mask=mask)
+        return x + FeedForward(self.ffn_expansion, dtype=self.dtype, name="feed_forward")(x)
+
+
+class ModulatedBlock(nn.Module):
+    """A mixer and a feed-forward network, each scaled, shifted and gated by the condition (AdaLN-Zero).
+
+    All gates start at zero, so the block starts as the identity. The official PoM block writes its gates as
+    1 + g with a bias of -1: the same function, with this bias one higher.
+
+    Attributes:
+        mixer: makes the mixer, called with `name`; any module with the call of `nn.PoM`.
+        ffn_expansion: hidden width of the feed-forward network as a multiple of the width.
+        clamp: bound on the absolute value of the output (255 in the authors' register model), 0 for none.
+        dtype: compute dtype of the products and of the residual stream, float32 if None.
+    """
+
+    mixer: Callable[..., nn.Module]
+    ffn_expansion: int = 4
+    clamp: float = 0.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        """Mixes the tokens, then transforms each.
+
+        Args:
+            x: [B, N, D].
+            condition: [B, 1, D], or [B, N, D] with one condition a token.
+
+        Returns:
+            [B, N, D] in the dtype of x.
+        """
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation(condition, 6, self.dtype)
+        mixed = self.mixer(name="mixer")(modulate(x, scale1, shift1, self.dtype))
+        x = x + (mixed * gate1).astype(x.dtype)
+        h = modulate(x, scale2, shift2, self.dtype)
+        h = FeedForward(self.ffn_expansion, dtype=self.dtype, name="feed_forward")(h)
+        x = x + (h * gate2).astype(x.dtype)
+        return jnp.clip(x, -self.clamp, self.clamp) if self.clamp else x
+
+
+def modulation(condition: jax.Array, count: int, dtype: DTypeLike | None) -> list[jax.Array]:
+    """A SiLU and one dense layer, `modulation`, zero at start, cut in vectors. Call it in a compact method.
+
+    condition: [B, M, D] -> `count` arrays [B, M, D].
+    """
+    width = condition.shape[-1]
+    dense = Dense((count, width), dtype=dtype, kernel_init=nn.initializers.zeros, name="modulation")
+    vectors = dense(nn.silu(condition))
+    return [vectors[..., i, :] for i in range(count)]
+
+
+def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array, dtype: DTypeLike | None) -> jax.Array:
+    """Layer norm without parameters, then x (1 + scale) + shift; in float32, for what comes is a product.
+
+    x: [B, N, D], scale and shift: [B, 1, D] or [B, N, D] -> [B, N, D] in `dtype`.
+    """
+    normed = layer_norm(x.astype(jnp.float32), eps=1e-6)
+    y = normed * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
+    return y.astype(dtype or jnp.float32)
+
+
+def stack(
+    block: nn.Module,
+    depth: int,
+    x: jax.Array,
+    condition: jax.Array,
+    *,
+    scan: bool = True,
+    remat: str = "none",
+) -> jax.Array:
+    """Applies `depth` blocks whose parameters are stacked along a leading axis, in a loop or unrolled.
+
+    The parameters lie under the name of `block` with a leading axis L in every case: no choice here changes
+    the numbers or the checkpoints. Call it inside a compact method.
+
+    Args:
+        block: one block, a module with the call (x, condition) -> x.
+        depth: number of blocks L.
+        x: [B, N, D].
+        condition: what every block receives, [B, 1, D] or [B, N, D].
+        scan: a loop compiles once, unrolled blocks take longer to compile and can run faster.
+        remat: what the backward pass recomputes, one of `REMAT`.
+
+    Returns:
+        [B, N, D].
+
+    Raises:
+        InputError: for another remat policy.
+    """
+    if remat not in REMAT:
+        raise InputError(f"remat={remat!r} is not one of {', '.join(map(repr, REMAT))}")
+
+    def step(block: nn.Module, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
+        return block(x, condition), None
+
+    if remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+        # Inside a loop the compiler cannot merge the recomputation with the forward pass; unrolled it would.
+        step = nn.remat(step, policy=policy, prevent_cse=not scan)
+    loop = nn.scan(
+        step,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=depth,
+        unroll=1 if scan else depth,
+    )
+    return loop(block, x, condition)[0]
