@@ -1,7 +1,9 @@
 """Mistakes in what was asked, explained in words, and how the commands print them."""
 
+import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from absl import app
 
@@ -10,8 +12,17 @@ class InputError(ValueError):
     """A field, file or array that cannot be used; the message names it, the values, and the way out."""
 
 
+def choose(field: str, name: Any, options: Collection[str]) -> Any:
+    """The entry `name` of a mapping, or the name itself of a list; an `InputError` suggests a known one."""
+    if not isinstance(name, str) or name not in options:
+        near = difflib.get_close_matches(str(name), options, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{field} = {name!r} is unknown.{hint} There are: {', '.join(options)}.")
+    return options[name] if isinstance(options, Mapping) else name
+
+
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs an absl command; an `InputError` ends it with one message and exit code 2 instead of a traceback."""
+    """Runs an absl command; an `InputError` ends it with one message and exit code 2, without a traceback."""
 
     def guarded(argv: Sequence[str]) -> int | None:
         try:

@@ -1,0 +1,100 @@
+"""Classifier-free guidance in the usual scale s: v_uncond + s (v_cond - v_uncond); 1 is off.
+
+The paper's omega is s - 1. Guidance mixes outputs of the network before anything else, which is the same in
+every kind of prediction because the conversions between them are affine in the output.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pom_jax.diffusion.losses import Predict
+from pom_jax.diffusion.paths import along
+from pom_jax.errors import InputError, choose
+
+PredictLabels = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def clamp_linear(floor: float) -> Schedule:
+    """The schedule max(1 - t, floor)."""
+    return lambda t: jnp.maximum(1 - t, floor)
+
+
+def trunc_linear(floor: float) -> Schedule:
+    """The schedule 1 - t where that exceeds the floor, 0 elsewhere."""
+    return lambda t: jnp.where(1 - t > floor, 1 - t, 0.0)
+
+
+# Weights w(t) of the schedules: the scale at time t is 1 + w(t) (s - 1). All but `constant` guide little near
+# the noise and fully near the data. The linear shapes are those of the authors' sampler.py (its floor of 0.1
+# included), where they are defined but never used.
+GUIDANCE_SCHEDULES: dict[str, Schedule] = {
+    "constant": jnp.ones_like,
+    "linear": lambda t: 1 - t,
+    "clamp_linear": clamp_linear(0.1),
+    "trunc_linear": trunc_linear(0.1),
+    "cosine": lambda t: (1 + jnp.cos(math.pi * t)) / 2,
+}
+
+
+def check_guidance(scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> None:
+    """Raises an InputError unless the scale is finite and not negative, and 0 <= low < high <= 1."""
+    if not (math.isfinite(scale) and scale >= 0):
+        raise InputError(f"guidance must be finite and at least 0 (1 = off, 0 = unconditional); got {scale}.")
+    low, high = interval
+    if not 0 <= low < high <= 1:
+        raise InputError(
+            "the guidance interval is (low, high) in time, 0 = data and 1 = noise, with low below high; "
+            f"got {interval}."
+        )
+
+
+def guide(
+    predict_labels: PredictLabels,
+    labels: jax.Array,
+    null: int | jax.Array,
+    scale: float | jax.Array = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    schedule: str | Schedule = "constant",
+) -> Predict:
+    """Binds labels and guidance to a label-conditional network.
+
+    A scale given as a Python number is static: at 1 the network is evaluated once, with the labels, and at 0
+    once, without them. Otherwise one evaluation of a doubled batch serves both halves. A scale given as an
+    array can change without compiling again, and always doubles the batch.
+
+    Args:
+        predict_labels: the network (x_t [B, ...], t [B], labels [B]) -> [B, ...].
+        labels: [B] int32.
+        null: the label that stands for none.
+        scale: guidance scale s, or [B] one for each example.
+        interval: guidance acts where low <= t <= high, on the network's time; elsewhere the scale is 1.
+        schedule: a name of `GUIDANCE_SCHEDULES` or a function t -> weight of s - 1.
+    Returns:
+        predict(x_t [B, ...], t [B]) -> [B, ...].
+    Raises:
+        InputError: a scale that is negative or not finite, an interval out of order, an unknown schedule.
+    """
+    static = not isinstance(scale, jax.Array)
+    check_guidance(float(scale) if static else 1.0, interval)
+    weight = schedule if callable(schedule) else choose("guidance schedule", schedule, GUIDANCE_SCHEDULES)
+    unlabelled = jnp.full_like(labels, null)
+    if static and scale == 1:
+        return lambda x, t: predict_labels(x, t, labels)
+    if static and scale == 0 and weight is GUIDANCE_SCHEDULES["constant"] and tuple(interval) == (0, 1):
+        return lambda x, t: predict_labels(x, t, unlabelled)
+
+    def predict(x: jax.Array, t: jax.Array) -> jax.Array:
+        both: Any = predict_labels(
+            jnp.concatenate([x, x]), jnp.concatenate([t, t]), jnp.concatenate([labels, unlabelled])
+        )
+        conditional, unconditional = jnp.split(both.astype(x.dtype), 2)
+        inside = (t >= interval[0]) & (t <= interval[1])
+        excess = jnp.where(inside, weight(t) * (scale - 1), 0).astype(x.dtype)
+        return conditional + along(excess, x) * (conditional - unconditional)
+
+    return predict
