@@ -1,0 +1,195 @@
+"""The manifest of a data set: what its shards hold, how many, their checksums, and how they were made.
+
+A data set is a folder with ArrayRecord files and one `manifest.json`, which is written last: a folder
+without it is not finished. Every record is the raw little-endian bytes of its fields, one after the other in
+the order of the manifest, so all records of a set have the same size and nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pom_jax.errors import InputError
+
+FORMAT = "pom_jax shards"
+VERSION = 1
+FILE = "manifest.json"
+DTYPES = ("uint8", "int32", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a record: its dtype by name (see DTYPES) and its shape without a batch axis."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+    @property
+    def stored(self) -> np.dtype:
+        """The dtype as it lies in the file, little-endian on every machine."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file: its name in the folder, number of records, size in bytes, checksum."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data set is.
+
+    Image sets have `mean` [V, H, W, C], for latents also `std` [V, H, W, C], and `label` []. A model sees
+    `(mean + std * noise) * scale + shift` in one of the V views (`pipeline.images`).
+
+    Attributes:
+      name: which data set this is, e.g. "digits".
+      fields: name to Field, in the order of their bytes in a record.
+      splits: split name to its shards.
+      classes: the name of each label, in order.
+      scale, shift: the affine map from stored values to the model's space.
+      channel_mean, channel_std: [C] of the mapped training images (the posterior's variance included).
+      autoencoder: which autoencoder made the latents; None for pixels.
+      made_by: command, versions and choices that made the set; no dates, so that making it again gives the
+        same bytes.
+    """
+
+    name: str
+    fields: Mapping[str, Field]
+    splits: Mapping[str, tuple[Shard, ...]]
+    classes: tuple[str, ...]
+    scale: float
+    shift: float
+    channel_mean: tuple[float, ...]
+    channel_std: tuple[float, ...]
+    autoencoder: str | None
+    made_by: Mapping[str, str]
+
+    @property
+    def record_bytes(self) -> int:
+        return sum(field.bytes for field in self.fields.values())
+
+    @property
+    def views(self) -> int:
+        return self.fields["mean"].shape[0]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image or latent."""
+        height, width, channels = self.fields["mean"].shape[1:]
+        return height, width, channels
+
+    def records(self, split: str) -> int:
+        return sum(shard.records for shard in self.splits[split])
+
+    @property
+    def digest(self) -> str:
+        """A checksum over the layout and all shards, 16 hex digits: equal digests are equal data."""
+        content = {
+            "fields": {name: asdict(field) for name, field in self.fields.items()},
+            "affine": [self.scale, self.shift],
+            "splits": {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()},
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        content: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content["record_bytes"] = self.record_bytes
+        content["records"] = {split: self.records(split) for split in self.splits}
+        text = json.dumps(content, indent=2)
+        # Lists of numbers and names on one line, for people.
+        return (
+            re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+        )
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Reads and checks the manifest of a data folder.
+
+    Raises:
+      InputError: no such folder, no manifest, not one of ours, another version, or a damaged one.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        what = "has no manifest.json" if path.parent.is_dir() else "does not exist"
+        raise InputError(
+            f"data folder {path.parent} {what}: there is no finished data set in it. "
+            f"`python prepare.py digits --out={path.parent}` makes the digits; "
+            "`python prepare.py --help` lists all data sets."
+        )
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{path} is not readable as JSON ({error}); make the data set again with prepare.py"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InputError(
+            f'{path} is not a manifest of pom_jax: expected "format": "{FORMAT}", found {found!r}. '
+            "Point data.dir to a folder made by prepare.py."
+        )
+    if content.get("version") != VERSION:
+        raise InputError(
+            f"{path} has version {content.get('version')}, this pom_jax reads version {VERSION}; "
+            "make the data set again with this version's prepare.py"
+        )
+    try:
+        manifest = _parse(content)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); make the data set again with prepare.py") from error
+    if manifest.record_bytes != content.get("record_bytes"):
+        raise InputError(
+            f"{path}: the fields take {manifest.record_bytes} bytes a record, but record_bytes says "
+            f"{content.get('record_bytes')}; make the data set again with prepare.py"
+        )
+    return manifest
+
+
+def _parse(content: Mapping[str, Any]) -> Manifest:
+    fields = {name: Field(value["dtype"], tuple(value["shape"])) for name, value in content["fields"].items()}
+    check_fields(fields)
+    return Manifest(
+        name=str(content["name"]),
+        fields=fields,
+        splits={
+            split: tuple(Shard(**shard) for shard in shards) for split, shards in content["splits"].items()
+        },
+        classes=tuple(content["classes"]),
+        scale=float(content["scale"]),
+        shift=float(content["shift"]),
+        channel_mean=tuple(content["channel_mean"]),
+        channel_std=tuple(content["channel_std"]),
+        autoencoder=content["autoencoder"],
+        made_by=dict(content["made_by"]),
+    )
+
+
+def check_fields(fields: Mapping[str, Field]) -> None:
+    """Raises InputError unless `fields` describes an image set: mean, optional std alike, and label."""
+    for name, field in fields.items():
+        if field.dtype not in DTYPES:
+            raise InputError(f"field {name} has dtype {field.dtype}; a record can hold {', '.join(DTYPES)}")
+    mean, std, label = fields.get("mean"), fields.get("std"), fields.get("label")
+    if mean is None or len(mean.shape) != 4:
+        raise InputError(f"field mean [views, height, width, channels] is needed, found {mean}")
+    if std is not None and std.shape != mean.shape:
+        raise InputError(f"field std has shape {std.shape}, field mean {mean.shape}; they must be equal")
+    if label != Field("int32", ()):
+        raise InputError(f"field label must be an int32 scalar, found {label}")

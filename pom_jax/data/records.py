@@ -1,0 +1,145 @@
+"""Reads a split of a data set: every check before the first batch, then whole batches by index."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from pom_jax.data.manifest import Manifest, Shard, read_manifest
+from pom_jax.data.writer import sha256
+from pom_jax.errors import InputError
+
+SMALL = 64 * 2**20  # bytes: sets up to this size are always verified, and kept in memory
+RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+class Records:
+    """One split of a data folder as a `Source`.
+
+    Args:
+      folder: the data set, made by prepare.py or `Writer`.
+      split: e.g. "train" or "test".
+      verify: compare the checksum of every shard before the first batch. Sets of at most 64 MB always are;
+        for large ones the file sizes are compared unless this is asked for.
+
+    Raises:
+      InputError: no data set, no such split, a shard that is missing, cut, changed or of another record size.
+    """
+
+    def __init__(self, folder: str | Path, split: str, *, verify: bool = False):
+        self.folder = Path(folder)
+        self.manifest: Manifest = read_manifest(folder)
+        self.split = split
+        if split not in self.manifest.splits:
+            raise InputError(f"{folder} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
+        self._shards = self.manifest.splits[split]
+        self._starts = np.cumsum([0] + [shard.records for shard in self._shards])
+        small = len(self) * self.manifest.record_bytes <= SMALL
+        for shard in self._shards:
+            self._check(shard, checksum=verify or small)
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._lock = threading.Lock()
+        self._rows: np.ndarray | None = self._read(np.arange(len(self))) if small else None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def gather(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """The records at `indices` [n], in that order, as `{field: [n, *shape]}`.
+
+        Raises:
+          InputError: an index outside the split, a shard that cannot be read, a value that is not finite,
+            or a label outside the classes.
+        """
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise InputError(
+                f"records {indices.min()} to {indices.max()} asked of {len(self)} in {self._where()}"
+            )
+        rows = self._read(indices) if self._rows is None else self._rows[indices]
+        batch, start = {}, 0
+        for name, field in self.manifest.fields.items():
+            column = np.ascontiguousarray(rows[:, start : start + field.bytes])
+            batch[name] = (
+                column.view(field.stored).reshape(len(rows), *field.shape).astype(field.dtype, copy=False)
+            )
+            start += field.bytes
+        self._check_values(indices, batch)
+        return batch
+
+    def _check(self, shard: Shard, *, checksum: bool) -> None:
+        path = self.folder / shard.file
+        again = f"make the data set again (`python prepare.py {self.manifest.name} --out={self.folder}`)"
+        if not path.is_file():
+            raise InputError(f"shard {path} is missing; {again}")
+        if (size := path.stat().st_size) != shard.bytes:
+            raise InputError(f"shard {path} has {size} bytes, the manifest says {shard.bytes}; {again}")
+        if checksum and (found := sha256(path)) != shard.sha256:
+            raise InputError(
+                f"shard {path} has SHA-256 {found[:16]}..., the manifest says {shard.sha256[:16]}...: "
+                f"its content was changed; {again}"
+            )
+        try:
+            reader = ArrayRecordReader(str(path), RANDOM_ACCESS)
+            records = reader.num_records()
+            length = len(reader.read([0])[0]) if records else self.manifest.record_bytes
+            reader.close()
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"shard {path} cannot be read ({str(error).splitlines()[0]}); {again}"
+            ) from error
+        if records != shard.records:
+            raise InputError(
+                f"shard {path} has {records} records, the manifest says {shard.records}; {again}"
+            )
+        if length != self.manifest.record_bytes:
+            raise InputError(
+                f"shard {path} has records of {length} bytes, the manifest's fields take "
+                f"{self.manifest.record_bytes}; {again}"
+            )
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        """The raw records at `indices` [n]: uint8 [n, record bytes]."""
+        rows = np.empty((len(indices), self.manifest.record_bytes), np.uint8)
+        owners = np.searchsorted(self._starts, indices, side="right") - 1
+        for number in np.unique(owners):
+            places = np.flatnonzero(owners == number)
+            path = self.folder / self._shards[number].file
+            try:
+                found = self._reader(int(number)).read((indices[places] - self._starts[number]).tolist())
+                rows[places] = np.frombuffer(b"".join(found), np.uint8).reshape(len(places), -1)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise InputError(
+                    f"shard {path} cannot be read ({str(error).splitlines()[0]}): it was changed "
+                    "or the disk is failing; compare its SHA-256 with manifest.json"
+                ) from error
+        return rows
+
+    def _reader(self, number: int) -> ArrayRecordReader:
+        with self._lock:
+            if number not in self._readers:
+                path = self.folder / self._shards[number].file
+                self._readers[number] = ArrayRecordReader(str(path), RANDOM_ACCESS)
+            return self._readers[number]
+
+    def _check_values(self, indices: np.ndarray, batch: dict[str, np.ndarray]) -> None:
+        for name, values in batch.items():
+            if name == "label":
+                good = (values >= 0) & (values < len(self.manifest.classes))
+            elif values.dtype.kind == "f":
+                good = np.isfinite(values)
+            else:
+                continue
+            if not good.all():
+                bad = int(np.argmin(good.reshape(len(values), -1).all(axis=1)))
+                what = (
+                    f"label {values[bad]} outside the {len(self.manifest.classes)} classes"
+                    if name == "label"
+                    else f"NaN or infinite values in field {name}"
+                )
+                raise InputError(f"record {indices[bad]} of {self._where()}: {what}; make the data set again")
+
+    def _where(self) -> str:
+        return f"split {self.split} in {self.folder}"

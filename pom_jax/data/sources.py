@@ -1,0 +1,100 @@
+"""What a source of records is, and which one a config asks for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from pom_jax.data.manifest import Manifest
+from pom_jax.data.records import Records
+from pom_jax.data.synthetic import Synthetic
+from pom_jax.errors import InputError
+
+SOURCES = ("shards", "synthetic")
+
+
+class Source(Protocol):
+    """One split of a data set, by index."""
+
+    manifest: Manifest
+    split: str
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """The records at `indices` [n], in that order: `{field: [n, *shape]}`."""
+        ...
+
+
+class OneClass:
+    """A source whose labels are all 0: the same images for an unconditional model."""
+
+    def __init__(self, source: Source):
+        self.manifest = source.manifest
+        self.split = source.split
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def gather(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """As the source's, with `label` [n] zeros."""
+        batch = self._source.gather(indices)
+        return {**batch, "label": np.zeros_like(batch["label"])}
+
+
+def open_source(data: Mapping[str, Any], split: str, model: Mapping[str, Any] | None = None) -> Source:
+    """The split that `config.data` asks for, checked against `config.model` where that is given.
+
+    Args:
+      data: `source` "shards" or "synthetic", and `dir` for shards.
+      split: "train" or "test".
+      model: `image_size`, `channels`, `num_classes`; the synthetic source takes its sizes from them.
+
+    Raises:
+      InputError: unknown source, no data, damaged shards, or data that the model does not fit.
+    """
+    kind = data["source"]
+    if kind not in SOURCES:
+        raise InputError(f"data.source is {kind!r}; it can be {' or '.join(SOURCES)}")
+    if kind == "synthetic":
+        if model is None:
+            return Synthetic(split)
+        return Synthetic(split, **{name: model[name] for name in ("image_size", "channels", "num_classes")})
+    if not data["dir"]:
+        raise InputError(_how_to_get(model))
+    source = Records(data["dir"], split)
+    if model is not None:
+        check_model(source.manifest, model)
+        if model["num_classes"] == 1:
+            return OneClass(source)
+    return source
+
+
+def check_model(manifest: Manifest, model: Mapping[str, Any]) -> None:
+    """Raises InputError unless images and labels of the data set are those that the model is made for."""
+    wanted = (model["image_size"], model["image_size"], model["channels"])
+    if wanted != manifest.image_shape:
+        raise InputError(
+            f"model.image_size and model.channels ask for {wanted}, data set {manifest.name} has images of "
+            f"{manifest.image_shape}; change the model's sizes or data.dir"
+        )
+    if model["num_classes"] not in (1, len(manifest.classes)):
+        raise InputError(
+            f"model.num_classes is {model['num_classes']}, data set {manifest.name} has labels 0 to "
+            f"{len(manifest.classes) - 1}; set model.num_classes to {len(manifest.classes)} (or 1) "
+            "or change data.dir"
+        )
+
+
+def _how_to_get(model: Mapping[str, Any] | None) -> str:
+    if model is not None and (model["image_size"], model["channels"]) == (8, 1):
+        return "data.dir is empty: `python prepare.py digits`, then --config.data.dir=data/digits"
+    sizes = (
+        "" if model is None else f" of {model['image_size']} x {model['image_size']} x {model['channels']}"
+    )
+    return (
+        f"data.dir is empty: this config trains on a data set{sizes} that has to be prepared first. "
+        "`python prepare.py --help` lists what it can make and `pom_jax.data.Writer` writes any other; "
+        "then --config.data.dir=DIR. To try the speed without data: --config.data.source=synthetic"
+    )

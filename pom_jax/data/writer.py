@@ -1,0 +1,245 @@
+"""Writes a data set: ArrayRecord shards and the manifest, in a folder that appears only when it is whole."""
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from pom_jax.data.manifest import FILE, Field, Manifest, Shard, check_fields, read_manifest
+from pom_jax.errors import InputError
+
+# One record a group: a batch is gathered from random places, and latents do not compress.
+OPTIONS = "group_size:1,uncompressed"
+
+
+class Writer:
+    """Writes batches of records to `out`; a context manager.
+
+    Everything goes to a hidden folder beside `out`, which is renamed to `out` at the end of the `with` block
+    and removed if the block raises. An earlier data set of the same name at `out` is replaced then; anything
+    else there is refused at once.
+
+        with Writer("data/digits", name="digits", fields=..., classes=..., scale=0.125, shift=-1.0) as writer:
+            writer.write("train", {"mean": mean, "label": label})
+        print(writer.manifest.digest)
+
+    Args:
+      out: the folder to make.
+      name, fields, classes, scale, shift, autoencoder, made_by: see `Manifest`.
+      shard_bytes: a shard is closed when its records take this many bytes.
+
+    Raises:
+      InputError: a foreign folder at `out`, a batch that does not fit the fields, values that are not finite,
+        labels outside the classes, or a disk that takes no more.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        name: str,
+        fields: Mapping[str, Field],
+        classes: Sequence[str],
+        scale: float,
+        shift: float,
+        autoencoder: str | None = None,
+        made_by: Mapping[str, str] | None = None,
+        shard_bytes: int = 256 * 2**20,
+    ):
+        check_fields(fields)
+        self.out = Path(out)
+        self.fields = dict(fields)
+        self._manifest: Manifest | None = None
+        self._about = {
+            "name": name,
+            "classes": tuple(classes),
+            "scale": scale,
+            "shift": shift,
+            "autoencoder": autoencoder,
+            "made_by": dict(made_by or {}),
+        }
+        self._shard_bytes = shard_bytes
+        self._shards: dict[str, list[Shard]] = {}
+        self._open: dict[str, tuple[ArrayRecordWriter, Path, int]] = {}
+        channels = fields["mean"].shape[-1]
+        self._moments = np.zeros((2, channels))  # sums of x and x^2 over the training split
+        self._pixels = 0
+        check_replaceable(self.out, name)
+
+    def __enter__(self) -> "Writer":
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.writing-", dir=self.out.parent))
+        except OSError as error:
+            raise InputError(f"cannot write beside {self.out}: {error}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            for writer, _, _ in self._open.values():
+                with contextlib.suppress(RuntimeError):  # the disk is full: what counts is the first error
+                    writer.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What was written, once the `with` block has ended."""
+        if self._manifest is None:
+            raise InputError(f"{self.out} is not finished: its manifest exists after the `with` block")
+        return self._manifest
+
+    def write(self, split: str, batch: Mapping[str, np.ndarray]) -> None:
+        """Appends records: `batch[name]` is [n, *shape of the field]."""
+        start = self._count(split)
+        arrays = {name: self._checked(split, start, name, batch) for name in self.fields}
+        if extra := set(batch) - set(self.fields):
+            raise InputError(
+                f"fields {sorted(extra)} are not in this data set, which has {list(self.fields)}"
+            )
+        sizes = {name: len(array) for name, array in arrays.items()}
+        if len(set(sizes.values())) > 1:
+            raise InputError(f"the fields of a batch have different numbers of records: {sizes}")
+        if split == "train":
+            self._add_moments(arrays)
+        count = next(iter(sizes.values()))
+        columns = [arrays[name].reshape(count, -1).view(np.uint8) for name in self.fields]
+        for record in np.concatenate(columns, axis=1):
+            self._append(split, record.tobytes())
+
+    def _checked(self, split: str, start: int, name: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        field = self.fields[name]
+        if name not in batch:
+            raise InputError(f"a batch for split {split} lacks field {name}; it has {sorted(batch)}")
+        array = np.asarray(batch[name])
+        if array.dtype != np.dtype(field.dtype) or array.shape[1:] != field.shape:
+            raise InputError(
+                f"field {name} of split {split} is {array.dtype} {array.shape[1:]} a record, "
+                f"the data set holds {field.dtype} {field.shape}"
+            )
+        good = np.isfinite(array) if array.dtype.kind == "f" else np.ones(len(array), bool)
+        if name == "label":
+            good = (array >= 0) & (array < len(self._about["classes"]))
+        if not good.all():
+            bad = int(np.argmin(good.reshape(len(array), -1).all(axis=1)))
+            value = array[bad] if name == "label" else "NaN or infinite values"
+            wanted = f"labels 0 to {len(self._about['classes']) - 1}" if name == "label" else "finite values"
+            raise InputError(
+                f"record {start + bad} of split {split}, field {name}: {value}, where {wanted} are needed; "
+                "nothing was written"
+            )
+        return np.ascontiguousarray(array, field.stored)
+
+    def _add_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
+        x = arrays["mean"].astype(np.float64).reshape(-1, self._moments.shape[1])
+        square = x**2
+        if "std" in arrays:
+            square = square + arrays["std"].astype(np.float64).reshape(x.shape) ** 2
+        self._moments += np.stack([x.sum(axis=0), square.sum(axis=0)])
+        self._pixels += len(x)
+
+    def _count(self, split: str) -> int:
+        closed = sum(shard.records for shard in self._shards.get(split, ()))
+        return closed + (self._open[split][2] if split in self._open else 0)
+
+    def _append(self, split: str, record: bytes) -> None:
+        if split not in self._open:
+            path = self._folder / f"{split}-{len(self._shards.setdefault(split, [])):05d}.array_record"
+            self._open[split] = (ArrayRecordWriter(str(path), OPTIONS), path, 0)
+        writer, path, count = self._open[split]
+        try:
+            writer.write(record)
+        except RuntimeError as error:
+            raise self._disk_error(error) from error
+        self._open[split] = (writer, path, count + 1)
+        if (count + 1) * len(record) >= self._shard_bytes:
+            self._close(split)
+
+    def _close(self, split: str) -> None:
+        writer, path, count = self._open.pop(split)
+        try:
+            writer.close()
+            # Read back, because a full disk is not always reported while writing.
+            reader = ArrayRecordReader(str(path))
+            found = reader.num_records()
+            reader.close()
+        except (RuntimeError, ValueError) as error:
+            raise self._disk_error(error) from error
+        if found != count:
+            raise self._disk_error(f"{path.name} has {found} records after writing {count}")
+        self._shards[split].append(Shard(path.name, count, path.stat().st_size, sha256(path)))
+
+    def _disk_error(self, error: object) -> InputError:
+        free = shutil.disk_usage(self.out.parent).free / 1e9
+        return InputError(
+            f"writing {self.out} failed, nothing was left behind: {str(error).splitlines()[0]}. "
+            f"{self.out.parent.resolve()} has {free:.1f} GB free; make room or choose another --out."
+        )
+
+    def _finish(self) -> None:
+        for split in list(self._open):
+            self._close(split)
+        if not self._pixels:
+            raise InputError(
+                f"no record was written to split train of {self.out}; a data set needs a training split"
+            )
+        mean, square = self._moments / self._pixels
+        scale, shift = self._about["scale"], self._about["shift"]
+        deviation = np.sqrt(np.maximum(square - mean**2, 0))
+        self._manifest = Manifest(
+            **self._about,
+            fields=self.fields,
+            splits={split: tuple(shards) for split, shards in self._shards.items()},
+            channel_mean=tuple((mean * scale + shift).tolist()),
+            channel_std=tuple((deviation * abs(scale)).tolist()),
+        )
+        try:
+            (self._folder / FILE).write_text(self._manifest.to_json())
+        except OSError as error:
+            raise self._disk_error(error) from error
+        self._folder.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        if self.out.exists():
+            check_replaceable(self.out, self._about["name"])
+            shutil.rmtree(self.out)
+        self._folder.rename(self.out)
+
+
+def check_replaceable(out: str | Path, name: str) -> None:
+    """Raises InputError if something is at `out` that is not a data set of this name and nothing else."""
+    out = Path(out)
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    refusal = f"{out} exists and is not a data set of {name} made by prepare.py"
+    if not out.is_dir():
+        raise InputError(f"{refusal} (it is a file); choose another --out")
+    try:
+        manifest = read_manifest(out)
+    except InputError as error:
+        raise InputError(
+            f"{refusal}; nothing was changed. Choose another --out or remove it yourself."
+        ) from error
+    if manifest.name != name:
+        raise InputError(
+            f"{refusal}: its manifest says {manifest.name}; nothing was changed. Choose another --out."
+        )
+    ours = {FILE} | {shard.file for shards in manifest.splits.values() for shard in shards}
+    if foreign := sorted({path.name for path in out.iterdir()} - ours):
+        raise InputError(
+            f"{refusal} only: it also holds {', '.join(foreign[:3])}; nothing was changed. Move that away."
+        )
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

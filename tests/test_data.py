@@ -1,0 +1,439 @@
+"""What is written is what is read, the order depends on seed and step only, bad data is refused in words."""
+
+import itertools
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pom_jax.data import Field, Records, Synthetic, Writer, digits, open_source, pipeline, read_manifest
+from pom_jax.data.sources import check_model
+from pom_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+LATENTS = {
+    "mean": Field("float16", (2, 4, 4, 3)),
+    "std": Field("float16", (2, 4, 4, 3)),
+    "label": Field("int32", ()),
+}
+DIGITS_MODEL = {"image_size": 8, "channels": 1, "num_classes": 10}
+
+
+@pytest.fixture(scope="module")
+def digits_dir(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "digits"
+    digits.prepare(out)
+    return out
+
+
+def latents(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "mean": rng.normal(3, 2, (count, 2, 4, 4, 3)).astype(np.float16),
+        "std": rng.uniform(0.5, 1, (count, 2, 4, 4, 3)).astype(np.float16),
+        "label": rng.integers(0, 5, count).astype(np.int32),
+    }
+
+
+def write_latents(out, batches, **options):
+    classes = list("abcde")
+    with Writer(
+        out, name="latents", fields=LATENTS, classes=classes, scale=0.5, shift=0.25, **options
+    ) as writer:
+        for batch in batches:
+            writer.write("train", batch)
+    return writer.manifest
+
+
+@pytest.mark.smoke
+def test_records_come_back_as_written_across_shards(tmp_path):
+    batch = latents(100)
+    halves = [{name: array[part] for name, array in batch.items()} for part in (slice(0, 33), slice(33, 100))]
+    manifest = write_latents(tmp_path / "set", halves, shard_bytes=4000)
+    source = Records(tmp_path / "set", "train")
+    assert manifest == read_manifest(tmp_path / "set") == source.manifest
+    assert len(source) == 100
+    assert len(manifest.splits["train"]) > 5
+    indices = np.random.default_rng(1).permutation(100)
+    for rows in (source.gather(indices), _unkept(source).gather(indices)):
+        assert list(rows) == list(batch)
+        for name, array in batch.items():
+            assert rows[name].dtype == array.dtype
+            np.testing.assert_array_equal(rows[name], array[indices])
+
+
+def _unkept(source):
+    """The same split as a set too large for memory reads it: straight from the shards."""
+    large = Records(source.folder, source.split)
+    large._rows = None
+    return large
+
+
+def test_statistics_are_those_of_the_images_a_model_sees(tmp_path):
+    batch = latents(4000)
+    manifest = write_latents(tmp_path / "set", [batch])
+    x = pipeline.images(batch, jax.random.key(0), manifest)
+    np.testing.assert_allclose(manifest.channel_mean, np.mean(x, axis=(0, 1, 2)), atol=0.02)
+    np.testing.assert_allclose(manifest.channel_std, np.std(x, axis=(0, 1, 2)), atol=0.02)
+
+
+@pytest.mark.smoke
+def test_digits_are_the_real_ones_and_their_bytes_never_change(digits_dir, tmp_path):
+    from sklearn.datasets import load_digits
+
+    train, test = (
+        Records(digits_dir, split).gather(np.arange(size)) for split, size in (("train", 1437), ("test", 360))
+    )
+    ours = np.concatenate([train["mean"], test["mean"]]).reshape(1797, 64)
+    theirs, labels = load_digits(return_X_y=True)
+
+    def keyed(images, label):
+        return sorted(zip(map(bytes, images.astype(np.uint8)), label.tolist(), strict=True))
+
+    assert keyed(ours, np.concatenate([train["label"], test["label"]])) == keyed(theirs, labels)
+    np.testing.assert_array_equal(np.bincount(test["label"]), [36, 36, 35, 37, 36, 37, 36, 36, 35, 36])
+    again = digits.prepare(tmp_path / "again")
+    assert again == read_manifest(digits_dir)
+    for shards in again.splits.values():
+        for shard in shards:
+            assert (digits_dir / shard.file).read_bytes() == (tmp_path / "again" / shard.file).read_bytes()
+
+
+def test_every_epoch_holds_every_record_once_in_another_order(digits_dir):
+    source = Records(digits_dir, "test")
+    stream = itertools.islice(pipeline.batches(_Indices(source), 100, seed=3), 18)
+    epochs = np.concatenate([batch["index"] for batch in stream]).reshape(5, 360)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(360))
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 5
+    other = next(pipeline.batches(_Indices(source), 100, seed=4))["index"]
+    assert (other != epochs[0, :100]).mean() > 0.9
+
+
+class _Indices:
+    """A source whose records say their own index."""
+
+    def __init__(self, source):
+        self.manifest, self.split, self._length = source.manifest, source.split, len(source)
+
+    def __len__(self):
+        return self._length
+
+    def gather(self, indices):
+        return {"index": np.asarray(indices)}
+
+
+@pytest.mark.parametrize("start", [1, 7, 10**9])
+def test_any_step_can_be_the_first(start):
+    source = _Indices(Synthetic(records=1000))
+    whole = pipeline.batches(source, 96, seed=0, start_step=start - 1)
+    next(whole)
+    resumed = pipeline.batches(source, 96, seed=0, start_step=start)
+    for expected, batch in itertools.islice(zip(whole, resumed, strict=False), 12):
+        np.testing.assert_array_equal(batch["index"], expected["index"])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_stream_is_the_same_for_any_number_of_processes(processes):
+    source = _Indices(Synthetic(records=1000))
+    part = 96 // processes
+    slices = [slice(part * number, part * (number + 1)) for number in range(processes)]
+    parts = [pipeline.batches(source, 96, seed=5, start_step=8, rows=rows) for rows in slices]
+    whole = pipeline.batches(source, 96, seed=5, start_step=8)
+    for batch in itertools.islice(whole, 5):
+        joined = np.concatenate([next(stream)["index"] for stream in parts])
+        np.testing.assert_array_equal(joined, batch["index"])
+
+
+def test_one_pass_sees_every_record_once_in_order(digits_dir):
+    source = _Indices(Records(digits_dir, "test"))
+    batches = list(pipeline.one_pass(source, 128))
+    assert [len(batch["index"]) for batch in batches] == [128, 128, 128]
+    seen = np.concatenate([batch["index"][batch["valid"]] for batch in batches])
+    np.testing.assert_array_equal(seen, np.arange(360))
+
+
+@pytest.mark.smoke
+def test_device_batches_keep_order_and_sharding_and_stop(digits_dir):
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    size = 16 * len(jax.devices())
+    source = Records(digits_dir, "train")
+    rows = pipeline.local_rows(sharding, size)
+    assert rows == slice(0, size)
+    expected = pipeline.batches(source, size, seed=1)
+    before = threading.active_count()
+    with pipeline.device_batches(pipeline.batches(source, size, seed=1, rows=rows), sharding) as stream:
+        for batch in itertools.islice(stream, 5):
+            assert batch["mean"].sharding.is_equivalent_to(sharding, 5)
+            for name, array in next(expected).items():
+                np.testing.assert_array_equal(batch[name], array)
+    assert threading.active_count() == before
+    stream.close()
+    assert list(stream) == []
+    assert len(list(pipeline.device_batches(pipeline.one_pass(source, size), sharding))) == -(-1437 // size)
+
+
+def test_an_error_in_the_thread_reaches_the_reader_at_its_batch(digits_dir):
+    source = Records(digits_dir, "train")
+    good = itertools.islice(pipeline.batches(source, 4, seed=0), 2)
+
+    def failing():
+        yield from good
+        raise InputError("record 7 is bad")
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    stream = pipeline.device_batches(failing(), sharding)
+    next(stream), next(stream)
+    with pytest.raises(InputError, match="record 7 is bad"):
+        next(stream)
+
+
+def test_a_forgotten_stream_does_not_disturb_the_end_of_a_program(digits_dir):
+    program = f"""
+import jax
+from pom_jax.data import Records, pipeline
+source = Records({str(digits_dir)!r}, "train")
+sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+stream = pipeline.device_batches(pipeline.batches(source, 8, seed=0), sharding)
+print(next(stream)["mean"].shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "(8, 1, 8, 8, 1)"), done.stderr
+
+
+def test_images_choose_views_and_posterior_as_the_formula_says(tmp_path):
+    manifest = write_latents(tmp_path / "set", [latents(8)])
+    batch = {name: np.repeat(array[:1], 4000, axis=0) for name, array in latents(8).items()}
+    x = np.asarray(
+        jax.jit(lambda batch, key: pipeline.images(batch, key, manifest))(batch, jax.random.key(1))
+    )
+    assert x.shape == (4000, 4, 4, 3)
+    assert x.dtype == np.float32
+    mean, std = batch["mean"][0].astype(np.float64), batch["std"][0].astype(np.float64)
+    expected = mean.mean(axis=0) * 0.5 + 0.25
+    spread = 0.5 * np.sqrt((std**2).mean(axis=0) + mean.var(axis=0))
+    np.testing.assert_allclose(x.mean(axis=0), expected, atol=0.1)
+    np.testing.assert_allclose(x.std(axis=0), spread, atol=0.1)
+    exact = pipeline.images({**batch, "std": np.zeros_like(batch["std"])}, jax.random.key(1), manifest)
+    views = mean.astype(np.float32) * 0.5 + 0.25
+    chosen = (np.asarray(exact)[:, None] == views).all(axis=(2, 3, 4))
+    assert chosen.any(axis=1).all()
+    assert 0.45 < chosen[:, 0].mean() < 0.55
+
+
+def test_digit_images_are_pixels_from_minus_one_to_one(digits_dir):
+    source = Records(digits_dir, "train")
+    batch = source.gather(np.arange(1437))
+    x = np.asarray(pipeline.images(batch, jax.random.key(0), source.manifest))
+    np.testing.assert_array_equal(x, batch["mean"][:, 0] / 8.0 - 1.0)
+    assert (x.min(), x.max()) == (-1, 1)
+
+
+def test_synthetic_data_depends_on_the_index_alone():
+    source = Synthetic(records=50_000)
+    batch = source.gather(np.arange(64))
+    assert batch["mean"].shape == batch["std"].shape == (64, 2, 32, 32, 4)
+    again = source.gather([40, 3])
+    np.testing.assert_array_equal(again["mean"], batch["mean"][[40, 3]])
+    np.testing.assert_array_equal(again["label"], batch["label"][[40, 3]])
+    assert abs(batch["mean"].mean()) < 0.01
+    assert abs(batch["mean"].std() - 1) < 0.01
+    labels = source.gather(np.arange(2000))["label"]
+    assert 0 <= labels.min() <= labels.max() < 1000
+    assert len(np.unique(labels)) > 800
+    assert not np.array_equal(Synthetic(seed=1).gather([0])["mean"], batch["mean"][:1])
+
+
+def test_open_source_fits_the_model(digits_dir):
+    shards = {"source": "shards", "dir": str(digits_dir)}
+    assert len(open_source(shards, "test", DIGITS_MODEL)) == 360
+    one_class = open_source(shards, "train", {**DIGITS_MODEL, "num_classes": 1})
+    assert not one_class.gather(np.arange(100))["label"].any()
+    synthetic = open_source({"source": "synthetic", "dir": ""}, "train", DIGITS_MODEL)
+    assert synthetic.manifest.image_shape == (8, 8, 1)
+    check_model(synthetic.manifest, DIGITS_MODEL)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "words"),
+    [
+        ({"source": "shard"}, {}, "data.source is 'shard'.*shards or synthetic"),
+        ({"dir": ""}, {}, "python prepare.py digits"),
+        ({"dir": None}, {"image_size": 32, "channels": 4, "num_classes": 1000}, "32 x 32 x 4.*prepare.py"),
+        ({"dir": "nowhere"}, {}, "nowhere does not exist.*python prepare.py digits --out=nowhere"),
+        ({}, {"num_classes": 9}, "num_classes is 9.*labels 0 to 9"),
+        ({}, {"image_size": 16}, r"\(16, 16, 1\).*\(8, 8, 1\)"),
+        ({}, {"channels": 4}, r"\(8, 8, 4\).*\(8, 8, 1\)"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_in_words(digits_dir, data, model, words):
+    data = {"source": "shards", "dir": str(digits_dir), **data}
+    with pytest.raises(InputError, match=words):
+        open_source(data, "train", {**DIGITS_MODEL, **model})
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def _edit(**changes):
+    def edit(folder):
+        content = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**content, **changes}))
+
+    return edit
+
+
+SHARD = "train-00000.array_record"
+DAMAGES = {
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json.*prepare.py"),
+    "not JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "not readable as JSON"),
+    "foreign manifest": (_edit(format="zip"), "not a manifest of pom_jax.*'zip'"),
+    "other version": (_edit(version=99), "version 99.*reads version 1"),
+    "fields changed": (_edit(fields={}), "damaged"),
+    "record size": (_edit(record_bytes=70), "68 bytes.*70"),
+    "missing shard": (lambda folder: (folder / SHARD).unlink(), f"{SHARD} is missing.*prepare.py"),
+    "truncated shard": (
+        lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:100_000]),
+        f"{SHARD} has 100000 bytes, the manifest says 262144",
+    ),
+    "flipped bit": (lambda folder: _flip(folder / SHARD), f"{SHARD} has SHA-256 .*content was changed"),
+    "labels outside": (_edit(classes=list("012345678")), "label 9 outside the 9 classes"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_data_is_refused_before_training(digits_dir, tmp_path, damage):
+    folder = Path(shutil.copytree(digits_dir, tmp_path / "digits"))
+    break_it, words = DAMAGES[damage]
+    break_it(folder)
+    with pytest.raises(InputError, match=words):
+        Records(folder, "train").gather(np.arange(1437))
+
+
+def test_other_records_under_a_right_checksum_are_refused(tmp_path):
+    write_latents(tmp_path / "set", [latents(10)])
+    content = json.loads((tmp_path / "set/manifest.json").read_text())
+    content["fields"]["mean"]["dtype"] = content["fields"]["std"]["dtype"] = "float32"
+    content["record_bytes"] = 4 * 96 * 2 + 4
+    (tmp_path / "set/manifest.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"records of 388 bytes.*772"):
+        Records(tmp_path / "set", "train")
+
+
+def test_a_shard_that_changes_later_never_gives_wrong_numbers(tmp_path):
+    write_latents(tmp_path / "set", [latents(300)])
+    source = _unkept(Records(tmp_path / "set", "train"))
+    _flip(tmp_path / "set" / SHARD)
+    with pytest.raises(InputError, match=r"cannot be read|NaN"):
+        source.gather(np.arange(300))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (
+            "mean",
+            lambda a: np.where(np.arange(20)[:, None, None, None, None] == 13, np.nan, a),
+            "record 33 .*mean.*NaN",
+        ),
+        ("std", lambda a: a * np.float16(np.inf), "record 20 .*std.*NaN or infinite"),
+        ("label", lambda a: np.where(np.arange(20) == 4, 5, a), "record 24 .*label: 5.*0 to 4"),
+        ("label", lambda a: a - 100, "record 20 .*label.*0 to 4"),
+        ("mean", lambda a: a[:, :1], "field mean.*the data set holds"),
+        ("mean", lambda a: a[:3], "different numbers of records"),
+        ("extra", lambda a: a, "fields .'extra'. are not in this data set"),
+    ],
+)
+def test_bad_values_are_refused_while_writing_and_nothing_is_left(tmp_path, name, change, words):
+    bad = latents(20)
+    like = bad.get(name, bad["label"])
+    bad[name] = change(like).astype(like.dtype)
+    with pytest.raises(InputError, match=words):
+        write_latents(tmp_path / "set", [latents(20), bad])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_in_stored_data_names_the_record(tmp_path):
+    write_latents(tmp_path / "set", [latents(10)])
+    source = Records(tmp_path / "set", "train")
+    assert source._rows is not None
+    source._rows[6, :2] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
+    with pytest.raises(InputError, match=r"record 6 of split train.*NaN.*mean"):
+        source.gather([1, 6, 2])
+
+
+def test_an_earlier_set_is_replaced_but_nothing_foreign(digits_dir, tmp_path):
+    out = Path(shutil.copytree(digits_dir, tmp_path / "digits"))
+    digits.prepare(out)
+    assert len(Records(out, "train")) == 1437
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"also holds notes\.txt; nothing was changed"):
+        digits.prepare(out)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"not a data set of digits.*nothing was changed"):
+        digits.prepare(tmp_path / "thesis")
+    write_latents(tmp_path / "latents", [latents(3)])
+    with pytest.raises(InputError, match="its manifest says latents"):
+        digits.prepare(tmp_path / "latents")
+    assert (out / "notes.txt").read_text() == (tmp_path / "thesis/chapter.tex").read_text() == "mine"
+    assert len(Records(tmp_path / "latents", "train")) == 3
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+    program = f"""
+import resource
+from pom_jax.data import digits
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, {resource.getrlimit(resource.RLIMIT_FSIZE)[1]}))
+digits.prepare({str(tmp_path / "digits")!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert "InputError: writing" in done.stderr, done.stderr
+    assert "GB free" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "seed", "start_step", "words"),
+    [(0, 0, 0, "batch_size is 0"), (4, -1, 0, "seed is -1"), (4, 0, -2, "start_step is -2")],
+)
+def test_bad_streams_are_refused_at_once(batch_size, seed, start_step, words):
+    with pytest.raises(InputError, match=words):
+        pipeline.batches(Synthetic(), batch_size, seed, start_step=start_step)
+
+
+def test_prepare_says_what_it_made_and_what_comes_next(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "prepare.py", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    done = run("digits", f"--out={tmp_path}/set")
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "train: 1437 images",
+        "test: 360 images",
+        "manifest.json",
+        f"--config.data.dir={tmp_path}/set",
+    ):
+        assert words in done.stdout
+    (tmp_path / "set/mine.txt").touch()
+    refused = run("digits", f"--out={tmp_path}/set")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "mine.txt" in refused.stderr
