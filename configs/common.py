@@ -1,0 +1,116 @@
+"""What every recipe shares: one tree with every field, and the base of the ImageNet recipes.
+
+A recipe is a file with `get_config(variant)`; on the command line `--config=configs/digits.py:attention`
+picks the variant and `--config.optimizer.learning_rate=1e-3` sets one field. Every field is listed here with
+its meaning, and every field is read somewhere; a misspelt one is an error.
+"""
+
+from ml_collections import ConfigDict
+
+from pom_jax.errors import InputError
+from pom_jax.models import presets
+
+
+def base() -> ConfigDict:
+    """The whole tree with its defaults: class-conditional DiPoM on 32 x 32 x 4 latents of 1,000 classes."""
+    config = ConfigDict()
+    config.name = "unnamed"  # also names the default workdir, runs/<name>
+    config.seed = 0  # of the parameters, of the order of the data and of every draw during training
+    config.dtype = (
+        "bfloat16"  # of the matrix products; parameters, norms, polynomials and losses stay float32
+    )
+    config.model = _model()
+    config.data = ConfigDict(
+        {
+            "source": "shards",  # or "synthetic": random images of the model's shape, to measure speed
+            "dir": "",  # folder written by prepare.py
+            "batch_size": 256,  # images per optimiser step, over all devices
+        }
+    )
+    config.diffusion = ConfigDict(
+        {
+            "path": "flow",  # or "variance": the variance-preserving path
+            "variance_schedule": "linear",  # of the variance path: linear, sine, cosine, sigmoid or karras
+            "prediction": "velocity",  # or "noise", "data"
+            "time_sampling": "uniform",  # or "logit_normal"
+            "logit_mean": 0.0,
+            "logit_std": 1.0,
+            "shift": 1.0,  # resolution-dependent shift of time towards the noise; 1 = none
+            "label_dropout": 0.1,  # share of the labels replaced by the null class, for guidance
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "name": "adamw",  # or "lamb"
+            "learning_rate": 1e-3,
+            "schedule": "cosine",  # or constant, linear, sqrt; to zero at train.steps
+            "warmup_steps": 10_000,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.01,  # of matrices only: no biases, norms, embeddings, registers, positions
+            "clip_norm": 1.0,  # of the whole gradient; 0 = off
+            "accumulate": 1,  # slices of the batch computed one after the other, for less memory
+        }
+    )
+    config.ema = ConfigDict(
+        {
+            "decays": (0.999,),  # one average each; the first is the one that is sampled and validated
+            "start": 0,  # the averages copy the parameters up to this update
+            "every": 1,  # updates between two averagings
+            "power": 2 / 3,  # ramp: the decay after n averagings is at most 1 - (1 + n) ** -power
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "steps": 300_000,
+            "eval_every": 5_000,  # steps between two held-out losses; 0 = never
+            "eval_size": 1_024,  # held-out images they are computed on, at most
+            "sample_every": 10_000,  # steps between two grids of samples; 0 = never
+            "checkpoint_every": 5_000,  # steps between two checkpoints; there is always one at the end
+            "log_every": 10.0,  # seconds between two plain progress lines
+            "keep_last": 2,  # newest checkpoints kept
+            "keep_best": 1,  # checkpoints with the lowest held-out loss kept besides
+            "max_skipped": 20,  # non-finite steps in a row that end the run
+        }
+    )
+    config.sampling = ConfigDict(  # of the grids drawn during training
+        {"sampler": "heun", "steps": 25, "guidance": 4.0, "num": 16}
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})  # devices along each axis; -1 = all that are left
+    config.log = ConfigDict({"tensorboard": False, "wandb": False})  # besides metrics.jsonl
+    return config
+
+
+def _model() -> ConfigDict:
+    config = ConfigDict(
+        {
+            "image_size": 32,
+            "channels": 4,
+            "num_classes": 1000,
+            "n_timesteps": 1000,  # t in [0, 1] is multiplied by it before the time embedding
+            "clamp": 0.0,  # bound on the residual stream after each block; 0 = none
+            "scan": True,  # one compiled block for all layers; False unrolls: same checkpoints
+            "remat": "none",  # computed again backwards: none, dots (all but products) or full
+        }
+    )
+    config.update(presets.preset("DiPoM-S/2"))
+    return config
+
+
+def imagenet(preset: str, variant: str | None = None) -> ConfigDict:
+    """The recipe for 256 x 256 ImageNet in 32 x 32 x 4 latents.
+
+    Args:
+        preset: name such as "DiPoM-XL/2"; see `pom_jax.models.presets`.
+        variant: None or "pom" for the preset as it is.
+
+    Raises:
+        InputError: an unknown preset or variant.
+    """
+    if variant not in (None, "", "pom"):
+        raise InputError(f"this recipe has no variant {variant!r}; leave out what follows the colon")
+    config = base()
+    config.name = preset.lower().replace("-", "_").replace("/", "")
+    config.model.update(presets.preset(preset))
+    return config

@@ -1,0 +1,50 @@
+"""scikit-learn's 8 x 8 digits: the whole library on real images, on a CPU, in minutes.
+
+    python prepare.py digits --out=data/digits
+    python train.py --config=configs/digits.py --config.data.dir=data/digits
+
+Variants, after a colon and joined by commas: `pom` (product form, the default), `power` (power form),
+`attention`, and `quick`, which stops after 300 steps to show that everything runs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from pom_jax.errors import InputError
+
+MIXERS = {
+    "pom": {"mixer": "pom", "form": "product", "degree": 2, "expansion": 1, "ffn_expansion": 4},
+    "power": {"mixer": "pom", "form": "power", "degree": 3, "expansion": 2, "ffn_expansion": 4},
+    "attention": {"mixer": "attention", "num_heads": 4, "ffn_expansion": 5},
+}
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    """Raises InputError for an unknown variant."""
+    words = [word for word in (variant or "").split(",") if word]
+    unknown = sorted(set(words) - MIXERS.keys() - {"quick"})
+    mixers = [word for word in words if word in MIXERS] or ["pom"]
+    if unknown or len(mixers) > 1:
+        raise InputError(
+            f"configs/digits.py has no variant {variant!r}; give one of {', '.join(MIXERS)}, and quick if "
+            "wanted, joined by a comma"
+        )
+    config = common.base()
+    config.name = "_".join(
+        ["digits", *([] if mixers == ["pom"] else mixers), *(["quick"] * ("quick" in words))]
+    )
+    config.dtype = "float32"
+    config.model.update(
+        {"image_size": 8, "channels": 1, "num_classes": 10, "patch_size": 2, "width": 64, "depth": 4}
+        | MIXERS[mixers[0]]
+    )
+    config.data.update({"dir": "data/digits", "batch_size": 64})
+    config.optimizer.update({"learning_rate": 5e-3, "warmup_steps": 130, "b2": 0.99})
+    config.train.update(
+        {"steps": 4_200, "eval_every": 300, "sample_every": 1_050, "checkpoint_every": 600, "log_every": 5.0}
+    )
+    config.sampling.update({"sampler": "heun", "steps": 20, "guidance": 1.5, "num": 100})
+    if "quick" in words:
+        config.optimizer.warmup_steps = 30
+        config.train.update({"steps": 300, "eval_every": 100, "sample_every": 300, "checkpoint_every": 300})
+    return config

@@ -1,0 +1,340 @@
+"""Checkpoints of a run: saved in the background, checked leaf by leaf when they are read.
+
+The storage layer does not notice a flipped bit, so each step carries a digest of every leaf beside the
+arrays.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
+
+from pom_jax.errors import InputError
+from pom_jax.training import digest
+from pom_jax.training.config import read_config
+
+FOLDER = "checkpoints"
+_METRIC = "heldout_loss"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that cannot be read, or not the numbers that were written."""
+
+
+def _folder(workdir: str | Path) -> Path:
+    return Path(workdir).absolute() / FOLDER
+
+
+def saved_steps(workdir: str | Path) -> list[int]:
+    """Steps with a finished checkpoint, in order; empty where there is none."""
+    folder = _folder(workdir)
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def latest_step(workdir: str | Path) -> int | None:
+    """The newest step with a finished checkpoint, or None."""
+    return max(saved_steps(workdir), default=None)
+
+
+def load_config(workdir: str | Path) -> ConfigDict:
+    """The configuration a workdir was trained with.
+
+    Raises:
+        InputError: the folder is not a workdir, or its config.json is damaged.
+    """
+    config = read_config(workdir)
+    if config is None:
+        raise InputError(f"{workdir} is not a workdir of train.py: there is no config.json in it")
+    return config
+
+
+def check_space(folder: str | Path, needed: int, purpose: str) -> None:
+    """Raises InputError if the disk of `folder` has less than `needed` bytes left.
+
+    Args:
+        folder: need not exist yet.
+        needed: bytes.
+        purpose: what needs them, for the message.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise InputError(
+            f"{purpose} needs {needed / 1e9:.2f} GB, but the disk of {place} has {free / 1e9:.2f} GB left: "
+            "make room, choose another --workdir, or lower train.keep_last and train.keep_best"
+        )
+
+
+def tree_bytes(tree: Any) -> int:
+    """Size of all arrays (or shapes) of a tree in bytes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run; saving goes on in the background while training continues.
+
+    Keeps the `keep_last` newest steps and the `keep_best` with the lowest held-out loss. A step appears under
+    its name only when it is complete, so a killed process leaves no half checkpoint.
+    """
+
+    def __init__(self, workdir: str | Path, *, keep_last: int, keep_best: int):
+        kept: list[Any] = [policies.LatestN(keep_last)]
+        if keep_best:
+            kept.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[_METRIC],
+                    reverse=True,  # the lowest is the best
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        self._folder = _folder(workdir)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, step: int, state: Any, heldout_loss: float | None = None) -> None:
+        """Copies the state to the host and starts to write it; errors of earlier writing surface here.
+
+        Raises:
+            InputError: not enough room on the disk, or the previous checkpoint could not be written.
+        """
+        self.check()
+        check_space(self._folder, int(1.05 * tree_bytes(state)), f"the checkpoint of step {step}")
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), leaves=ocp.args.JsonSave(_describe(state))
+            ),
+            metrics=None if heldout_loss is None else {_METRIC: heldout_loss},
+            force=True,
+        )
+
+    def check(self) -> None:
+        """Raises InputError if writing in the background has failed."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Waits until everything is written; raises InputError if that failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failure(error) from error
+        finally:
+            self._manager.close()
+
+    def _failure(self, error: Exception) -> InputError:
+        step = latest_step(self._folder.parent)
+        good = (
+            "there is no good checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
+        )
+        return InputError(
+            f"a checkpoint could not be written to {self._folder}: {_first_line(error)}; {good}. "
+            "Make room or mend the disk and run the same command again"
+        )
+
+
+def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
+    """Reads the newest good checkpoint straight into the shardings of `target`.
+
+    A damaged checkpoint is reported, moved to WORKDIR/damaged, and the one before is tried.
+
+    Args:
+        workdir: of the run.
+        target: tree of `jax.ShapeDtypeStruct` with shardings, as the state of the run will be.
+
+    Returns:
+        The state and its step, or None if there is no checkpoint.
+
+    Raises:
+        InputError: the checkpoint belongs to another model or optimiser, or none of several is good.
+    """
+    steps = saved_steps(workdir)
+    for step in reversed(steps):
+        try:
+            return _restore(_folder(workdir) / str(step), target), step
+        except DamagedCheckpoint as error:
+            place = _quarantine(workdir, step)
+            logging.error("The checkpoint of step %d is damaged: %s. Moved to %s.", step, error, place)
+    if steps:
+        raise InputError(
+            f"all checkpoints of {workdir} are damaged and were moved to {Path(workdir) / 'damaged'}; "
+            "run the same command again to start from the beginning, or choose another --workdir"
+        )
+    return None
+
+
+def restore_params(
+    workdir: str | Path, step: int | None = None, ema: int | None = 0, sharding: Any = None
+) -> tuple[dict[str, Any], int]:
+    """Reads the parameters of a run, without the rest of its state.
+
+    Args:
+        workdir: of the run.
+        step: which checkpoint; None for the newest.
+        ema: which of the averages; None for the parameters that are trained.
+        sharding: where the arrays go: one sharding or a tree of them; None for the first device.
+
+    Returns:
+        The parameters, nested dicts of float32 arrays, and their step.
+
+    Raises:
+        InputError: no such checkpoint or average, or a damaged one.
+    """
+    steps = saved_steps(workdir)
+    if not steps:
+        raise InputError(f"there is no checkpoint in {_folder(workdir)}; train first")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise InputError(f"there is no checkpoint of step {step} in {workdir}; there are {steps}")
+    path = _folder(workdir) / str(step)
+    prefix = "params/" if ema is None else f"ema/{ema}/"
+    try:
+        leaves = _read_leaves(path)
+        names = [name for name in leaves if name.startswith(prefix)]
+        if not names:
+            averages = len({name.split("/")[1] for name in leaves if name.startswith("ema/")})
+            raise InputError(f"ema={ema} is asked for, but {workdir} holds {averages} averages, from 0 on")
+        shapes = _nest({n.removeprefix(prefix): _shape(leaves[n]) for n in names})
+        params = _place(shapes, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+        target = {"params": params} if ema is None else {"ema": [None] * ema + [params]}
+        arguments = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        found = _read(path / "state", ocp.PyTreeCheckpointer, arguments)
+        _verify({n: v for n, v in digest.digests(found).items() if n.startswith(prefix)}, leaves)
+    except DamagedCheckpoint as error:
+        others = [s for s in steps if s != step]
+        hint = f"choose another step of {others}" if others else "there is no other"
+        raise InputError(f"the checkpoint of step {step} in {workdir} is damaged: {error}; {hint}") from error
+    return (found["params"] if ema is None else found["ema"][ema]), step
+
+
+def _describe(state: Any) -> dict[str, Any]:
+    """Shape, dtype and digest of every leaf by name, and a checksum over the description itself."""
+    words = digest.digests(state)
+    leaves = {
+        digest.path_name(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+    for name, value in words.items():
+        leaves[name]["digest"] = value
+    return {"leaves": leaves, "sha256": _checksum(leaves)}
+
+
+def _checksum(leaves: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()
+
+
+def _read_leaves(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((path / "leaves" / "metadata").read_text())
+        leaves = description["leaves"]
+        if description["sha256"] != _checksum(leaves):
+            raise ValueError("its checksum is wrong")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"the list of leaves cannot be read ({error})") from error
+    return leaves
+
+
+def _restore(path: Path, target: Any) -> Any:
+    leaves = _read_leaves(path)
+    _check_same_model(path, leaves, target)
+    state = _read(path / "state", ocp.StandardCheckpointer, ocp.args.StandardRestore(target))
+    _verify(digest.digests(state), leaves)
+    return state
+
+
+def _read(path: Path, checkpointer: Any, arguments: Any) -> Any:
+    try:
+        with checkpointer() as reader:
+            return reader.restore(path, args=arguments)
+    except Exception as error:
+        # Storage raises whatever its layers raise; structure was compared before, so what is left is damage.
+        raise DamagedCheckpoint(f"the arrays cannot be read ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [repr(error)]
+    return lines[0][:300]
+
+
+def _verify(found: Mapping[str, str], leaves: Mapping[str, Any]) -> None:
+    wrong = digest.differing(found, {name: leaf["digest"] for name, leaf in leaves.items()})
+    if wrong:
+        raise DamagedCheckpoint(f"the numbers of {_some(wrong)} are not those that were saved")
+
+
+def _check_same_model(path: Path, leaves: Mapping[str, Any], target: Any) -> None:
+    wanted = {
+        digest.path_name(place): f"{list(leaf.shape)} {leaf.dtype}"
+        for place, leaf in jax.tree_util.tree_leaves_with_path(target)
+    }
+    saved = {name: f"{leaf['shape']} {leaf['dtype']}" for name, leaf in leaves.items()}
+    differing = [
+        f"{name}: {saved.get(name, 'not there')} in the checkpoint, {wanted.get(name, 'not there')} here"
+        for name in sorted(wanted.keys() | saved.keys())
+        if wanted.get(name) != saved.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f"the checkpoint {path} is of another model or optimiser; choose another --workdir.\n  "
+            + _some(differing, separator="\n  ")
+        )
+
+
+def _some(items: list[str], separator: str = ", ", most: int = 8) -> str:
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join(items[:most] + more)
+
+
+def _quarantine(workdir: str | Path, step: int) -> Path:
+    place = Path(workdir) / "damaged" / str(step)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    attempt = 0
+    while place.exists():
+        attempt += 1
+        place = place.with_name(f"{step}-{attempt}")
+    (_folder(workdir) / str(step)).rename(place)
+    return place
+
+
+def _shape(leaf: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
+
+
+def _place(shapes: Any, sharding: Any) -> Any:
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, shapes)
+    return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, sharding)
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree

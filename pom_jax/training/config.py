@@ -1,0 +1,134 @@
+"""The configuration of a run: checked before anything starts, kept in the workdir, compared on resume."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pom_jax.errors import InputError
+from pom_jax.training.optim import OPTIMIZERS, SCHEDULES
+
+FILE = "config.json"
+
+# What may change when a run is resumed: how long, how often, where and how fast, but not what is trained.
+CHANGEABLE = (
+    "train.", "log.", "mesh.", "sampling.", "model.scan", "model.remat", "data.dir",
+)  # fmt: skip
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises InputError for values of the training sections that cannot be; the other rooms check theirs."""
+    optimizer, train, ema = config.optimizer, config.train, config.ema
+    rules = [
+        ("seed", 0 <= config.seed < 2**32, "a whole number from 0 to 2^32 - 1"),
+        ("diffusion.label_dropout", 0 <= config.diffusion.label_dropout < 1, "in [0, 1)"),
+        ("optimizer.name", optimizer.name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+        ("optimizer.schedule", optimizer.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+        ("optimizer.learning_rate", optimizer.learning_rate > 0, "positive"),
+        ("optimizer.warmup_steps", optimizer.warmup_steps >= 0, "at least 0"),
+        ("optimizer.b1", 0 <= optimizer.b1 < 1, "in [0, 1)"),
+        ("optimizer.b2", 0 <= optimizer.b2 < 1, "in [0, 1)"),
+        ("optimizer.eps", optimizer.eps > 0, "positive"),
+        ("optimizer.weight_decay", optimizer.weight_decay >= 0, "at least 0"),
+        ("optimizer.clip_norm", optimizer.clip_norm >= 0, "at least 0 (0 = off)"),
+        ("ema.decays", len(ema.decays) >= 1 and all(0 <= d < 1 for d in ema.decays), "one or more in [0, 1)"),
+        ("ema.start", ema.start >= 0, "at least 0"),
+        ("ema.every", ema.every >= 1, "at least 1"),
+        ("ema.power", ema.power > 0, "positive"),
+        ("train.steps", train.steps >= 1, "at least 1"),
+        ("train.eval_every", train.eval_every >= 0, "at least 0 (0 = never)"),
+        ("train.eval_size", train.eval_size >= 1, "at least 1"),
+        ("train.sample_every", train.sample_every >= 0, "at least 0 (0 = never)"),
+        ("train.checkpoint_every", train.checkpoint_every >= 1, "at least 1"),
+        ("train.log_every", train.log_every >= 0, "at least 0 seconds"),
+        ("train.keep_last", train.keep_last >= 1, "at least 1"),
+        ("train.keep_best", train.keep_best >= 0, "at least 0"),
+        ("train.max_skipped", train.max_skipped >= 1, "at least 1"),
+        ("sampling.num", config.sampling.num >= 1, "at least 1"),
+    ]
+    wrong = [f"{name}={_get(config, name)!r} must be {what}" for name, good, what in rules if not good]
+    if wrong:
+        raise InputError("; ".join(wrong))
+
+
+def default_workdir(config: ConfigDict) -> Path:
+    """runs/<name> in the current folder."""
+    return Path("runs") / config.name
+
+
+def read_config(workdir: str | Path) -> ConfigDict | None:
+    """The configuration kept in a workdir, or None if there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = Path(workdir) / FILE
+    if not path.is_file():
+        return None
+    try:
+        fields = json.loads(path.read_text())
+        return ConfigDict(_tuples(fields))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); choose another workdir") from error
+
+
+def keep_config(workdir: str | Path, config: ConfigDict) -> None:
+    """Writes config.json into the workdir, which is created; a run that goes on there must be the same run.
+
+    Raises:
+        InputError: the workdir belongs to another configuration (the message lists the fields), or is some
+        other
+            folder with files in it.
+    """
+    workdir = Path(workdir)
+    kept = read_config(workdir)
+    if kept is None and workdir.is_dir() and any(workdir.iterdir()):
+        raise InputError(
+            f"{workdir} is not empty and not a workdir (it has no {FILE}); choose another --workdir"
+        )
+    differing = [] if kept is None else differences(kept, config)
+    if differing:
+        raise InputError(
+            f"{workdir} belongs to another configuration; choose another --workdir or the same fields:\n  "
+            + "\n  ".join(differing)
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    written = workdir / f".{FILE}.new"
+    written.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    written.replace(workdir / FILE)
+
+
+def differences(kept: ConfigDict, config: ConfigDict) -> list[str]:
+    """Fields that decide what is trained and are not the same, one line each."""
+    old, new = _flat(kept.to_dict()), _flat(config.to_dict())
+    return [
+        f"{name}: {old.get(name, 'missing')!r} there, {new.get(name, 'missing')!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(CHANGEABLE)
+    ]
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows no tuples: they come back from its lists."""
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value

@@ -1,0 +1,69 @@
+"""Floating-point operations of a training step, counted by hand, and what share of the device's peak they
+reach.
+
+The compiler's own count takes the body of a scan once, whatever its length.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+# Dense peak of one device in FLOP/s by its `device_kind`: (bfloat16, float32), from the makers' data sheets;
+# float32 on GPUs is the TF32 rate, at which XLA runs float32 products by default, on TPUs the bfloat16 rate
+# likewise.
+PEAKS: Mapping[str, tuple[float, float]] = {
+    "NVIDIA A100-SXM4-40GB": (312e12, 156e12),
+    "NVIDIA A100-SXM4-80GB": (312e12, 156e12),
+    "NVIDIA A100 80GB PCIe": (312e12, 156e12),
+    "NVIDIA H100 80GB HBM3": (989e12, 495e12),
+    "NVIDIA H100 PCIe": (756e12, 378e12),
+    "NVIDIA H200": (989e12, 495e12),
+    "TPU v3": (123e12 / 2, 123e12 / 2),  # one JAX device is one of the chip's two cores
+    "TPU v4": (275e12, 275e12),
+    "TPU v5 lite": (197e12, 197e12),
+    "TPU v5": (459e12, 459e12),
+    "TPU v5p": (459e12, 459e12),
+    "TPU v6 lite": (918e12, 918e12),
+}
+
+
+def forward_flops(model: Mapping[str, Any], image_size: int | None = None) -> int:
+    """Operations of the matrix products of one forward pass of one image (a multiply-add counts as two).
+
+    Args:
+        model: fields of `config.model`.
+        image_size: side of the image; the model's own by default.
+    """
+    width, depth = model["width"], model["depth"]
+    tokens = ((image_size or model["image_size"]) // model["patch_size"]) ** 2 + model["registers"]
+    conditions = tokens if model["positions"] == "learned" else 1
+    patch = model["patch_size"] ** 2 * model["channels"]
+    block = tokens * (_mixer_products(model, tokens) + 2 * model["ffn_expansion"] * width**2)
+    block += conditions * 6 * width**2
+    embeddings = tokens * patch * width + 2 * 4 * width**2
+    head = tokens * width * patch + conditions * 2 * width**2
+    return 2 * (depth * block + embeddings + head)
+
+
+def _mixer_products(model: Mapping[str, Any], tokens: int) -> int:
+    """Multiply-adds of one mixer per token."""
+    width = model["width"]
+    if model["mixer"] == "attention":
+        return 4 * width**2 + 2 * tokens * width
+    expanded = model["expansion"] * width
+    if model["form"] == "product":
+        return 3 * model["degree"] * expanded * width
+    gates = model["gate_heads"] if model["gate_heads"] > 1 else expanded
+    return expanded * width // model["groups"] + gates * width + expanded * width
+
+
+def step_flops(model: Mapping[str, Any], batch_size: int) -> int:
+    """Operations of one training step: forward once, backward twice that; recomputation is not counted."""
+    return 3 * batch_size * forward_flops(model)
+
+
+def peak_flops(dtype: str) -> float | None:
+    """Peak of all devices together in FLOP/s, or None where it is not known (CPUs)."""
+    found = PEAKS.get(jax.devices()[0].device_kind)
+    return None if found is None else jax.device_count() * found[0 if dtype == "bfloat16" else 1]

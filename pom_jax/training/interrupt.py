@@ -1,0 +1,42 @@
+"""Signals that end a run in good order, so that a scheduler can start it again."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+from pom_jax.training.progress import Log
+
+
+class Interrupt:
+    """Notes SIGTERM and Ctrl-C within a `with` block; the second one ends the process at once.
+
+    Attributes:
+        number: the signal that came, or None.
+    """
+
+    def __init__(self, log: Log):
+        self.number: int | None = None
+        self._log = log
+        self._before: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports for the signal: 143 for SIGTERM, 130 for Ctrl-C."""
+        return 128 + (self.number or 0)
+
+    def __enter__(self) -> "Interrupt":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+        name = signal.Signals(number).name
+        self._log.line(f"{name}: finishing this step and saving; a second signal quits at once")

@@ -1,0 +1,130 @@
+"""Where the numbers of a run go: metrics.jsonl always, TensorBoard and Weights & Biases if asked for."""
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from pom_jax.errors import InputError
+
+FILE = "metrics.jsonl"
+TIME = "time_"  # prefix of fields in seconds, the only ones that differ between a run and its repetition
+
+
+class Sink(Protocol):
+    """Takes one row of numbers a step."""
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """One step's numbers."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is left."""
+        ...
+
+
+class JsonLines:
+    """metrics.jsonl: one JSON object a step, in order, whatever crashes and resumptions lie in between.
+
+    Numbers that are not finite become null, for JSON has no others.
+
+    Args:
+        workdir: of the run.
+        start: step the run goes on from; later rows, of steps that will be done again, are cut off.
+    """
+
+    def __init__(self, workdir: Path, start: int):
+        path = workdir / FILE
+        path.touch()
+        with path.open("rb+") as file:
+            file.truncate(_length_up_to(file.read(), start))
+        self._file = path.open("a", buffering=1)  # a row reaches the system at once, so kill -9 loses none
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    def sync(self) -> None:
+        """Waits until all rows are on the disk; before a checkpoint that says they exist."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Event files in WORKDIR/tensorboard."""
+
+    def __init__(self, workdir: Path, start: int):
+        module = _import("tensorboardX", "log.tensorboard")
+        self._writer = module.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One run a workdir; a resumed run goes on in the same one."""
+
+    def __init__(self, workdir: Path, name: str, config: Mapping[str, Any]):
+        module = _import("wandb", "log.wandb")
+        identity = workdir.absolute().as_posix().strip("/").replace("/", "-")[-60:]
+        self._run = module.init(
+            project="pom_jax", name=name, id=identity, resume="allow", dir=str(workdir), config=dict(config)
+        )
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        self._run.log(dict(row), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def optional_sinks(config: Any, workdir: Path, start: int) -> list[Sink]:
+    """The sinks that `config.log` asks for.
+
+    Raises:
+        InputError: their package is not installed.
+    """
+    sinks: list[Sink] = []
+    if config.log.tensorboard:
+        sinks.append(TensorBoard(workdir, start))
+    if config.log.wandb:
+        sinks.append(WeightsAndBiases(workdir, config.name, config.to_dict()))
+    return sinks
+
+
+def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
+    """All rows of a run's metrics.jsonl, one a step."""
+    return [json.loads(line) for line in (Path(workdir) / FILE).read_text().splitlines()]
+
+
+def _length_up_to(content: bytes, step: int) -> int:
+    """Bytes of the leading whole rows of steps up to `step`."""
+    length = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            wanted = line.endswith(b"\n") and json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError):
+            wanted = False
+        if not wanted:
+            break
+        length += len(line)
+    return length
+
+
+def _import(package: str, field: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"{field}=True needs the package {package}: pip install {package}, or leave {field} out"
+        ) from error

@@ -1,0 +1,104 @@
+"""Grids of samples drawn while training goes on, always from the same noise, so that progress is visible."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from pom_jax.diffusion.guidance import guide
+from pom_jax.diffusion.paths import make_path
+from pom_jax.diffusion.samplers import sample
+from pom_jax.training.step import network
+
+WriteImages = Callable[[Path, np.ndarray, np.ndarray], None]
+
+
+class Preview:
+    """Draws `sampling.num` samples with the averaged parameters and writes them in the background.
+
+    Args:
+        config: of the run; reads sampling, diffusion, model and seed.
+        model: the network.
+        folder: where the grids go.
+        write: writes images [N, H, W, C] uint8 and labels [N] to a .png.
+    """
+
+    def __init__(self, config: ConfigDict, model: nn.Module, folder: Path, write: WriteImages):
+        self._folder, self._write = folder, write
+        self._writing: Future[None] | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="preview")
+        count, size = config.sampling.num, config.model.image_size
+        self._labels = np.arange(count) * config.model.num_classes // count
+        if count >= config.model.num_classes:
+            self._labels = np.arange(count) % config.model.num_classes
+        path = make_path(config.diffusion)
+        key = jax.random.fold_in(jax.random.key(config.seed), 2)
+
+        @jax.jit
+        def draw(params: Any) -> jax.Array:
+            noise_key, sampler_key = jax.random.split(key)
+            predict = guide(
+                network(model, params),
+                jnp.asarray(self._labels, jnp.int32),
+                config.model.num_classes,
+                config.sampling.guidance,
+            )
+            return sample(
+                predict,
+                sampler_key,
+                jax.random.normal(noise_key, (count, size, size, config.model.channels)),
+                path=path,
+                prediction=config.diffusion.prediction,
+                sampler=config.sampling.sampler,
+                steps=config.sampling.steps,
+                shift=config.diffusion.shift,
+            )
+
+        self._draw = draw
+
+    def check(self, params: Any) -> None:
+        """Traces the sampler on shapes alone: a wrong field of `config.sampling` fails before training."""
+        jax.eval_shape(self._draw, params)
+
+    def draw(self, params: Any, step: int) -> None:
+        """Starts to draw; an error of the grid before is raised here."""
+        self.wait()
+        images = self._draw(params)
+        self._writing = self._writer.submit(
+            lambda: self._write(self._folder / f"step_{step:07d}.png", to_pixels(images), self._labels)
+        )
+
+    def wait(self) -> None:
+        """Waits for the grid that is being written."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def close(self) -> None:
+        """Waits, then ends the writing thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+
+def to_pixels(x: Any) -> np.ndarray:
+    """What can be shown of samples: pixels in [-1, 1] as they are, of latents the first three channels at
+    +-3.
+
+    Args:
+        x: [B, H, W, C] float; one or three channels are taken for pixels.
+
+    Returns:
+        [B, H, W, 1 or 3] uint8.
+    """
+    x = np.asarray(x)
+    if x.shape[-1] not in (1, 3):
+        x = x[..., :3] / 3
+    return np.round(127.5 * (np.clip(x, -1, 1) + 1)).astype(np.uint8)

@@ -1,0 +1,94 @@
+"""What a person sees of a run: a bar on a terminal, plain lines elsewhere, and log.txt in both cases."""
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+
+class Log:
+    """Prints lines and appends them, with the time of day, to WORKDIR/log.txt."""
+
+    def __init__(self, workdir: Path):
+        self._file = (workdir / "log.txt").open("a", buffering=1)
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def line(self, text: str, *, show: bool = True) -> None:
+        """One line (or several) for people; `show=False` writes to the file alone."""
+        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        if show:
+            self.console.print(text, markup=False)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+
+class ProgressLine:
+    """Step, loss, images per second, model FLOP utilisation where the peak is known, and time left.
+
+    Args:
+        log: takes the plain lines.
+        start, steps: where the run goes on, and where it ends.
+        batch_size: images a step.
+        step_flops: operations a step.
+        peak: of all devices in FLOP/s, or None.
+        every: seconds between two plain lines.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        start: int,
+        steps: int,
+        batch_size: int,
+        step_flops: int,
+        peak: float | None,
+        every: float,
+    ):
+        self._log, self._steps, self._batch = log, steps, batch_size
+        self._flops, self._peak, self._every = step_flops, peak, every
+        self._began = self._told = time.perf_counter()
+        self._start = self._told_step = start
+        self._losses: list[float] = []
+        self._bar = None
+        if log.console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=log.console, refresh_per_second=4)
+            self._task = self._bar.add_task("starting", total=steps, completed=start)
+            self._bar.start()
+
+    def update(self, step: int, loss: float) -> None:
+        """Takes the loss of one step; shows a line when it is time, and at the end."""
+        self._losses.append(loss)
+        now = time.perf_counter()
+        if now - self._told < self._every and step < self._steps:
+            return
+        text = self._text(step, now)
+        self._log.line(f"step {step:,}/{self._steps:,} | {text}", show=self._bar is None)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        self._told, self._told_step, self._losses = now, step, []
+
+    def _text(self, step: int, now: float) -> str:
+        rate = (step - self._told_step) / max(now - self._told, 1e-9)
+        left = (self._steps - step) * (now - self._began) / max(step - self._start, 1)
+        parts = [f"loss {sum(self._losses) / len(self._losses):.4f}", f"{rate * self._batch:,.0f} images/s"]
+        if self._peak:
+            parts.append(f"MFU {100 * rate * self._flops / self._peak:.0f} %")
+        return " | ".join([*parts, f"{duration(left)} left"])
+
+    def close(self) -> None:
+        """Takes the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """3725.0 -> "1:02:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

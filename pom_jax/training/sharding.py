@@ -1,0 +1,140 @@
+"""Where arrays live: the mesh, one table from parameters to logical axes, and one from those to mesh axes."""
+
+import math
+import re
+from collections.abc import Mapping
+from types import EllipsisType
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pom_jax.errors import InputError
+from pom_jax.training.digest import path_name
+
+BATCH_AXES = ("data", "fsdp")  # a batch is cut over both: fsdp is data parallelism with sharded parameters
+
+# Logical axis -> mesh axis. An axis of an array that its mesh axis does not divide stays whole.
+MESH_AXES: Mapping[str, str | None] = {
+    "embed": "fsdp",
+    "layers": None,  # every device runs every layer
+}
+
+# Parameter -> logical axes, from the first match of the whole path below `params`. `...` stands for any
+# number of whole axes. Parameters under `blocks` have the layers in front, which the table leaves out.
+PARAMETER_AXES: tuple[tuple[str, tuple[str | EllipsisType | None, ...]], ...] = (
+    (r".*/bias", (...,)),
+    (r"blocks/mixer/coefficients", (...,)),
+    (r"patch_embedding/kernel|class_embedding/table", (None, "embed")),
+    (r"(time_embedding/\w+|out)/kernel", ("embed", ...)),
+    (r"(blocks/)?modulation/kernel", ("embed", ...)),
+    # Grouped kernels lie as [G, D/G, E/G]: there it is the groups that are cut.
+    (r"blocks/mixer/(features|gate|query|key|value)/kernel", ("embed", ...)),
+    (r"blocks/mixer/out/kernel", (..., "embed")),
+    (r"blocks/feed_forward/hidden/kernel", ("embed", None)),
+    (r"blocks/feed_forward/out/kernel", (None, "embed")),
+    (r"(condition_)?(registers|positions)", (..., "embed")),
+)
+
+
+def make_mesh(config: Mapping[str, int]) -> Mesh:
+    """The mesh of `config.mesh` over all devices, with axes `data` and `fsdp`.
+
+    Args:
+        config: devices along each axis; at most one may be -1, all that are left.
+
+    Raises:
+        InputError: sizes that do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    sizes = {name: config[name] for name in ("data", "fsdp")}
+    wanted = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise InputError(f"{wanted}: sizes must be positive, or -1 once for all devices that are left")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free:
+        sizes[free[0]] = devices // fixed
+    if math.prod(sizes.values()) != devices:
+        raise InputError(
+            f"{wanted} does not fit {devices} device{'s' if devices > 1 else ''}: "
+            f"the sizes must multiply to {devices}, or one of them be -1"
+        )
+    # The compiler propagates shardings from what is set here; the default axis type would make every
+    # operation whose result is ambiguous an error.
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
+    """The logical axis of each axis of one parameter.
+
+    Args:
+        path: below `params`, such as "blocks/mixer/out/kernel".
+        ndim: its number of axes.
+
+    Raises:
+        InputError: no row of the table matches.
+    """
+    below_blocks = path.startswith("blocks/")
+    rows = [axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path)]
+    if not rows:
+        raise InputError(f"parameter {path!r} has no row in PARAMETER_AXES of pom_jax/training/sharding.py")
+    axes: list[str | None] = ["layers"] if below_blocks else []
+    for axis in rows[0]:
+        if isinstance(axis, EllipsisType):
+            axes += [None] * (ndim - below_blocks - len(rows[0]) + 1)
+        else:
+            axes.append(axis)
+    return tuple(axes)
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How one parameter is cut over the mesh; see `logical_axes`."""
+    parts = []
+    for size, name in zip(shape, logical_axes(path, len(shape)), strict=True):
+        axis = MESH_AXES[name] if name else None
+        parts.append(axis if axis and size % mesh.shape[axis] == 0 and mesh.shape[axis] > 1 else None)
+    return PartitionSpec(*parts)
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Shardings of a whole training state: parameters and whatever has their shapes alike, the rest on every
+    device.
+
+    Args:
+        state: `TrainState` of arrays or shapes; averages and optimiser moments are recognised by their paths.
+        mesh: from `make_mesh`.
+
+    Returns:
+        A tree of `NamedSharding` like `state`.
+    """
+    parameters = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)}
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        parts = path_name(path).split("/")
+        below = next((p for p in ("/".join(parts[i:]) for i in range(len(parts))) if p in parameters), None)
+        return NamedSharding(mesh, PartitionSpec() if below is None else spec(below, leaf.shape, mesh))
+
+    return jax.tree.map_with_path(sharding, state)
+
+
+def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+    """Shardings of parameters alone, a tree like `params`."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec(path_name(path), leaf.shape, mesh)), params
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis cut over all devices, whatever the array's other axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises InputError unless a batch divides into `accumulate` slices over all devices."""
+    devices = mesh.size
+    if batch_size < 1 or accumulate < 1 or batch_size % (accumulate * devices):
+        raise InputError(
+            f"data.batch_size={batch_size} must be a positive multiple of {accumulate * devices}: "
+            f"optimizer.accumulate={accumulate} slices over {devices} device{'s' if devices > 1 else ''}"
+        )

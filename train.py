@@ -1,0 +1,38 @@
+"""Trains a model.
+
+    python train.py --config=configs/digits.py [--workdir=DIR] [--config.section.field=value ...]
+
+The same command again resumes an interrupted run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from pom_jax.errors import run_command
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py:attention.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> if left out.")
+flags.mark_flag_as_required("config")
+
+
+def main(_: Sequence[str]) -> int:
+    """Trains what the flags describe."""
+    from pom_jax.training import loop
+    from pom_jax.training.config import default_workdir
+
+    try:
+        from pom_jax.sampling.writers import write
+    except ImportError:
+
+        def write(*_: object) -> None:
+            return
+
+    config = _CONFIG.value
+    return loop.train(config, Path(_WORKDIR.value or default_workdir(config)), write)
+
+
+if __name__ == "__main__":
+    run_command(main)
