@@ -27,10 +27,14 @@ class Preview:
         model: the network.
         folder: where the grids go.
         write: writes images [N, H, W, C] uint8 and labels [N] to a .png.
+        params: shapes and shardings of the parameters.
+
+    Raises:
+        InputError: a field of `config.sampling` cannot be used.
     """
 
-    def __init__(self, config: ConfigDict, model: nn.Module, folder: Path, write: WriteImages):
-        self._folder, self._write = folder, write
+    def __init__(self, config: ConfigDict, model: nn.Module, folder: Path, write: WriteImages, params: Any):
+        self._folder, self._write, self._params = folder, write, params
         self._writing: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="preview")
         count, size = config.sampling.num, config.model.image_size
@@ -60,11 +64,13 @@ class Preview:
                 shift=config.diffusion.shift,
             )
 
-        self._draw = draw
+        self._draw: Any = draw
+        jax.eval_shape(draw, params)  # a wrong field of the config fails here, before anything is compiled
 
-    def check(self, params: Any) -> None:
-        """Traces the sampler on shapes alone: a wrong field of `config.sampling` fails before training."""
-        jax.eval_shape(self._draw, params)
+    def compile(self) -> None:
+        """Compiles the sampler ahead of its first use."""
+        self._folder.mkdir(exist_ok=True)
+        self._draw = self._draw.lower(self._params).compile()
 
     def draw(self, params: Any, step: int) -> None:
         """Starts to draw; an error of the grid before is raised here."""

@@ -1,0 +1,121 @@
+"""Brings the numbers of a step to the host once the next step is under way, and writes them where they go."""
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pom_jax.errors import InputError
+from pom_jax.training import flops
+from pom_jax.training.checkpoint import Checkpoints
+from pom_jax.training.metrics import TIME, JsonLines, Sink, optional_sinks
+from pom_jax.training.progress import Log, ProgressLine
+from pom_jax.training.run import Run
+from pom_jax.training.state import TrainState
+from pom_jax.training.step import Metrics
+
+
+class Recorder:
+    """Rows of metrics, the progress line and the checkpoints of one run.
+
+    Times of a step are in seconds: `time_step` from the end of the step before to its own, `time_input`
+    waiting for the batch, and `time_host` what else the host did while it was not waiting for the device. The
+    device computes through both as long as their sum stays below the time of a step.
+
+    Attributes:
+        step: the last step whose numbers are written.
+    """
+
+    def __init__(self, run: Run, workdir: Path, log: Log, start: int):
+        config = run.config
+        self.step = start
+        self._max_skipped = config.train.max_skipped
+        self._rows = JsonLines(workdir, start)
+        self._sinks: list[Sink] = [self._rows, *optional_sinks(config, workdir, start)]
+        self._checkpoints = Checkpoints(
+            workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best
+        )
+        self._progress = ProgressLine(
+            log,
+            start=start,
+            steps=config.train.steps,
+            batch_size=config.data.batch_size,
+            step_flops=flops.step_flops(config.model, config.data.batch_size),
+            peak=flops.peak_flops(config.dtype),
+            every=config.train.log_every,
+        )
+        self._pending: tuple[int, Metrics] | None = None
+        self._heldout_loss: float | None = None
+        self._began = self._last = time.perf_counter()
+        self._input = self._device = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time since the first step."""
+        return time.perf_counter() - self._began
+
+    def timed_input(self, feed: Iterator[Any]) -> Any:
+        """The next batch."""
+        began = time.perf_counter()
+        batch = next(feed)
+        self._input += time.perf_counter() - began
+        return batch
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of the step just started, still on the device; finishes the step before."""
+        self._finish()
+        self._pending = (step, metrics)
+
+    def extend(self, metrics: Metrics) -> None:
+        """Puts more numbers into the row of the step just added."""
+        if self._pending is not None:
+            self._pending = (self._pending[0], self._pending[1] | metrics)
+
+    def checkpoint(self, step: int, state: TrainState) -> None:
+        """Finishes the step, then saves; the rows are on the disk before the checkpoint that counts them."""
+        self._finish()
+        self._rows.sync()
+        self._checkpoints.save(step, state, self._heldout_loss)
+
+    def close(self) -> None:
+        """Finishes the last step and waits for what is being written."""
+        self._progress.close()
+        try:
+            self._finish()
+        finally:
+            try:
+                self._checkpoints.close()
+            finally:
+                for sink in self._sinks:
+                    sink.close()
+
+    def _finish(self) -> None:
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        began = time.perf_counter()
+        row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        whole, self._device = now - self._last, self._device + now - began
+        row |= {
+            f"{TIME}step": whole,
+            f"{TIME}input": self._input,
+            f"{TIME}host": whole - self._input - self._device,
+        }
+        self._last, self._input, self._device, self.step = now, 0.0, 0.0, step
+        self._heldout_loss = row.get("heldout_loss")
+        for sink in self._sinks:
+            sink.write(step, row)
+        self._progress.update(step, row["loss"])
+        self._checkpoints.check()
+        self._check_skipped(step, row)
+
+    def _check_skipped(self, step: int, row: Mapping[str, float]) -> None:
+        if row["skipped_in_a_row"] >= self._max_skipped:
+            raise InputError(
+                f"the loss or the gradient was not finite in {row['skipped_in_a_row']} steps in a row, up to "
+                f"step {step}; none of them changed the model, and the checkpoints are good. Look for NaN in "
+                "the data, lower optimizer.learning_rate, or set optimizer.clip_norm or model.clamp"
+            )

@@ -1,0 +1,107 @@
+"""From a configuration to everything that a training run needs, checked before anything is computed."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pom_jax import models
+from pom_jax.data import Source, open_source
+from pom_jax.training import flops, sharding
+from pom_jax.training.config import check_config
+from pom_jax.training.optim import make_optimizer
+from pom_jax.training.state import TrainState, initial_state
+from pom_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a configuration describes.
+
+    Attributes:
+        config: of the run.
+        mesh: all devices.
+        model: the network.
+        optimizer: of its parameters.
+        train, heldout: the splits.
+        state: `TrainState` of shapes with their shardings.
+        batch: shapes of a training batch with their shardings.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    model: models.DiPoM
+    optimizer: optax.GradientTransformation
+    train: Source
+    heldout: Source
+    state: Any
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    def fresh_state(self) -> TrainState:
+        """The state before the first step, computed where it will live."""
+        make = _state_function(self.config, self.model, self.optimizer)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        return jax.jit(make, out_shardings=shardings)(jax.random.key(self.config.seed))
+
+    def compiled_step(self) -> tuple[Any, str]:
+        """The training step, compiled for this mesh with the state donated, and a line about its cost."""
+        began = time.perf_counter()
+        step = make_train_step(self.config, self.model, self.train.manifest, self.optimizer)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        compiled = jitted.lower(self.state, self.batch).compile()
+        line = f"compiled the training step in {time.perf_counter() - began:.1f} s"
+        if (memory := compiled.memory_analysis()) is not None:
+            kept, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+            line += (
+                f"; a device holds {kept / 2**20:,.0f} MiB of state and batch, {work / 2**20:,.0f} of work"
+            )
+        return compiled, line
+
+    def describe(self) -> str:
+        """What is about to be trained, on what, with what, for people."""
+        config, data = self.config, self.train.manifest
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        operations = flops.step_flops(config.model, config.data.batch_size)
+        mesh = ", ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+        return (
+            f"{config.name}: {count:,} parameters, {config.train.steps:,} steps of {config.data.batch_size} "
+            f"images ({operations / 1e9:,.1f} GFLOP a step, products in {config.dtype})\n"
+            f"devices: {self.mesh.size} x {jax.devices()[0].device_kind} (mesh: {mesh})\n"
+            f"data: {data.name}, {len(self.train):,} training and {len(self.heldout):,} held-out images"
+        )
+
+
+def make_run(config: ConfigDict) -> Run:
+    """Checks everything a configuration says and makes what it describes; computes nothing.
+
+    Raises:
+        InputError: any field, or the data, cannot be used.
+    """
+    check_config(config)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
+    model = models.build(config.model, config.dtype)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    train, heldout = (open_source(config.data, split, config.model) for split in ("train", "test"))
+    make = _state_function(config, model, optimizer)
+    state = jax.eval_shape(make, jax.random.key(config.seed))
+    state = jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+        state,
+        sharding.state_shardings(state, mesh),
+    )
+    at = sharding.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct((config.data.batch_size, *field.shape), field.dtype, sharding=at)
+        for name, field in train.manifest.fields.items()
+    }
+    return Run(config, mesh, model, optimizer, train, heldout, state, batch)
+
+
+def _state_function(config: ConfigDict, model: models.DiPoM, optimizer: optax.GradientTransformation) -> Any:
+    return lambda key: initial_state(key, lambda k: models.init(model, k), optimizer, len(config.ema.decays))
