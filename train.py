@@ -1,17 +1,17 @@
-"""Trains a model.
+"""Trains a model, or goes on where the same command stopped.
 
-    python train.py --config=configs/digits.py [--workdir=DIR] [--config.section.field=value ...]
+    python train.py --config=configs/digits.py[:variant] [--workdir=DIR] [--config.section.field=value ...]
 
-The same command again resumes an interrupted run.
+Everything the run writes is in its workdir. A second run of the command resumes an interrupted one.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from pom_jax.errors import run_command
+from pom_jax.training.command import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py:attention.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> if left out.")
@@ -31,8 +31,8 @@ def main(_: Sequence[str]) -> int:
             return
 
     config = _CONFIG.value
-    return loop.train(config, Path(_WORKDIR.value or default_workdir(config)), write)
+    return loop.train(config, _WORKDIR.value or default_workdir(config), write)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, parse_flags)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from absl import app
+from absl import app, flags, logging
 
 
 class InputError(ValueError):
@@ -21,14 +21,20 @@ def choose(field: str, name: Any, options: Collection[str]) -> Any:
     return options[name] if isinstance(options, Mapping) else name
 
 
-def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
+def run_command(
+    main: Callable[[Sequence[str]], int | None],
+    parse: Callable[[Sequence[str]], list[str]] = app.parse_flags_with_usage,
+) -> None:
     """Runs an absl command; an `InputError` ends it with one message and exit code 2, without a traceback."""
 
-    def guarded(argv: Sequence[str]) -> int | None:
-        try:
-            return main(argv)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            return 2
+    def parse_quietly(argv: Sequence[str]) -> list[str]:
+        rest = parse(argv)
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)  # absl would turn on the libraries' own chatter
+        return rest
 
-    app.run(guarded)
+    try:
+        app.run(main, flags_parser=parse_quietly)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
