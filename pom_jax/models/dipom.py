@@ -90,7 +90,9 @@ class DiPoM(nn.Module):
         """
         self._check_inputs(x, t, labels)
         rows, columns = x.shape[1] // self.patch_size, x.shape[2] // self.patch_size
-        embed = Dense(self.width, dtype=self.dtype, name="patch_embedding")
+        # A strided convolution as one product. The authors' Xavier start counts its fan-out once a pixel.
+        others = self.width * (self.patch_size**2 - 1)
+        embed = Dense(self.width, dtype=self.dtype, fused_features=others, name="patch_embedding")
         tokens = embed(patchify(x, self.patch_size))
         condition = TimeEmbedding(self.width, self.n_timesteps, name="time_embedding")(t)
         condition += ClassEmbedding(self.num_classes, self.width, name="class_embedding")(labels)

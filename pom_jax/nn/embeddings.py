@@ -110,21 +110,24 @@ def resize_positions(table: jax.Array, height: int, width: int) -> jax.Array:
     return jax.image.resize(table, (height, width, table.shape[-1]), method="cubic", antialias=True)
 
 
-def time_features(time: jax.Array, features: int, period: float) -> jax.Array:
-    """Cosines, then sines of time at the frequencies period^(-2i/D) (official v1, `freqs`).
+def time_frequencies(features: int, period: float) -> np.ndarray:
+    """The falling frequencies period^(-2i/D) (official v1, `freqs`).
 
     Args:
-        time: [B] in [0, period]; computed in float32 whatever its type.
         features: number of channels D, even.
         period: number of time steps; the longest wave is about as long.
 
     Returns:
-        [B, D] float32.
+        [D/2] float32.
     """
     if features % 2:
         raise InputError(f"time features come in pairs, got an odd width of {features}: choose an even one")
-    exponents = -2 * np.arange(features // 2) / features
-    angles = time.astype(jnp.float32)[:, None] * jnp.asarray(period**exponents, jnp.float32)
+    return (period ** (-2 * np.arange(features // 2) / features)).astype(np.float32)
+
+
+def time_features(time: jax.Array, frequencies: np.ndarray | jax.Array) -> jax.Array:
+    """Cosines, then sines of time [B] at frequencies [D/2]: [B, D], in float32 whatever the type of time."""
+    angles = time.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -142,7 +145,8 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         """t: [B] in [0, 1] -> [B, D] float32."""
-        x = time_features(t.astype(jnp.float32) * self.n_timesteps, self.features, self.n_timesteps)
+        frequencies = time_frequencies(self.features, self.n_timesteps)
+        x = time_features(t.astype(jnp.float32) * self.n_timesteps, frequencies)
         x = nn.silu(Dense(4 * self.features, kernel_init=SMALL_NORMAL, name="hidden")(x))
         return Dense(self.features, kernel_init=SMALL_NORMAL, name="out")(x)
 
