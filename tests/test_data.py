@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -78,11 +80,11 @@ def _unkept(source):
 
 
 def test_statistics_are_those_of_the_images_a_model_sees(tmp_path):
-    batch = latents(4000)
+    batch = latents(1500)
     manifest = write_latents(tmp_path / "set", [batch])
     x = pipeline.images(batch, jax.random.key(0), manifest)
-    np.testing.assert_allclose(manifest.channel_mean, np.mean(x, axis=(0, 1, 2)), atol=0.02)
-    np.testing.assert_allclose(manifest.channel_std, np.std(x, axis=(0, 1, 2)), atol=0.02)
+    np.testing.assert_allclose(manifest.channel_mean, np.mean(x, axis=(0, 1, 2)), atol=0.03)
+    np.testing.assert_allclose(manifest.channel_std, np.std(x, axis=(0, 1, 2)), atol=0.03)
 
 
 @pytest.mark.smoke
@@ -182,6 +184,59 @@ def test_device_batches_keep_order_and_sharding_and_stop(digits_dir):
     assert len(list(pipeline.device_batches(pipeline.one_pass(source, size), sharding))) == -(-1437 // size)
 
 
+PROCESS = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from pom_jax.data import Records, pipeline
+source = Records(sys.argv[3], "train")
+devices = np.array(jax.devices()).reshape(2, 2)
+# Batch rows over all devices; over the devices of each process alike; over the processes.
+for grid, axes in ((devices, ("data", "fsdp")), (devices.T, ("data",)), (devices, ("data",))):
+    sharding = NamedSharding(Mesh(grid, ("data", "fsdp")), PartitionSpec(axes))
+    rows = pipeline.local_rows(sharding, 64)
+    expected = pipeline.batches(source, 64, seed=0, start_step=40)
+    ours = pipeline.batches(source, 64, seed=0, start_step=40, rows=rows)
+    with pipeline.device_batches(ours, sharding) as stream:
+        for _ in range(3):
+            batch, whole = next(stream), next(expected)
+            for name, array in batch.items():
+                assert array.shape == whole[name].shape
+                for shard in array.addressable_shards:
+                    np.testing.assert_array_equal(shard.data, whole[name][shard.index])
+    print(axes, rows.start, rows.stop)
+"""
+
+
+def test_two_processes_read_only_their_rows_of_the_same_batches(digits_dir):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(number), str(digits_dir)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for number, process in enumerate(running):
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        half = f"{32 * number} {32 * number + 32}"
+        assert output.splitlines() == [f"('data', 'fsdp') {half}", "('data',) 0 64", f"('data',) {half}"]
+
+
 def test_an_error_in_the_thread_reaches_the_reader_at_its_batch(digits_dir):
     source = Records(digits_dir, "train")
     good = itertools.islice(pipeline.batches(source, 4, seed=0), 2)
@@ -268,7 +323,7 @@ def test_open_source_fits_the_model(digits_dir):
 @pytest.mark.parametrize(
     ("data", "model", "words"),
     [
-        ({"source": "shard"}, {}, "data.source is 'shard'.*shards or synthetic"),
+        ({"source": "shard"}, {}, "data.source = 'shard'.*'shards'"),
         ({"dir": ""}, {}, "python prepare.py digits"),
         ({"dir": None}, {"image_size": 32, "channels": 4, "num_classes": 1000}, "32 x 32 x 4.*prepare.py"),
         ({"dir": "nowhere"}, {}, "nowhere does not exist.*python prepare.py digits --out=nowhere"),

@@ -8,7 +8,7 @@ import numpy as np
 from pom_jax.data.manifest import Manifest
 from pom_jax.data.records import Records
 from pom_jax.data.synthetic import Synthetic
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, choose
 
 SOURCES = ("shards", "synthetic")
 
@@ -54,10 +54,7 @@ def open_source(data: Mapping[str, Any], split: str, model: Mapping[str, Any] | 
     Raises:
       InputError: unknown source, no data, damaged shards, or data that the model does not fit.
     """
-    kind = data["source"]
-    if kind not in SOURCES:
-        raise InputError(f"data.source is {kind!r}; it can be {' or '.join(SOURCES)}")
-    if kind == "synthetic":
+    if choose("data.source", data["source"], SOURCES) == "synthetic":
         if model is None:
             return Synthetic(split)
         return Synthetic(split, **{name: model[name] for name in ("image_size", "channels", "num_classes")})
