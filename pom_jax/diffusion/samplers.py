@@ -5,7 +5,7 @@ evaluation of the network. `sample` then scans those rows on the device. The net
 whatever the number of steps and also where a step takes two evaluations.
 
 The ODE samplers move x along the path's clock with its velocity (see `paths`), so they work on every path,
-and every sampler takes every kind of prediction.
+and every sampler takes every kind of prediction. A step that ends at clean data gives the data estimate.
 """
 
 import dataclasses
@@ -70,12 +70,10 @@ class Euler:
 
 @dataclasses.dataclass(frozen=True)
 class Heun:
-    """Euler's step, then again with the mean of the slopes at both ends: strong order 2, two evaluations a
-    step.
+    """Euler's step, then again with the mean of the slopes at its ends: strong order 2, two evaluations each.
 
-    A step that ends at clean data is an Euler step: there the second slope would be asked of a network that
-    never saw (nor, predicting data, could know) the velocity of data without noise. N steps take 2 N - 1
-    evaluations then.
+    A step that ends at clean data has no second slope: no network ever saw the velocity of data without noise
+    (nor, predicting data, could it know it). N steps take 2 N - 1 evaluations then.
     """
 
     def plan(self, path: Path, times: np.ndarray) -> Plan:
@@ -87,22 +85,22 @@ class Heun:
             if second[i]:
                 rows.append((times[i + 1], size, 1.0, True))
         at, size, corrects, ends = (np.array(column) for column in zip(*rows, strict=True))
-        return Plan(at, {"step": size, "corrects": corrects, "ends": ends.astype(float)}, ends)
+        return Plan(at, {"step": size, "corrects": corrects}, ends)
 
     def memory(self, x):
         return x, jnp.zeros_like(x)
 
     def update(self, x, memory, said, row, draw):
         start, slope = memory
-        mean = jnp.where(row["corrects"] > 0, (slope + said.velocity) / 2, said.velocity)
-        moved = start + row["step"] * mean
-        return moved, (jnp.where(row["ends"] > 0, moved, start), said.velocity)
+        corrects = row["corrects"] > 0
+        start = jnp.where(corrects, start, x)
+        mean = jnp.where(corrects, (slope + said.velocity) / 2, said.velocity)
+        return start + row["step"] * mean, (start, said.velocity)
 
 
 @dataclasses.dataclass(frozen=True)
 class DDIM:
-    """Keeps the estimates of data and noise and puts them together anew at the next time (DDIM): strong order
-    1.
+    """Puts the estimates of data and noise together anew at the next time: strong order 1.
 
     With eta above 0 that share of the ancestral noise replaces noise of the estimate; eta = 1 draws from the
     posterior q(x_s | x_t, x), which is DDPM's ancestral sampling: weak order 1.
@@ -173,9 +171,9 @@ DIFFUSIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 class SDE:
     """Euler-Maruyama for the reverse SDE with a diffusion coefficient of one's choice: weak order 1.
 
-    Backwards along the clock s the marginals are kept by dx = (v - w/2 score) ds + sqrt(w) dW for every w >=
-    0, with score = -eps / sigma (Ma et al. 2024, SiT, eq. 5); w = 0 is the ODE. Here w = churn *
-    diffusion(t). A step that ends at clean data adds no noise.
+    Backwards along the clock s the marginals are kept by dx = (v - w/2 score) ds + sqrt(w) dW for every w
+    of at least 0, with score = -eps / sigma (Ma et al. 2024, SiT, section 2.4); w = 0 is the ODE. Here
+    w = churn * diffusion(t).
 
     Attributes:
         churn: how much noise is exchanged, above 0.
@@ -195,8 +193,7 @@ class SDE:
     def plan(self, path: Path, times: np.ndarray) -> Plan:
         sigma = path.sigma(times)
         step = np.diff(path.clock(times))
-        noisy = sigma[1:] > 0
-        w = np.where(noisy, self.churn * DIFFUSIONS[self.diffusion](times[:-1], sigma[:-1]), 0.0)
+        w = self.churn * DIFFUSIONS[self.diffusion](times[:-1], sigma[:-1])
         rows = {"step": step, "pull": step * _ratio(w, 2 * sigma[:-1]), "fresh": np.sqrt(-step * w)}
         return _one_per_step(times, rows)
 
@@ -309,7 +306,15 @@ def sample(
     checked = _check_times(times, path, prediction)
 
     plan = stepper.plan(path, checked)
-    columns = {"t": plan.times, "alpha": path.alpha(plan.times), "sigma": path.sigma(plan.times), **plan.rows}
+    sigma = path.sigma(checked)
+    lands = (sigma[1:] == 0) & (sigma[:-1] > 0)
+    columns = {
+        "t": plan.times,
+        "alpha": path.alpha(plan.times),
+        "sigma": path.sigma(plan.times),
+        "lands": lands[np.cumsum(plan.ends_step) - plan.ends_step],
+        **plan.rows,
+    }
     rows = {name: jnp.asarray(column, noise.dtype) for name, column in columns.items()}
     rows["index"] = jnp.arange(len(plan.times))
 
@@ -320,6 +325,7 @@ def sample(
         if clip is not None:
             said = convert_at(path, "data", jnp.clip(said.data, -clip, clip), x, row["alpha"], row["sigma"])
         x, memory = stepper.update(x, memory, said, row, _drawer(key, row["index"], x))
+        x = jnp.where(row["lands"] > 0, said.data, x)
         return (x, memory), x if trajectory else None
 
     (x, _), passed = jax.lax.scan(evaluate, (noise, stepper.memory(noise)), rows)
