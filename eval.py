@@ -1,0 +1,77 @@
+"""Scores a trained run, or files of samples, against real images and against simple baselines.
+
+python eval.py --workdir=runs/digits
+python eval.py --npz=seed0.npz,seed1.npz --data=data/digits
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from absl import flags
+
+from pom_jax.errors import InputError, run_command
+
+Number = TypeVar("Number", int, float)
+
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Run of train.py to sample from; scores go to its eval folder."
+)
+NPZ = flags.DEFINE_list("npz", None, "Score these files of samples instead, one a sampling seed.")
+GUIDANCE = flags.DEFINE_list("guidance", ["1", "1.5"], "Guidance scales to score; 1 is off.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Sampling seeds; scores are means over them.")
+SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the run's own by default.")
+STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own by default.")
+NUM = flags.DEFINE_integer("num", None, "Samples a seed; as many as there are training images by default.")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
+EMA = flags.DEFINE_integer("ema", 0, "Which average of the parameters to score; -1 for none.")
+DATA = flags.DEFINE_string("data", None, "Folder of the real images; the run's own by default.")
+OUT = flags.DEFINE_string("out", None, "Folder for scores.json and scores.md; eval/ of the run by default.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Scores what the flags describe."""
+    from pom_jax.evaluation.run import evaluate_files, evaluate_workdir, save  # here, so that --help is quick
+
+    if len(argv) > 1:
+        raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python eval.py --help")
+    workdir, files = WORKDIR.value, NPZ.value
+    if workdir is not None and files is None:
+        report = evaluate_workdir(
+            workdir,
+            guidances=numbers("guidance", GUIDANCE.value, float),
+            seeds=numbers("seeds", SEEDS.value, int),
+            sampler=SAMPLER.value,
+            steps=STEPS.value,
+            step=STEP.value,
+            ema=None if EMA.value < 0 else EMA.value,
+            num=NUM.value,
+            data=DATA.value,
+            say=say,
+        )
+        out = Path(OUT.value or Path(workdir) / "eval")
+    elif files is not None and workdir is None:
+        report = evaluate_files(files, DATA.value or "data/digits", say=say)
+        out = Path(OUT.value or Path(files[0]).parent)
+    else:
+        raise InputError("give either --workdir=DIR (a run of train.py) or --npz=FILE (samples)")
+    print(f"\n{report.text()}\n")
+    save(report, out)
+    print(
+        f"written: {out}/scores.md, scores.json and nearest.png (samples above their nearest training images)"
+    )
+
+
+def numbers(flag: str, values: Sequence[str], kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(value) for value in values]
+    except ValueError as error:
+        raise InputError(f"--{flag}={','.join(values)}: {error}") from error
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,216 @@
+"""Scores of a workdir or of files of samples: what eval.py calls."""
+
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from pom_jax import sampling
+from pom_jax.data import Manifest, Records, digits
+from pom_jax.diffusion.guidance import check_guidance
+from pom_jax.errors import InputError
+from pom_jax.evaluation import digits as digit_scores
+from pom_jax.evaluation.baselines import BASELINES, RANDOM
+from pom_jax.evaluation.report import Column, Report
+
+SEEDS = (0, 1, 2)
+PACKAGES = ("jax", "flax", "numpy", "scikit-learn")
+
+
+def evaluate_workdir(
+    workdir: str | Path,
+    *,
+    guidances: Sequence[float] = (1.0, 1.5),
+    seeds: Sequence[int] = SEEDS,
+    sampler: str | None = None,
+    steps: int | None = None,
+    step: int | None = None,
+    ema: int | None = 0,
+    num: int | None = None,
+    data: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Report:
+    """Samples from a trained model and scores the samples.
+
+    Args:
+      workdir: of train.py.
+      guidances: scales in the usual sense, 1 = off; one column each.
+      seeds: of the sampling; scores are means over them.
+      sampler, steps: as the config says by default.
+      step, ema: which checkpoint and which of its averages (None: the parameters themselves).
+      num: samples a seed; by default as many as there are training images, with the same labels, which is
+        what the Fréchet ratios are defined for.
+      data: folder of the real images; the one of the run by default.
+      say: told what happens.
+
+    Raises:
+      InputError: no run, no data, data without scores, or a setting that cannot be used.
+    """
+    if not seeds or not guidances:
+        raise InputError(
+            f"guidances {list(guidances)} and seeds {list(seeds)}: at least one of each is needed"
+        )
+    for guidance in guidances:
+        check_guidance(guidance)
+    if num is not None and num < digits.TEST_IMAGES:
+        raise InputError(f"num is {num}; the scores need at least {digits.TEST_IMAGES} samples")
+    generator = sampling.load(workdir, step=step, ema=ema)
+    reference, manifest = fit_reference(data or generator.config.data.dir, say)
+    labels = reference.train_labels if num is None else np.resize(reference.train_labels, num)
+    sampler = generator.config.sampling.sampler if sampler is None else sampler
+    steps = generator.config.sampling.steps if steps is None else steps
+    drawn, columns = {}, []
+    for guidance in guidances:
+        scores = []
+        for seed in seeds:
+            say(
+                f"sampling {len(labels)} digits: guidance {guidance:g}, seed {seed}, {sampler}, {steps} steps"
+            )
+            settings = {"guidance": guidance, "sampler": sampler, "steps": steps, "seed": seed}
+            with sampling.SamplingProgress() as progress:
+                x = generator.sample_array(labels, progress=progress, **settings)
+            drawn[guidance, seed] = (x - manifest.shift) / manifest.scale
+            scores.append(digit_scores.score(reference, drawn[guidance, seed], labels))
+        columns.append(Column(f"guidance {guidance:g}", scores))
+    protocol = {
+        "samples": f"{len(labels)} a seed" + (" with the training labels" if num is None else ""),
+        "seeds": ", ".join(map(str, seeds)),
+        "sampler": f"{sampler}, {steps} steps",
+        "parameters": _describe_parameters(generator, ema),
+    }
+    pairs = nearest_pairs(reference, drawn[guidances[0], seeds[0]], labels)
+    return _report(str(workdir), columns, pairs, reference, manifest, protocol, say)
+
+
+def evaluate_files(
+    files: Sequence[str | Path],
+    data: str | Path,
+    *,
+    say: Callable[[str], None] = print,
+) -> Report:
+    """Scores samples in npz files: `arr_0` uint8 [N, 8, 8, 1], `arr_1` labels [N]; one file a seed.
+
+    Raises:
+      InputError: a file that is missing or holds something else, or no data.
+    """
+    reference, manifest = fit_reference(data, say)
+    if not files:
+        raise InputError("no file was given")
+    scores, loaded = [], []
+    for file in files:
+        say(f"scoring {file}")
+        try:
+            content = np.load(file)
+            images, labels = content["arr_0"], content["arr_1"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{file} is not an npz with arr_0 (images) and arr_1 (labels): {error}"
+            ) from error
+        if images.dtype != np.uint8:
+            raise InputError(f"{file}: arr_0 is {images.dtype}, samples are stored as uint8 of 0 to 255")
+        images = images / 255 * digit_scores.HIGHEST
+        scores.append(digit_scores.score(reference, images, labels))
+        loaded.append((images, labels))
+    subject = ", ".join(map(str, files))
+    protocol = {"samples": ", ".join(str(len(images)) for images, _ in loaded) + ", rounded to 8 bits"}
+    pairs = nearest_pairs(reference, *loaded[0])
+    return _report(subject, [Column("samples", scores)], pairs, reference, manifest, protocol, say)
+
+
+def save(report: Report, out: str | Path) -> None:
+    """Writes scores.json, scores.md and nearest.png to the folder `out`.
+
+    Raises:
+      InputError: nothing can be written there.
+    """
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "scores.json").write_text(report.json())
+        (out / "scores.md").write_text(report.markdown())
+        rows, columns = report.pairs.shape[:2]
+        sampling.grid(report.pairs.reshape(rows * columns, 8, 8, 1), columns=columns).save(
+            out / "nearest.png"
+        )
+    except OSError as error:
+        raise InputError(f"the scores cannot be written to {out}: {error}") from error
+
+
+def fit_reference(data: str | Path, say: Callable[[str], None]) -> tuple[digit_scores.Reference, Manifest]:
+    """The real digits of a data folder and all that is fitted on them.
+
+    Raises:
+      InputError: no data there, or a data set that these scores are not made for.
+    """
+    train, test = Records(data, "train"), Records(data, "test")
+    manifest = train.manifest
+    if manifest.name != digits.NAME:
+        raise InputError(f"{data} holds {manifest.name}; scores exist for {digits.NAME} so far")
+    say(f"fitting classifiers and feature spaces on the {len(train)} real training digits of {data}")
+    reference = digit_scores.fit(train.gather(np.arange(len(train))), test.gather(np.arange(len(test))))
+    return reference, manifest
+
+
+def score_baselines(reference: digit_scores.Reference, seeds: Sequence[int] = SEEDS) -> list[Column]:
+    """The columns that every report shows beside the samples."""
+    columns = [Column("ideal", [reference.ideals()])]
+    for name, make in BASELINES.items():
+        made = [
+            make(reference.train, reference.train_labels, np.random.default_rng(seed))
+            for seed in (seeds if name in RANDOM else seeds[:1])
+        ]
+        columns.append(Column(name, [digit_scores.score(reference, x, reference.train_labels) for x in made]))
+    return columns
+
+
+def nearest_pairs(
+    reference: digit_scores.Reference, images: np.ndarray, labels: np.ndarray, rows: int = 4
+) -> np.ndarray:
+    """To see whether samples are copies: rows of them, one a class, above their nearest training images.
+
+    Args:
+      images: [N, 8, 8, 1] of 0 to 16, with labels [N].
+      rows: samples a class.
+
+    Returns:
+      [2 * rows, classes, 8, 8, 1] uint8 of 0 to 255: a row of samples, the row of the training images nearest
+      to them, and so on.
+    """
+    places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    rows = min(rows, *(len(own) for own in places))
+    chosen = np.array([[own[row] for own in places] for row in range(rows)])
+    samples = np.clip(digit_scores.flat(images)[chosen.ravel()], 0, digit_scores.HIGHEST)
+    nearest = reference.train[digit_scores.distances(samples, reference.train).argmin(axis=1)]
+    both = np.stack([samples.reshape(rows, -1, 64), nearest.reshape(rows, -1, 64)], axis=1)
+    return np.round(both / digit_scores.HIGHEST * 255).astype(np.uint8).reshape(2 * rows, -1, 8, 8, 1)
+
+
+def _report(
+    subject: str,
+    columns: Sequence[Column],
+    pairs: np.ndarray,
+    reference: digit_scores.Reference,
+    manifest: Manifest,
+    protocol: dict[str, str],
+    say: Callable[[str], None],
+) -> Report:
+    say("scoring the baselines: training images replayed, Gaussian per class, class means, noise")
+    floors = ", ".join(f"{floor:.4f}" for floor in reference.mlp_floors)
+    protocol |= {
+        "real digits": f"{len(reference.train)} training, {len(reference.test)} unseen, "
+        f"data checksum {manifest.digest}",
+        "Fréchet distance of training to unseen digits": f"{reference.pca_floor:.4f} (PCA), {floors} (MLP)",
+        "versions": f"Python {platform.python_version()}, "
+        + ", ".join(f"{package} {version(package)}" for package in PACKAGES),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    return Report(subject, columns, score_baselines(reference), protocol, pairs)
+
+
+def _describe_parameters(generator: "sampling.Generator", ema: int | None) -> str:
+    if ema is None:
+        return f"those of step {generator.step}, no EMA"
+    return f"EMA {generator.config.ema.decays[ema]:g} of step {generator.step}"

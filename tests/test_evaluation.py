@@ -1,0 +1,228 @@
+"""The scores of digits are what their definitions say, and tell good samples from bad ones."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from pom_jax.data import digits as digit_data
+from pom_jax.errors import InputError
+from pom_jax.evaluation import digits as digit_scores
+from pom_jax.evaluation.baselines import BASELINES
+from pom_jax.evaluation.frechet import frechet_distance
+from pom_jax.evaluation.report import DIGIT_METRICS, Column, Report
+from pom_jax.evaluation.run import nearest_pairs
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    digits = digit_data.load()
+    train = {"mean": digits.train_images[:, None], "label": digits.train_labels}
+    test = {"mean": digits.test_images[:, None], "label": digits.test_labels}
+    return digit_scores.fit(train, test)
+
+
+@pytest.fixture(scope="module")
+def baselines(reference):
+    """The scores of each baseline, made with seed 0."""
+    x, y = reference.train, reference.train_labels
+    return {
+        name: digit_scores.score(reference, make(x, y, np.random.default_rng(0)), y)
+        for name, make in BASELINES.items()
+    }
+
+
+@pytest.mark.smoke
+def test_frechet_distance_is_the_formula():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(400, 6)) @ rng.normal(size=(6, 6))
+    second = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)) + 1
+    means = first.mean(axis=0), second.mean(axis=0)
+    covariances = np.cov(first.T), np.cov(second.T)
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(second, first) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(first, first + 3) == pytest.approx(6 * 9, rel=1e-9)
+    flat = first * np.array([1, 1, 1, 0, 0, 0])  # singular covariances
+    assert frechet_distance(flat, flat) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_real_digits_have_the_known_floors(reference):
+    assert reference.pca_floor == pytest.approx(0.0643, abs=0.0001)
+    assert reference.mlp_floors[0] == pytest.approx(0.336, rel=0.1)  # varies with library versions
+    assert len(reference.mlp_floors) == 5
+    assert reference.ideals()["recognised"] == pytest.approx(0.989, abs=0.003)
+
+
+# What each baseline scores, with the width of what versions and random draws may change.
+KNOWN = {
+    "replayed": {
+        "recognised": (1.0, 1e-9),
+        "frechet_pca": (1.0, 1e-9),
+        "frechet_mlp": (1.0, 1e-9),
+        "two_sample": (0.5, 0.06),
+        "train_on_synthetic": (0.989, 0.003),
+        "coverage": (1.0, 1e-9),
+        "nearest_ratio": (0.0, 1e-5),
+        "copies": (1.0, 1e-9),
+    },
+    "Gaussian": {
+        "recognised": (0.990, 0.01),
+        "frechet_pca": (2.19, 0.2),
+        "frechet_mlp": (2.2, 0.5),
+        "two_sample": (0.776, 0.05),
+        "train_on_synthetic": (0.965, 0.02),
+        "coverage": (0.994, 0.02),
+        "nearest_ratio": (1.12, 0.03),
+        "copies": (0.0, 0.004),
+    },
+    "class mean": {
+        "recognised": (1.0, 1e-9),
+        "frechet_pca": (22.3, 0.1),
+        "frechet_mlp": (11.3, 1.0),
+        "two_sample": (1.0, 0.005),
+        "train_on_synthetic": (0.900, 0.01),
+        "coverage": (0.567, 0.01),
+        "nearest_ratio": (0.93, 0.01),
+        "copies": (0.0, 1e-9),
+    },
+    "noise": {
+        "recognised": (0.1, 0.03),
+        "frechet_pca": (52, 2),
+        "frechet_mlp": (165, 40),
+        "two_sample": (1.0, 0.005),
+        "train_on_synthetic": (0.1, 0.05),
+        "coverage": (0.055, 0.02),
+        "nearest_ratio": (3.4, 0.1),
+        "copies": (0.0, 1e-9),
+    },
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_score_what_they_are_known_to(baselines, name):
+    scores = baselines[name]
+    assert list(scores) == list(DIGIT_METRICS)
+    for metric, (expected, width) in KNOWN[name].items():
+        assert scores[metric] == pytest.approx(expected, abs=width), metric
+    assert scores["worst_class"] <= scores["recognised"]
+
+
+def test_unseen_digits_are_neither_copies_nor_far(reference):
+    scores = digit_scores.score(reference, reference.test, reference.test_labels)
+    assert scores["frechet_pca"] == pytest.approx(0, abs=1e-9)
+    assert scores["nearest_ratio"] == 1
+    assert scores["copies"] == pytest.approx(0.01, abs=0.003)
+    assert scores["recognised"] == reference.ideals()["recognised"]
+
+
+def test_scores_see_each_kind_of_fault(reference, baselines):
+    x, y = reference.train, reference.train_labels
+    good = baselines["replayed"]
+    rng = np.random.default_rng(0)
+    noisy = digit_scores.score(reference, x + rng.normal(0, 3, x.shape), y)
+    for metric in ("frechet_pca", "frechet_mlp", "two_sample"):
+        assert noisy[metric] > 1.2 * good[metric], metric
+    assert noisy["copies"] < 0.01
+    assert noisy["nearest_ratio"] > 1
+    shuffled = digit_scores.score(reference, x, rng.permutation(y))
+    assert shuffled["recognised"] < 0.2
+    assert shuffled["train_on_synthetic"] < 0.5
+    assert shuffled["frechet_pca"] == good["frechet_pca"]
+    few = np.concatenate([np.flatnonzero(y == label)[:3] for label in range(10)])
+    collapsed = digit_scores.score(reference, np.resize(x[few], x.shape), np.resize(y[few], y.shape))
+    assert collapsed["recognised"] == 1
+    assert collapsed["coverage"] < 0.5
+    assert collapsed["frechet_pca"] > 2
+    one_wrong = digit_scores.score(reference, x, np.where(y == 3, 4, np.where(y == 4, 3, y)))
+    assert one_wrong["worst_class"] == 0
+
+
+def test_samples_are_clipped_and_scores_repeat_exactly(reference, baselines):
+    x, y = reference.train, reference.train_labels
+    beyond = np.where(x == 0, -3.0, np.where(x == 16, 99.0, x)).reshape(-1, 8, 8, 1)
+    assert digit_scores.score(reference, beyond, y) == baselines["replayed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, y: (x[:300], y[:300]), "300 images are too few.*360"),
+        (lambda x, y: (x[:, :60], y), r"\(1437, 60\)"),
+        (lambda x, y: (x, y[:-1]), r"\(1436,\)"),
+        (lambda x, y: (np.where(x == 16, np.nan, x), y), "images have NaN"),
+        (lambda x, y: (x, np.where(y == 7, 1, y)), r"classes \[7\]"),
+    ],
+)
+def test_samples_that_cannot_be_scored_are_refused(reference, change, words):
+    with pytest.raises(InputError, match=words):
+        digit_scores.score(reference, *change(reference.train, reference.train_labels))
+
+
+def test_a_report_shows_means_spreads_baselines_and_protocol(baselines):
+    first, second = baselines["replayed"], baselines["Gaussian"]
+    ours = Column("guidance 1", [{**first, "frechet_pca": 1.0}, {**first, "frechet_pca": 2.0}])
+    report = Report(
+        "runs/x",
+        [ours],
+        [Column("Gaussian", [second])],
+        {"seeds": "0, 1"},
+        np.zeros((2, 10, 8, 8, 1), np.uint8),
+    )
+    for shown in (report.text(), report.markdown()):
+        assert "1.50 ± 0.71" in shown
+        assert "100.0% ± 0.0" in shown
+        assert f"{second['frechet_pca']:.2f}" in shown
+        assert all(metric.title in shown for metric in DIGIT_METRICS.values())
+        assert "protocol: seeds 0, 1" in shown
+    content = json.loads(report.json())
+    assert content["samples"]["guidance 1"]["mean"]["frechet_pca"] == 1.5
+    assert content["baselines"]["Gaussian"]["seeds"] == [second]
+
+
+def test_eval_scores_a_file_of_samples(reference, tmp_path):
+    digit_data.prepare(tmp_path / "data")
+    stretched = np.round(reference.train * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
+    np.savez(tmp_path / "samples.npz", arr_0=stretched, arr_1=reference.train_labels)
+    command = [sys.executable, "eval.py", f"--npz={tmp_path}/samples.npz", f"--data={tmp_path}/data"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())["samples"]["samples"]["mean"]
+    assert scores["frechet_pca"] == pytest.approx(1, abs=0.01)
+    assert scores["copies"] == 1
+    for words in ("Gaussian", "noise", "protocol: samples 1437", "data checksum", "scikit-learn"):
+        assert words in done.stdout
+        assert words in (tmp_path / "scores.md").read_text()
+    assert (tmp_path / "nearest.png").stat().st_size > 1000
+
+
+def test_the_pairs_put_copies_above_their_originals(reference):
+    pairs = nearest_pairs(reference, reference.train.reshape(-1, 8, 8, 1), reference.train_labels, rows=3)
+    assert pairs.shape == (6, 10, 8, 8, 1)
+    np.testing.assert_array_equal(pairs[::2], pairs[1::2])
+    unseen = nearest_pairs(reference, reference.test.reshape(-1, 8, 8, 1), reference.test_labels)
+    assert (unseen[::2] != unseen[1::2]).any(axis=(2, 3, 4)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "either --workdir"),
+        (["--npz=none.npz", "--data=nowhere"], "nowhere does not exist"),
+        (["--workdir=nowhere"], "nowhere"),
+    ],
+)
+def test_eval_refuses_in_one_line(arguments, words, tmp_path):
+    command = [sys.executable, str(ROOT / "eval.py"), *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
