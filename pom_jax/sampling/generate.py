@@ -1,0 +1,286 @@
+"""Images from a trained model: from a workdir, or from parameters at hand."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from pom_jax import models
+from pom_jax.data import read_manifest
+from pom_jax.diffusion.guidance import check_guidance, guide
+from pom_jax.diffusion.paths import Path as NoisePath
+from pom_jax.diffusion.paths import make_path
+from pom_jax.diffusion.samplers import Sampler, sample
+from pom_jax.errors import InputError
+from pom_jax.training import checkpoint
+
+Labels = Sequence[int] | np.ndarray
+
+
+class Progress(Protocol):
+    """Is told what a generator does."""
+
+    def compiling(self) -> None:
+        """A program is about to be compiled."""
+        ...
+
+    def compiled(self, seconds: float) -> None:
+        """It is."""
+        ...
+
+    def drawn(self, images: int, total: int) -> None:
+        """So many of all images are done."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What the compiled sampler depends on, apart from the numbers it is given."""
+
+    model: nn.Module
+    path: NoisePath
+    prediction: str
+    null: int
+    shape: tuple[int, ...]
+    sampler: str | Sampler
+    steps: int
+    shift: float
+    guided: bool
+    interval: tuple[float, float]
+    schedule: str
+    clip: float | None
+    trajectory: bool
+
+    def __call__(self, params: Any, scale: jax.Array, keys: jax.Array, labels: jax.Array) -> Any:
+        """x [B, H, W, C], or all its states [steps + 1, B, H, W, C], from keys [B] and labels [B]."""
+
+        def network(x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+            return cast(jax.Array, self.model.apply({"params": params}, x, t, labels))
+
+        start, steps = jax.vmap(jax.random.split, out_axes=1)(keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, self.shape))(start)
+        drawn = sample(
+            guide(network, labels, self.null, scale if self.guided else 1.0, self.interval, self.schedule),
+            steps,
+            noise,
+            path=self.path,
+            prediction=self.prediction,
+            sampler=self.sampler,
+            steps=self.steps,
+            shift=self.shift,
+            clip=self.clip,
+            trajectory=self.trajectory,
+        )
+        return jnp.concatenate([noise[None], drawn[1]]) if self.trajectory else drawn
+
+
+class Generator:
+    """Draws images with one model and its parameters.
+
+    Args:
+        config: of the run; reads model, diffusion and sampling.
+        model: the network, from `models.build(config.model, config.dtype)`.
+        params: its parameters.
+        step: how long they were trained.
+        classes: the name of each label; numbers by default.
+
+    The batch is spread over all devices of this process.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: nn.Module,
+        params: Any,
+        *,
+        step: int = 0,
+        classes: Sequence[str] | None = None,
+    ):
+        self.config, self.model, self.step = config, model, step
+        self.classes = tuple(classes or map(str, range(config.model.num_classes)))
+        mesh = _mesh()
+        self._batch_sharding = NamedSharding(mesh, PartitionSpec("data"))
+        self._whole = NamedSharding(mesh, PartitionSpec())
+        self.params = jax.device_put(params, self._whole)
+        self._compiled: dict[tuple[_Program, int], Any] = {}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the model draws."""
+        size = self.config.model.image_size
+        return size, size, self.config.model.channels
+
+    @property
+    def makes_pixels(self) -> bool:
+        """Whether the model draws pixels (one or three channels) and not latents of an autoencoder."""
+        return self.config.model.channels in (1, 3)
+
+    def check_pixels(self) -> None:
+        """Raises an InputError for a model of latents, which nothing here can decode."""
+        if not self.makes_pixels:
+            raise InputError(
+                f"this model draws latents of shape {self.image_shape}, and there is no decoder to make "
+                "pixels of them: take them as they are, with sample_array(...) in Python or --out=FILE.npz"
+            )
+
+    def sample(self, labels: Labels, **settings: Any) -> np.ndarray:
+        """Draws one image for each label.
+
+        Args:
+            labels: [N] class numbers.
+            settings: of `sample_array`.
+
+        Returns:
+            [N, H, W, C] uint8 pixels; with trajectory=True [steps + 1, N, H, W, C], from noise to image.
+
+        Raises:
+            InputError: see `sample_array`; a model that draws latents.
+        """
+        self.check_pixels()
+        return to_pixels(self.sample_array(labels, **settings))
+
+    def sample_array(
+        self,
+        labels: Labels,
+        *,
+        guidance: float | None = None,
+        steps: int | None = None,
+        sampler: str | Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        interval: tuple[float, float] = (0.0, 1.0),
+        schedule: str = "constant",
+        clip: float | None = None,
+        trajectory: bool = False,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Draws one image (or latent) for each label, in the space of the model.
+
+        Image i depends on the seed, i and its label, not on how many are drawn at once.
+
+        Args:
+            labels: [N] class numbers in [0, num_classes).
+            guidance: scale in the usual sense, 1 = off, 0 = without labels; like `steps` and `sampler` the
+                run's own (config.sampling) by default.
+            steps, sampler, clip, trajectory: see `diffusion.sample`.
+            seed: of the noise.
+            batch_size: images drawn at once, over all devices.
+            interval, schedule: of the guidance, see `diffusion.guide`.
+            progress: is told what happens.
+
+        Returns:
+            [N, H, W, C] float32, pixels in [-1, 1]; with trajectory=True [steps + 1, N, H, W, C].
+
+        Raises:
+            InputError: labels out of range, or a setting that cannot be used; before anything is compiled.
+        """
+        labels = self._check_labels(labels)
+        defaults = self.config.sampling
+        scale = float(defaults.guidance if guidance is None else guidance)
+        check_guidance(scale, interval)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")
+        program = _Program(
+            model=self.model,
+            path=make_path(self.config.diffusion),
+            prediction=self.config.diffusion.prediction,
+            null=self.config.model.num_classes,
+            shape=self.image_shape,
+            sampler=defaults.sampler if sampler is None else sampler,
+            steps=defaults.steps if steps is None else steps,
+            shift=self.config.diffusion.shift,
+            guided=scale != 1,
+            interval=(float(interval[0]), float(interval[1])),
+            schedule=schedule,
+            clip=clip,
+            trajectory=trajectory,
+        )
+        devices = self._whole.mesh.size
+        size = -(-min(batch_size, len(labels)) // devices) * devices
+        draw = self._compile(program, size, progress)
+        parts = []
+        for first in range(0, len(labels), size):
+            # The last batch is filled up with label 0, so that nothing compiles twice.
+            index = np.arange(first, first + size, dtype=np.uint32)
+            given = np.pad(labels[first : first + size], (0, max(0, first + size - len(labels))))
+            drawn = np.asarray(draw(self.params, *self._inputs(scale, seed, index, given)))
+            parts.append(drawn[..., : len(labels) - first, :, :, :])
+            if progress is not None:
+                progress.drawn(min(first + size, len(labels)), len(labels))
+        return np.concatenate(parts, axis=1 if trajectory else 0)
+
+    def _inputs(self, scale: float, seed: int, index: np.ndarray, labels: np.ndarray) -> tuple[Any, Any, Any]:
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+        return (
+            jax.device_put(jnp.float32(scale), self._whole),
+            jax.device_put(keys, self._batch_sharding),
+            jax.device_put(labels, self._batch_sharding),
+        )
+
+    def _compile(self, program: _Program, size: int, progress: Progress | None) -> Any:
+        if (program, size) not in self._compiled:
+            inputs = self._inputs(1.0, 0, np.arange(size, dtype=np.uint32), np.zeros(size, np.int32))
+            lowered = jax.jit(program).lower(self.params, *inputs)
+            if progress is not None:
+                progress.compiling()
+            began = time.perf_counter()
+            self._compiled[program, size] = lowered.compile()
+            if progress is not None:
+                progress.compiled(time.perf_counter() - began)
+        return self._compiled[program, size]
+
+    def _check_labels(self, labels: Labels) -> np.ndarray:
+        array = np.asarray(labels)
+        count = self.config.model.num_classes
+        if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.integer):
+            raise InputError(
+                f"labels must be a row of at least one whole number; got {array.dtype} of shape {array.shape}"
+            )
+        if array.min() < 0 or array.max() >= count:
+            raise InputError(
+                f"labels run from {array.min()} to {array.max()}, but the model has {count} classes, "
+                f"0 to {count - 1}"
+            )
+        return array.astype(np.int32)
+
+
+def load(workdir: str | Path, step: int | None = None, ema: int | None = 0) -> Generator:
+    """Reads a trained model from the workdir of train.py.
+
+    Args:
+        workdir: of the run.
+        step: which checkpoint; the newest by default.
+        ema: which of the averages of the parameters; None for the parameters themselves.
+
+    Raises:
+        InputError: not a workdir, or no such checkpoint or average in it.
+    """
+    config = checkpoint.load_config(workdir)
+    model = models.build(config.model, config.dtype)
+    whole = NamedSharding(_mesh(), PartitionSpec())
+    params, step = checkpoint.restore_params(workdir, step, ema, whole)
+    try:
+        classes = read_manifest(config.data.dir).classes
+    except InputError:
+        classes = None  # the data need not be here to sample; labels go by their numbers then
+    return Generator(config, model, params, step=step, classes=classes)
+
+
+def to_pixels(x: Any) -> np.ndarray:
+    """[-1, 1] floats as 0 to 255 uint8, the same shape; what lies outside is clipped."""
+    return np.round(127.5 * (np.clip(np.asarray(x), -1, 1) + 1)).astype(np.uint8)
+
+
+def _mesh() -> jax.sharding.Mesh:
+    devices = np.array(jax.local_devices())
+    return jax.sharding.Mesh(devices, ("data",))

@@ -1,0 +1,53 @@
+"""How far sampling has come: a bar on a terminal, plain lines elsewhere."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+EVERY = 10.0  # seconds between two plain lines
+
+
+class SamplingProgress:
+    """Shows compilation and the number of images drawn; use as a context."""
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._bar = None
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("images", total=None)
+        self._began = self._told = time.perf_counter()
+
+    def __enter__(self) -> "SamplingProgress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def compiling(self) -> None:
+        self._console.print("compiling the sampler")
+
+    def compiled(self, seconds: float) -> None:
+        self._console.print(f"compiled in {seconds:.1f} s")
+        self._began = self._told = time.perf_counter()
+
+    def drawn(self, images: int, total: int) -> None:
+        now = time.perf_counter()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=images, total=total)
+        if images == total:
+            self._console.print(f"{total:,} images in {now - self._began:.1f} s")
+        elif self._bar is None and now - self._told >= EVERY:
+            left = (total - images) * (now - self._began) / images
+            self._console.print(f"{images:,}/{total:,} images | about {left:.0f} s left")
+            self._told = now

@@ -1,0 +1,300 @@
+"""From parameters to pictures: what a generator and its files promise."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image, ImageSequence
+
+import pom_jax
+from configs import common
+from pom_jax import models
+from pom_jax.diffusion import SDE
+from pom_jax.errors import InputError
+from pom_jax.sampling import Generator, grid, write
+from pom_jax.sampling.command import sample_to_file, spread
+from pom_jax.training import checkpoint
+from pom_jax.training.config import keep_config
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "image_size": 4,
+    "channels": 1,
+    "num_classes": 3,
+    "patch_size": 2,
+    "width": 8,
+    "depth": 1,
+    "mixer": "pom",
+    "form": "product",
+    "degree": 2,
+    "expansion": 1,
+    "ffn_expansion": 2,
+}
+
+
+def tiny_config(**model) -> ConfigDict:
+    config = common.base()
+    config.name, config.dtype = "tiny", "float32"
+    config.model.update(TINY | model)
+    config.data.dir = "nowhere"
+    config.sampling.update({"sampler": "heun", "steps": 3, "guidance": 2.0, "num": 6})
+    return config
+
+
+def random_params(model, seed=0):
+    """Unlike fresh ones, these make every part of the network count."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+    return jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
+
+
+def tiny_generator(**model) -> Generator:
+    config = tiny_config(**model)
+    network = models.build(config.model, config.dtype)
+    return Generator(config, network, random_params(network))
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return tiny_generator()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """What a finished run of train.py leaves, as far as sampling looks at it."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny_config()
+    network = models.build(config.model, config.dtype)
+    keep_config(folder, config)
+    checkpoints = checkpoint.Checkpoints(folder, keep_last=2, keep_best=0)
+    for step in (10, 20):
+        checkpoints.save(
+            step, {"params": random_params(network, step), "ema": [random_params(network, step + 1)]}
+        )
+    checkpoints.close()
+    return folder
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("sampler", ["heun", SDE()])
+def test_an_image_does_not_depend_on_how_many_are_drawn_at_once(generator, sampler):
+    labels = [0, 1, 2, 1, 0, 2, 2]
+    whole = generator.sample_array(labels, sampler=sampler, seed=5)
+    assert whole.shape == (7, 4, 4, 1)
+    assert whole.dtype == np.float32
+    by_three = generator.sample_array(labels, sampler=sampler, seed=5, batch_size=3)
+    np.testing.assert_allclose(by_three, whole, atol=1e-5)
+    np.testing.assert_allclose(
+        generator.sample_array(labels[:2], sampler=sampler, seed=5), whole[:2], atol=1e-5
+    )
+    assert np.abs(generator.sample_array(labels, sampler=sampler, seed=6) - whole).max() > 0.1
+
+
+def test_the_label_and_the_guidance_matter(generator):
+    one = generator.sample_array([0, 0], guidance=1.0)
+    assert np.abs(generator.sample_array([1, 1], guidance=1.0) - one).max() > 1e-3
+    assert np.abs(generator.sample_array([0, 0], guidance=3.0) - one).max() > 1e-3
+    own = generator.sample_array([0, 0])
+    np.testing.assert_array_equal(generator.sample_array([0, 0], guidance=2.0, steps=3, sampler="heun"), own)
+    without = generator.sample_array([0, 0], guidance=0.0)
+    np.testing.assert_allclose(generator.sample_array([1, 1], guidance=0.0), without, atol=1e-5)
+
+
+def test_a_program_is_compiled_once(generator):
+    class Count:
+        compilations = images = 0
+
+        def compiling(self):
+            self.compilations += 1
+
+        def compiled(self, seconds):
+            assert seconds > 0
+
+        def drawn(self, images, total):
+            assert total == 5
+            self.images = images
+
+    count = Count()
+    for guidance in (2.0, 3.0, 4.0):
+        generator.sample([0] * 5, steps=2, guidance=guidance, batch_size=2, progress=count)
+    assert (count.compilations, count.images) == (1, 5)
+
+
+def test_pixels_come_out_as_they_went_in(generator):
+    x = generator.sample_array([0, 1])
+    images = generator.sample([0, 1])
+    assert images.dtype == np.uint8
+    np.testing.assert_allclose(images, 127.5 * (np.clip(x, -1, 1) + 1), atol=0.51)
+
+
+def test_a_trajectory_goes_from_the_noise_to_the_image(generator):
+    labels = [0, 1, 2]
+    frames = generator.sample_array(labels, trajectory=True, batch_size=2)
+    assert frames.shape == (4, 3, 4, 4, 1)
+    np.testing.assert_allclose(frames[-1], generator.sample_array(labels), atol=1e-5)
+    assert 0.5 < frames[0].std() < 1.5
+
+
+def test_latents_have_no_pixels_yet():
+    latents = tiny_generator(channels=4)
+    assert latents.sample_array([0]).shape == (1, 4, 4, 4)
+    with pytest.raises(InputError, match="no decoder"):
+        latents.sample([0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "message"),
+    [
+        ([3], {}, "3 classes"),
+        ([-1], {}, "3 classes"),
+        ([], {}, "at least one"),
+        ([0.5], {}, "whole number"),
+        ([[0]], {}, "row"),
+        ([0], {"guidance": -1.0}, "guidance"),
+        ([0], {"guidance": float("nan")}, "guidance"),
+        ([0], {"steps": 0}, "steps"),
+        ([0], {"sampler": "hein"}, "Did you mean 'heun'"),
+        ([0], {"seed": -1}, "seed"),
+        ([0], {"batch_size": 0}, "batch_size"),
+        ([0], {"interval": (0.9, 0.1)}, "interval"),
+        ([0], {"schedule": "lin"}, "schedule"),
+    ],
+)
+def test_mistakes_are_explained_before_anything_compiles(generator, labels, settings, message):
+    class Never:
+        def compiling(self):
+            raise AssertionError("compiled")
+
+    with pytest.raises(InputError, match=message):
+        generator.sample(labels, progress=Never(), **settings)
+
+
+def test_three_lines_of_python_from_a_workdir_to_a_picture(workdir):
+    generator = pom_jax.load(workdir)
+    images = generator.sample([0, 1, 2], guidance=1.5)
+    assert pom_jax.show(images, [0, 1, 2]).size[0] > 3 * 40
+    assert generator.step == 20
+    for kwargs, seed in (({}, 21), ({"ema": None}, 20), ({"step": 10}, 11)):
+        loaded, expected = pom_jax.load(workdir, **kwargs), random_params(generator.model, seed)
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"step": 15}, "no checkpoint of step 15"),
+        ({"ema": 3}, "ema=3"),
+        ({"out": "grid.jpg"}, "ending"),
+        ({"num": 0}, "at least one"),
+        ({"classes": ["3"]}, "not among the classes"),
+        ({"classes": ["one"]}, "not a class number"),
+        ({"classes": ["2-1"]}, "not among the classes"),
+        ({"guidance": -2.0}, "guidance"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_explained(workdir, tmp_path, kwargs, message):
+    kwargs = {"out": str(tmp_path / "grid.png"), "seed": 0} | kwargs
+    with pytest.raises(InputError, match=message):
+        sample_to_file(workdir, **kwargs)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_workdir_is_explained(tmp_path):
+    with pytest.raises(InputError, match="not a workdir"):
+        pom_jax.load(tmp_path)
+
+
+def test_every_kind_of_file(workdir, tmp_path):
+    def draw(name):
+        return sample_to_file(workdir, out=str(tmp_path / "new" / name), classes=["0-2"], num=6, seed=1)
+
+    with np.load(draw("s.npz")) as arrays:
+        assert (arrays["arr_0"].shape, arrays["arr_0"].dtype) == ((6, 4, 4, 1), np.uint8)
+        np.testing.assert_array_equal(arrays["arr_1"], [0, 1, 2, 0, 1, 2])
+        np.testing.assert_array_equal(
+            arrays["arr_0"], pom_jax.load(workdir).sample([0, 1, 2, 0, 1, 2], seed=1)
+        )
+    assert Image.open(draw("s.png")).size[0] > 100
+    for name in ("s.gif", "s.webp"):
+        assert len(list(ImageSequence.Iterator(Image.open(draw(name))))) == 4
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["s.gif", "s.npz", "s.png", "s.webp"]
+
+
+def test_classes_are_shared_out():
+    np.testing.assert_array_equal(spread(3, None, 5), [0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(spread(1000, None, 4), [0, 250, 500, 750])
+    np.testing.assert_array_equal(spread(10, ["7", "2-3"], 5), [7, 2, 3, 7, 2])
+    np.testing.assert_array_equal(spread(10, ["7", "2-3"], 1), [7, 2, 3])
+
+
+def test_the_grid_holds_every_image_in_its_place():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (6, 8, 8, 3), dtype=np.uint8)
+    labels = [0, 1, 2, 0, 1, 2]
+    picture = np.asarray(grid(images, labels, names=["a", "b", "c"]))
+    times, gap = 6, 4
+    side = 8 * times + gap
+    caption = (picture.shape[0] - gap) // 2 - side
+    for i, image in enumerate(images):
+        row, column = divmod(i, 3)
+        top, left = gap + caption + row * (side + caption), gap + column * side
+        tile = picture[top : top + 8 * times, left : left + 8 * times]
+        np.testing.assert_array_equal(tile[::times, ::times], image)
+        assert (picture[top - caption : top, left : left + 8 * times] < 128).any()
+    assert grid(images).size[1] < picture.shape[0]
+    with pytest.raises(InputError, match="uint8"):
+        grid(images.astype(np.float32))
+    with pytest.raises(InputError, match="5 labels"):
+        grid(images, labels[:5])
+
+
+def test_a_file_that_cannot_be_written_is_explained(tmp_path):
+    images, labels = np.zeros((1, 4, 4, 1), np.uint8), [0]
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.png").mkdir()
+    for path in (tmp_path / "file" / "grid.png", tmp_path / "folder.png", tmp_path / "grid.bmp"):
+        with pytest.raises(InputError, match=str(path.name)):
+            write(path, images, labels)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
+    path = tmp_path / "grid.png"
+    path.write_bytes(b"older")
+    with pytest.raises(InputError):
+        write(path, np.zeros((1, 4, 4, 1)), [0])
+    assert path.read_bytes() == b"older"
+    assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_the_batch_is_spread_over_all_devices_with_the_same_images(generator, tmp_path):
+    program = """
+import sys; sys.path.insert(0, "tests")
+import jax, numpy as np
+from test_sampling import tiny_generator
+generator = tiny_generator()
+leaves = jax.tree.leaves(generator.params)
+assert all(len(leaf.sharding.device_set) == jax.device_count() == 4 for leaf in leaves)
+np.save(sys.argv[1], generator.sample_array([0, 1, 2, 0, 1], seed=3))
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", program, str(tmp_path / "x.npy")]
+    subprocess.run(command, cwd=ROOT, env=os.environ | flags | {"PYTHONPATH": str(ROOT)}, check=True)
+    here = generator.sample_array([0, 1, 2, 0, 1], seed=3)
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), here, atol=1e-5)
+
+
+def test_the_library_itself_stays_light():
+    """A layer in a notebook does not wait for Orbax, Pillow and the rest of sampling."""
+    program = "import sys, pom_jax; print(sorted({'orbax', 'PIL', 'flax', 'rich'} & sys.modules.keys()))"
+    out = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert out.stdout.strip() == "[]"
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = pom_jax.nothing
