@@ -12,15 +12,13 @@ from pom_jax.errors import InputError
 def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) -> Array:
     """Contracts the last `axes` axes of `x` with the first `axes` axes of `kernel`, then adds `bias`.
 
-    Autodiff of the plain product takes the weight gradient over several token axes at once. XLA's CPU backend
-    turns that into a strided copy into which it fuses, and so recomputes, whatever elementwise work made the
-    operand; the sum of the bias gradient suffers alike. On CPU both are therefore taken as products of the
-    operands flattened to two axes. Values and gradients are the same sums in another order. Accelerators, and
-    meshes that split the tokens (axis `context`), where flattening would gather them, use the plain product.
+    In every form it differentiates forwards, backwards and repeatedly. Accelerators, and meshes that split
+    the tokens (an axis `context` of the mesh set around the call), where flattening would gather them, use
+    the plain product; the CPU a form whose derivatives are quick there.
 
     Args:
         x: [..., *in], `in` being `axes` axes.
-        kernel: [*in, *out], of x's dtype.
+        kernel: [*in, *out], of the dtype of `x`.
         bias: [*out] or None.
         axes: how many axes are contracted.
 
@@ -36,50 +34,28 @@ def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) 
         )
     if bias is not None and bias.shape != kernel.shape[axes:]:
         raise InputError(f"dense: bias {bias.shape} does not fit the kernel's output {kernel.shape[axes:]}")
-    if _tokens_may_be_merged():
-        batch, out = x.shape[: x.ndim - axes], kernel.shape[axes:]
-        fan_in, fan_out = math.prod(kernel.shape[:axes]), math.prod(out)
-        rows = _rows(x.reshape(math.prod(batch), fan_in), kernel.reshape(fan_in, fan_out))
-        if bias is not None:
-            rows = _add_bias(rows, bias.reshape(fan_out))
-        return rows.reshape(*batch, *out)
+    if jax.default_backend() == "cpu" and _tokens_are_whole():
+        return _flat_dense(x, kernel, bias, axes)
     y = jnp.tensordot(x, kernel, axes=axes)
     return y if bias is None else y + bias
 
 
-def _tokens_may_be_merged() -> bool:
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.default_backend() == "cpu" and dict(mesh.shape).get("context", 1) == 1
+def _tokens_are_whole() -> bool:
+    return dict(jax.sharding.get_abstract_mesh().shape).get("context", 1) == 1
 
 
-@jax.custom_vjp
-def _rows(x: Array, kernel: Array) -> Array:
-    return x @ kernel
+def _flat_dense(x: Array, kernel: Array, bias: Array | None, axes: int) -> Array:
+    """The same product as one of matrices, written so that its transpose is quick on CPU.
 
-
-def _rows_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
-
-
-def _rows_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = kept
-    return g @ kernel.T, x.T @ g
-
-
-_rows.defvjp(_rows_forward, _rows_backward)
-
-
-@jax.custom_vjp
-def _add_bias(x: Array, bias: Array) -> Array:
-    return x + bias
-
-
-def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, None]:
-    return x + bias, None
-
-
-def _add_bias_backward(_: None, g: Array) -> tuple[Array, Array]:
-    return g, jnp.ones((g.shape[0],), g.dtype) @ g
-
-
-_add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+    The transpose of the plain product contracts all token axes at once, for which XLA's CPU backend makes a
+    strided copy, and recomputes within it whatever elementwise work made the operand. Flattening leaves one
+    token axis; the barriers keep that work out of the operands, here and in the transpose; and a bias
+    written as a product with ones gets its gradient from a product, not from a strided sum.
+    """
+    batch, out = x.shape[: x.ndim - axes], kernel.shape[axes:]
+    rows, fan_in, fan_out = math.prod(batch), math.prod(kernel.shape[:axes]), math.prod(out)
+    flat = jax.lax.optimization_barrier(x.reshape(rows, fan_in))
+    y = jax.lax.optimization_barrier(flat @ kernel.reshape(fan_in, fan_out))
+    if bias is not None:
+        y = y + jnp.ones((rows, 1), bias.dtype) @ bias.reshape(1, fan_out)
+    return y.reshape(*batch, *out)

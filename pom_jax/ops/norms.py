@@ -52,7 +52,8 @@ def gelu(x: Array) -> Array:
 
 
 def _normal_cdf(x: Array) -> Array:
-    return 0.5 * jax.lax.erfc(x * -math.sqrt(0.5))
+    # erf as in the authors' code: erfc keeps more digits in the far tail, but costs the step a third on CPU.
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 @gelu.defjvp

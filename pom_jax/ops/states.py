@@ -67,10 +67,10 @@ def token_state(features: Array, mask: Array | None = None) -> State:
     """
     batch, tokens = features.shape[:2]
     check_mask(mask, batch, mask.shape[1] if mask is not None and mask.ndim == 3 else 1, tokens)
-    features = features.astype(jnp.float32)
+    features = jnp.asarray(features, jnp.float32)
     if mask is None:
         return State(features.sum(1, keepdims=True), jnp.full((batch, 1), tokens, jnp.float32))
-    weights = jnp.broadcast_to(mask.astype(jnp.float32), (batch, *mask.shape[1:]))
+    weights = jnp.broadcast_to(jnp.asarray(mask, jnp.float32), (batch, *mask.shape[1:]))
     count = weights.sum(-1)
     if mask.ndim == 2:
         weighted = features * weights.reshape(batch, tokens, *(1,) * (features.ndim - 2))
