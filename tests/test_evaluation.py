@@ -5,17 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import scipy.linalg
 
+from configs.digits import get_config
+from pom_jax import models
 from pom_jax.data import digits as digit_data
 from pom_jax.errors import InputError
 from pom_jax.evaluation import digits as digit_scores
 from pom_jax.evaluation.baselines import BASELINES
 from pom_jax.evaluation.frechet import frechet_distance
 from pom_jax.evaluation.report import DIGIT_METRICS, Column, Report
-from pom_jax.evaluation.run import nearest_pairs
+from pom_jax.evaluation.run import evaluate_files, evaluate_workdir, nearest_pairs
+from pom_jax.training import checkpoint
+from pom_jax.training.config import keep_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -201,6 +206,70 @@ def test_eval_scores_a_file_of_samples(reference, tmp_path):
         assert words in done.stdout
         assert words in (tmp_path / "scores.md").read_text()
     assert (tmp_path / "nearest.png").stat().st_size > 1000
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """What a run of train.py leaves, as far as scoring looks at it: a network that has learnt nothing."""
+    folder, data = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("data") / "digits"
+    digit_data.prepare(data)
+    config = get_config()
+    config.data.dir = str(data)
+    config.model.update({"width": 16, "depth": 1})
+    config.sampling.update({"sampler": "euler", "steps": 3})
+    network = models.build(config.model)
+    shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    keep_config(folder, config)
+    checkpoints = checkpoint.Checkpoints(folder, keep_last=1, keep_best=0)
+    checkpoints.save(7, {"params": params, "ema": [params]})
+    checkpoints.close()
+    return folder
+
+
+def test_a_workdir_is_scored_with_its_own_settings_and_the_same_each_time(workdir):
+    said = []
+    report = evaluate_workdir(workdir, seeds=(0, 1), num=400, say=said.append)
+    again = evaluate_workdir(workdir, guidances=(1.5,), seeds=(1,), num=400, say=said.append)
+    assert report.samples[1].seeds[1] == again.samples[0].seeds[0]
+    assert report.baselines == again.baselines
+    assert [column.name for column in report.samples] == ["guidance 1", "guidance 1.5"]
+    assert report.samples[0].seeds[0] != report.samples[0].seeds[1]
+    assert report.samples[0].mean("frechet_pca") > report.baselines[-1].mean("frechet_pca") / 4  # noise
+    for words in ("400 a seed", "euler, 3 steps", "EMA 0.999 of step 7", "seeds 0, 1", "data checksum"):
+        assert words in report.protocol_line()
+    assert "sampling 400 digits: guidance 1.5, seed 1, euler, 3 steps" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"guidances": (-1.0,)}, "guidance must be"),
+        ({"guidances": ()}, "at least one"),
+        ({"seeds": ()}, "at least one"),
+        ({"num": 300}, "num is 300.*360"),
+        ({"sampler": "hoin"}, "hoin.*heun"),
+        ({"steps": 0}, "steps must be"),
+        ({"ema": 3}, "ema|average"),
+        ({"step": 8}, "8.*7"),
+        ({"data": "nowhere"}, "nowhere does not exist"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(workdir, settings, words):
+    with pytest.raises(InputError, match=words):
+        evaluate_workdir(workdir, **settings)
+
+
+def test_files_that_hold_no_samples_are_refused(workdir, tmp_path):
+    data = checkpoint.load_config(workdir).data.dir
+    (tmp_path / "text.npz").write_text("PK nothing")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    np.savez(tmp_path / "floats.npz", arr_0=np.zeros((400, 8, 8, 1)), arr_1=np.arange(400) % 10)
+    for name, words in (("text", "is not an npz"), ("other", "is not an npz"), ("none", "is not an npz")):
+        with pytest.raises(InputError, match=words):
+            evaluate_files([tmp_path / f"{name}.npz"], data)
+    with pytest.raises(InputError, match="float64, samples are stored as uint8"):
+        evaluate_files([tmp_path / "floats.npz"], data)
 
 
 def test_the_pairs_put_copies_above_their_originals(reference):

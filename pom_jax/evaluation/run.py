@@ -1,9 +1,11 @@
 """Scores of a workdir or of files of samples: what eval.py calls."""
 
 import platform
+import zipfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -58,7 +60,8 @@ def evaluate_workdir(
     if num is not None and num < digits.TEST_IMAGES:
         raise InputError(f"num is {num}; the scores need at least {digits.TEST_IMAGES} samples")
     generator = sampling.load(workdir, step=step, ema=ema)
-    reference, manifest = fit_reference(data or generator.config.data.dir, say)
+    real = fit_real(data or generator.config.data.dir, say)
+    manifest, reference = real.manifest, real.reference
     labels = reference.train_labels if num is None else np.resize(reference.train_labels, num)
     sampler = generator.config.sampling.sampler if sampler is None else sampler
     steps = generator.config.sampling.steps if steps is None else steps
@@ -82,7 +85,7 @@ def evaluate_workdir(
         "parameters": _describe_parameters(generator, ema),
     }
     pairs = nearest_pairs(reference, drawn[guidances[0], seeds[0]], labels)
-    return _report(str(workdir), columns, pairs, reference, manifest, protocol, say)
+    return _report(str(workdir), columns, pairs, real, protocol)
 
 
 def evaluate_files(
@@ -96,7 +99,7 @@ def evaluate_files(
     Raises:
       InputError: a file that is missing or holds something else, or no data.
     """
-    reference, manifest = fit_reference(data, say)
+    real = fit_real(data, say)
     if not files:
         raise InputError("no file was given")
     scores, loaded = [], []
@@ -105,19 +108,19 @@ def evaluate_files(
         try:
             content = np.load(file)
             images, labels = content["arr_0"], content["arr_1"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{file} is not an npz with arr_0 (images) and arr_1 (labels): {error}"
             ) from error
         if images.dtype != np.uint8:
             raise InputError(f"{file}: arr_0 is {images.dtype}, samples are stored as uint8 of 0 to 255")
         images = images / 255 * digit_scores.HIGHEST
-        scores.append(digit_scores.score(reference, images, labels))
+        scores.append(digit_scores.score(real.reference, images, labels))
         loaded.append((images, labels))
     subject = ", ".join(map(str, files))
     protocol = {"samples": ", ".join(str(len(images)) for images, _ in loaded) + ", rounded to 8 bits"}
-    pairs = nearest_pairs(reference, *loaded[0])
-    return _report(subject, [Column("samples", scores)], pairs, reference, manifest, protocol, say)
+    pairs = nearest_pairs(real.reference, *loaded[0])
+    return _report(subject, [Column("samples", scores)], pairs, real, protocol)
 
 
 def save(report: Report, out: str | Path) -> None:
@@ -139,8 +142,19 @@ def save(report: Report, out: str | Path) -> None:
         raise InputError(f"the scores cannot be written to {out}: {error}") from error
 
 
-def fit_reference(data: str | Path, say: Callable[[str], None]) -> tuple[digit_scores.Reference, Manifest]:
-    """The real digits of a data folder and all that is fitted on them.
+class Real(NamedTuple):
+    """A data folder of real digits with everything fitted on them."""
+
+    manifest: Manifest
+    reference: digit_scores.Reference
+    baselines: list[Column]
+
+
+_FITTED: dict[str, Real] = {}  # by checksum of the data: the fits and baselines take seconds
+
+
+def fit_real(data: str | Path, say: Callable[[str], None]) -> Real:
+    """Reads the real digits of a data folder and fits all that the scores need, once a process.
 
     Raises:
       InputError: no data there, or a data set that these scores are not made for.
@@ -149,9 +163,13 @@ def fit_reference(data: str | Path, say: Callable[[str], None]) -> tuple[digit_s
     manifest = train.manifest
     if manifest.name != digits.NAME:
         raise InputError(f"{data} holds {manifest.name}; scores exist for {digits.NAME} so far")
-    say(f"fitting classifiers and feature spaces on the {len(train)} real training digits of {data}")
-    reference = digit_scores.fit(train.gather(np.arange(len(train))), test.gather(np.arange(len(test))))
-    return reference, manifest
+    if manifest.digest not in _FITTED:
+        say(f"fitting classifiers and feature spaces on the {len(train)} real training digits of {data}")
+        images, unseen = (split.gather(np.arange(len(split))) for split in (train, test))
+        reference = digit_scores.fit(images, unseen)
+        say("scoring the baselines: training images replayed, Gaussian per class, class means, noise")
+        _FITTED[manifest.digest] = Real(manifest, reference, score_baselines(reference))
+    return _FITTED[manifest.digest]
 
 
 def score_baselines(reference: digit_scores.Reference, seeds: Sequence[int] = SEEDS) -> list[Column]:
@@ -192,12 +210,10 @@ def _report(
     subject: str,
     columns: Sequence[Column],
     pairs: np.ndarray,
-    reference: digit_scores.Reference,
-    manifest: Manifest,
+    real: Real,
     protocol: dict[str, str],
-    say: Callable[[str], None],
 ) -> Report:
-    say("scoring the baselines: training images replayed, Gaussian per class, class means, noise")
+    manifest, reference, baselines = real
     floors = ", ".join(f"{floor:.4f}" for floor in reference.mlp_floors)
     protocol |= {
         "real digits": f"{len(reference.train)} training, {len(reference.test)} unseen, "
@@ -207,7 +223,7 @@ def _report(
         + ", ".join(f"{package} {version(package)}" for package in PACKAGES),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    return Report(subject, columns, score_baselines(reference), protocol, pairs)
+    return Report(subject, columns, baselines, protocol, pairs)
 
 
 def _describe_parameters(generator: "sampling.Generator", ema: int | None) -> str:
