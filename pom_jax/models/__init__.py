@@ -1,7 +1,6 @@
 """Whole networks, built from a configuration that is checked first."""
 
 import dataclasses
-import difflib
 import functools
 import typing
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, choose
 from pom_jax.models.dipom import DiPoM as DiPoM
 from pom_jax.models.presets import NAMES as NAMES
 from pom_jax.models.presets import preset as preset
@@ -43,14 +42,10 @@ def build(config: Mapping[str, typing.Any], dtype: str = "float32") -> DiPoM:
     Raises:
         InputError: unknown or missing fields, wrong types, values out of range, sizes that do not divide.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype={dtype!r} is not one of {', '.join(map(repr, DTYPES))}")
+    choose("dtype", dtype, DTYPES)
     fields = {f.name: f for f in dataclasses.fields(DiPoM) if f.name not in ("dtype", "parent", "name")}
     for key in config:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else f"; fields are {', '.join(fields)}"
-            raise InputError(f"unknown field model.{key}{hint}")
+        choose("field of the model", key, fields)
     missing = [k for k, f in fields.items() if f.default is dataclasses.MISSING and k not in config]
     if missing:
         raise InputError(f"missing in the model configuration: {', '.join('model.' + k for k in missing)}")
@@ -85,11 +80,9 @@ def _check_value(key: str, value: typing.Any, kind: typing.Any) -> None:
     allowed = int | float if kind is float else kind
     if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
         raise InputError(f"model.{key}={value!r} must be of type {kind.__name__}")
-    if key in CHOICES and value not in CHOICES[key]:
-        near = difflib.get_close_matches(str(value), CHOICES[key], n=1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"model.{key}={value!r} is not one of {', '.join(map(repr, CHOICES[key]))}{hint}")
-    if kind in (int, float) and value < LEAST.get(key, 1):
+    if key in CHOICES:
+        choose(f"model.{key}", value, CHOICES[key])
+    if kind in (int, float) and not LEAST.get(key, 1) <= value < float("inf"):
         raise InputError(f"model.{key}={value} must be at least {LEAST.get(key, 1)}")
 
 

@@ -1,8 +1,6 @@
 """Sizes by name: "DiPoM-XL/2", "DiPoM-R-B/4" (with registers), "DiT-S/8"."""
 
-import difflib
-
-from pom_jax.errors import InputError
+from pom_jax.errors import choose
 
 SIZES = {
     "S": {"width": 384, "depth": 12, "num_heads": 6},
@@ -47,13 +45,7 @@ def preset(name: str) -> dict[str, int | float | str]:
     Raises:
         InputError: for another name, with the nearest one.
     """
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(
-            f"unknown model {name!r}; {hint}Names are FAMILY-SIZE/PATCH with family {', '.join(FAMILIES)}, "
-            f"size {', '.join(SIZES)}, patch {', '.join(map(str, PATCHES))}"
-        )
+    choose("model name", name, NAMES)
     family, size, patch = name.replace("/", "-").rsplit("-", 2)
     wide = size in ("L", "XL")
     ffn_expansion = 4 if family == "DiT" else 2 if wide else 3

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from pom_jax.errors import InputError
+from pom_jax.errors import choose
 from pom_jax.nn.dense import Dense
 from pom_jax.ops.norms import gelu, layer_norm
 
@@ -143,8 +143,7 @@ def stack(
     Raises:
         InputError: for another remat policy.
     """
-    if remat not in REMAT:
-        raise InputError(f"remat={remat!r} is not one of {', '.join(map(repr, REMAT))}")
+    choose("remat", remat, REMAT)
 
     def step(block: nn.Module, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
         return block(x, condition), None

@@ -152,7 +152,7 @@ def initial_values(case: Case) -> Findings:
     for family, groups in (("PoM_g1", 1), ("PoM_g2", 2)):
         c = constructors[family]
         module = nn.PoM("power", c["degree"], c["expand"], c["n_sel_heads"], groups)
-        tree = dict(module.init(KEY, jnp.zeros((1, 2, c["dim"])))["params"])
+        tree = dict(jax.jit(module.init)(KEY, jnp.zeros((1, 2, c["dim"])))["params"])
         stats = case.meta["stats"][family]
         ours: dict[str, Any] = {"po_coeff": tree["coefficients"]}
         if groups > 1:
@@ -166,7 +166,8 @@ def initial_values(case: Case) -> Findings:
 def _fresh_in_their_layout(model: models.DiPoM, constructor: dict[str, Any], zeros: Tensors) -> Tensors:
     """New parameters through the inverse of `torch_layout.image_model`, a permutation but for the offset."""
 
-    @jax.jit
+    # Compiling is all the time this takes.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def draw(key: jax.Array, zeros: Tensors) -> Tensors:
         offset, pull = jax.vjp(lambda p: torch_layout.image_model(p, constructor), zeros)
         return pull(jax.tree.map(jnp.subtract, models.init(model, key), offset))[0]
