@@ -20,15 +20,9 @@ flags.mark_flag_as_required("config")
 
 def main(_: Sequence[str]) -> int:
     """Trains what the flags describe."""
+    from pom_jax.sampling import write
     from pom_jax.training import loop
     from pom_jax.training.config import default_workdir
-
-    try:
-        from pom_jax.sampling.writers import write
-    except ImportError:
-
-        def write(*_: object) -> None:
-            return
 
     config = _CONFIG.value
     return loop.train(config, _WORKDIR.value or default_workdir(config), write)

@@ -103,12 +103,12 @@ def imagenet(preset: str, variant: str | None = None) -> ConfigDict:
 
     Args:
         preset: name such as "DiPoM-XL/2"; see `pom_jax.models.presets`.
-        variant: None or "pom" for the preset as it is.
+        variant: what follows the colon of --config; nothing may.
 
     Raises:
         InputError: an unknown preset or variant.
     """
-    if variant not in (None, "", "pom"):
+    if variant:
         raise InputError(f"this recipe has no variant {variant!r}; leave out what follows the colon")
     config = base()
     config.name = preset.lower().replace("-", "_").replace("/", "")

@@ -5,6 +5,11 @@
 
 Variants, after a colon and joined by commas: `pom` (product form, the default), `power` (power form),
 `attention`, and `quick`, which stops after 300 steps to show that everything runs.
+
+Devices: made for one CPU. Cost: 0.37 million parameters, 1.5 GFLOP for a step of 64 images, 4,200 steps.
+
+Expected result: a held-out loss and digits that can be read; `python eval.py` says how good they are, and
+README.md gives the scores of this recipe with the machine they were measured on.
 """
 
 from ml_collections import ConfigDict

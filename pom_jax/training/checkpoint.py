@@ -7,7 +7,7 @@ arrays.
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _METRIC = "heldout_loss"
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint that cannot be read, or not the numbers that were written."""
+    """A checkpoint that cannot be read, or that is not what was written."""
 
 
 def _folder(workdir: str | Path) -> Path:
@@ -155,7 +155,8 @@ class Checkpoints:
 def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
     """Reads the newest good checkpoint straight into the shardings of `target`.
 
-    A damaged checkpoint is reported, moved to WORKDIR/damaged, and the one before is tried.
+    Where the newest is damaged and one before it is good, that is reported, the damaged one is moved to
+    WORKDIR/damaged, and the good one is used.
 
     Args:
         workdir: of the run.
@@ -165,19 +166,24 @@ def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
         The state and its step, or None if there is no checkpoint.
 
     Raises:
-        InputError: the checkpoint belongs to another model or optimiser, or none of several is good.
+        InputError: the checkpoint belongs to another model or optimiser, or none is good.
     """
-    steps = saved_steps(workdir)
-    for step in reversed(steps):
+    damaged: dict[int, str] = {}
+    for step in reversed(saved_steps(workdir)):
         try:
-            return _restore(_folder(workdir) / str(step), target), step
+            state = _restore(_folder(workdir) / str(step), target)
         except DamagedCheckpoint as error:
-            place = _quarantine(workdir, step)
-            logging.error("The checkpoint of step %d is damaged: %s. Moved to %s.", step, error, place)
-    if steps:
+            damaged[step] = str(error)
+            continue
+        for bad, reason in damaged.items():
+            place = _quarantine(workdir, bad)
+            logging.error("Step %d: its checkpoint is damaged, %s. It was moved to %s.", bad, reason, place)
+        return state, step
+    if damaged:  # Perhaps the files are good and something else is wrong: nothing is moved.
+        reasons = "\n  ".join(f"step {step}: {reason}" for step, reason in damaged.items())
         raise InputError(
-            f"all checkpoints of {workdir} are damaged and were moved to {Path(workdir) / 'damaged'}; "
-            "run the same command again to start from the beginning, or choose another --workdir"
+            f"no checkpoint in {_folder(workdir)} can be read; nothing was changed. Move the folder away to "
+            f"start from the beginning, or choose another --workdir.\n  {reasons}"
         )
     return None
 
@@ -209,19 +215,21 @@ def restore_params(
     prefix = "params/" if ema is None else f"ema/{ema}/"
     try:
         leaves = _read_leaves(path)
-        names = [name for name in leaves if name.startswith(prefix)]
-        if not names:
-            averages = len({name.split("/")[1] for name in leaves if name.startswith("ema/")})
+        averages = len({name.split("/")[1] for name in leaves if name.startswith("ema/")})
+        if ema is not None and not 0 <= ema < averages:
             raise InputError(f"ema={ema} is asked for, but {workdir} holds {averages} averages, from 0 on")
+        names = [name for name in leaves if name.startswith(prefix)]
         shapes = _nest({n.removeprefix(prefix): _shape(leaves[n]) for n in names})
         params = _place(shapes, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-        target = {"params": params} if ema is None else {"ema": [None] * ema + [params]}
+        others = [params if i == ema else None for i in range(averages)]
+        target = {"params": params} if ema is None else {"ema": others}
         arguments = ocp.args.PyTreeRestore(
             item=target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=True,
         )
-        found = _read(path / "state", ocp.PyTreeCheckpointer, arguments)
+        with ocp.PyTreeCheckpointer() as reader:
+            found = _read(lambda: reader.restore(path / "state", args=arguments))
         _verify({n: v for n, v in digest.digests(found).items() if n.startswith(prefix)}, leaves)
     except DamagedCheckpoint as error:
         others = [s for s in steps if s != step]
@@ -260,17 +268,19 @@ def _read_leaves(path: Path) -> dict[str, Any]:
 def _restore(path: Path, target: Any) -> Any:
     leaves = _read_leaves(path)
     _check_same_model(path, leaves, target)
-    state = _read(path / "state", ocp.StandardCheckpointer, ocp.args.StandardRestore(target))
+    with ocp.StandardCheckpointer() as reader:
+        state = _read(lambda: reader.restore(path / "state", target))
     _verify(digest.digests(state), leaves)
     return state
 
 
-def _read(path: Path, checkpointer: Any, arguments: Any) -> Any:
+def _read(restore: Callable[[], Any]) -> Any:
     try:
-        with checkpointer() as reader:
-            return reader.restore(path, args=arguments)
+        return restore()
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # says nothing about the checkpoint
     except Exception as error:
-        # Storage raises whatever its layers raise; structure was compared before, so what is left is damage.
+        # The storage's layers raise all kinds, bare Exception among them. The structure was compared before.
         raise DamagedCheckpoint(f"the arrays cannot be read ({_first_line(error)})") from error
 
 

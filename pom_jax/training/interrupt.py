@@ -1,6 +1,5 @@
 """Signals that end a run in good order, so that a scheduler can start it again."""
 
-import os
 import signal
 from types import FrameType
 from typing import Any
@@ -9,7 +8,7 @@ from pom_jax.training.progress import Log
 
 
 class Interrupt:
-    """Notes SIGTERM and Ctrl-C within a `with` block; the second one ends the process at once.
+    """Notes SIGTERM and Ctrl-C within a `with` block; a second one ends the process at once.
 
     Attributes:
         number: the signal that came, or None.
@@ -35,8 +34,8 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.number is not None:
-            os._exit(128 + number)
         self.number = number
+        for other in self._before:
+            signal.signal(other, signal.SIG_DFL)  # a Python handler would wait for what the device is doing
         name = signal.Signals(number).name
         self._log.line(f"{name}: finishing this step and saving; a second signal quits at once")

@@ -45,14 +45,13 @@ def train(config: ConfigDict, workdir: str | Path, write_images: WriteImages) ->
         keep_config(workdir, config)
         log = Log(workdir)
         try:
-            with Interrupt(log) as interrupt:
-                return _train(run, workdir, preview, log, interrupt)
+            return _train(run, workdir, preview, log)
         finally:
             preview.close()
             log.close()
 
 
-def _train(run: Run, workdir: Path, preview: Preview, log: Log, interrupt: Interrupt) -> int:
+def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:
     config = run.config.train
     log.line(run.describe())
 
@@ -77,7 +76,7 @@ def _train(run: Run, workdir: Path, preview: Preview, log: Log, interrupt: Inter
     order = batches(run.train, run.config.data.batch_size, run.config.seed, start_step=start, rows=rows)
     recorder = Recorder(run, workdir, log, start)
     try:
-        with device_batches(order, at) as feed:
+        with device_batches(order, at) as feed, Interrupt(log) as interrupt:
             for step in range(start + 1, config.steps + 1):
                 ends = step == config.steps or interrupt.number is not None
                 batch = recorder.timed_input(feed)

@@ -1,0 +1,28 @@
+"""DiPoM-XL/2 on 256 x 256 ImageNet, as latents of an autoencoder.
+
+    python train.py --config=configs/dipom_xl2.py --config.data.dir=DIR
+
+`data.dir` is a folder of shards with 32 x 32 x 4 latents of 1,000 classes. The command that makes them from
+images is not part of this release; `pom_jax.data.Writer` writes the format. Speed can be tried without data:
+`--config.data.source=synthetic`.
+
+Devices: any number that divides the batch, data-parallel; `--config.mesh.fsdp=8` also cuts parameters,
+optimiser and averages over 8 of them, `--config.model.remat=dots` trades time for memory,
+`--config.optimizer.accumulate=4` computes the batch in 4 slices.
+
+Cost: 832.5 million parameters; 305 GFLOP for a forward pass of one image, 234 TFLOP for a step of 256 images,
+70 EFLOP for all 300,000 steps. That is 49 hours of one H100 at 40 % of its bfloat16 peak: arithmetic, not a
+measurement. Parameters, optimiser and one average take 13.3 GB.
+
+Expected result: not known for this library. The authors report FID 2.46 (ADM's evaluation, guided) for their
+XL/2; their batch size, number of steps and guidance are not published.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    """Raises InputError for any variant: there are none."""
+    return common.imagenet("DiPoM-XL/2", variant)

@@ -1,0 +1,208 @@
+"""Checkpoints: what is read is what was written, on any mesh, or it is refused and the one before is used."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pom_jax.errors import InputError
+from pom_jax.training import checkpoint, digest
+from pom_jax.training.state import TrainState, initial_state
+
+
+def make_state(seed: int = 0, width: int = 64) -> TrainState:
+    def params(key: jax.Array) -> dict[str, Any]:
+        return {"blocks": {"kernel": jax.random.normal(key, (2, width, 8))}, "out": {"bias": jnp.arange(3.0)}}
+
+    state = initial_state(jax.random.key(seed), params, optax.adam(1e-3), 2)
+    return state.replace(ema=(state.params, jax.tree.map(lambda x: 2 * x, state.params)))
+
+
+def target(state: TrainState) -> Any:
+    at = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state)
+
+
+def save(workdir: Path, steps: dict[int, float | None], keep_last: int = 2, keep_best: int = 0) -> None:
+    saver = checkpoint.Checkpoints(workdir, keep_last=keep_last, keep_best=keep_best)
+    for step, loss in steps.items():
+        saver.save(step, make_state(step), loss)
+    saver.close()
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("two_steps")
+    save(workdir, {1: None, 2: None})
+    return workdir
+
+
+@pytest.mark.smoke
+def test_what_is_read_is_what_was_written(two_steps: Path) -> None:
+    state, step = checkpoint.restore_state(two_steps, target(make_state())) or pytest.fail("nothing there")
+    assert step == 2
+    assert digest.digests(state) == digest.digests(make_state(2))
+    assert jax.tree.structure(state) == jax.tree.structure(make_state(2))
+
+
+def test_parameters_are_read_alone(two_steps: Path) -> None:
+    expected = make_state(1)
+    for ema, tree in ((None, expected.params), (0, expected.ema[0]), (1, expected.ema[1])):
+        params, step = checkpoint.restore_params(two_steps, step=1, ema=ema)
+        assert step == 1
+        jax.tree.map(np.testing.assert_array_equal, params, tree)
+    assert checkpoint.restore_params(two_steps)[1] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"step": 7}, r"no checkpoint of step 7.*\[1, 2\]"), ({"ema": 2}, "holds 2 averages")],
+)
+def test_what_is_not_there_is_said(two_steps: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        checkpoint.restore_params(two_steps, **arguments)
+
+
+def files_of_newest(workdir: Path) -> list[Path]:
+    return sorted(path for path in (workdir / "checkpoints" / "2").rglob("*") if path.is_file())
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    if content:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax closes its loop early
+@pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
+def test_damage_never_passes(two_steps: Path, tmp_path: Path, damage: Any) -> None:
+    good = {step: digest.digests(make_state(step)) for step in (1, 2)}
+    fallbacks = 0
+    for index, file in enumerate(files_of_newest(two_steps)):
+        workdir = tmp_path / str(index)
+        shutil.copytree(two_steps, workdir)
+        damage(workdir / file.relative_to(two_steps))
+        state, step = checkpoint.restore_state(workdir, target(make_state())) or pytest.fail("nothing there")
+        assert digest.digests(state) == good[step], file
+        assert (workdir / "damaged" / "2").exists() == (step == 1)
+        fallbacks += step == 1
+    assert fallbacks >= 2  # the arrays and the list of digests at least; other files carry nothing
+
+
+def test_damaged_parameters_are_refused(two_steps: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_steps, tmp_path / "run")
+    for file in files_of_newest(tmp_path / "run"):
+        if file.parent.name == "d":
+            flip_bit(file)
+    with pytest.raises(InputError, match=r"step 2 .* is damaged.*choose another step of \[1\]"):
+        checkpoint.restore_params(tmp_path / "run")
+
+
+def test_wrong_numbers_are_noticed_though_the_storage_does_not(two_steps: Path, tmp_path: Path) -> None:
+    """The list of digests of one state beside the arrays of another, as a flipped bit would leave it."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints"
+    shutil.copy(path / "1" / "leaves" / "metadata", path / "2" / "leaves" / "metadata")
+    assert (checkpoint.restore_state(tmp_path / "run", target(make_state())) or pytest.fail("nothing"))[
+        1
+    ] == 1
+
+
+def test_when_all_are_damaged_nothing_is_restored_silently(two_steps: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_steps, tmp_path / "run")
+    for step in ("1", "2"):
+        (tmp_path / "run" / "checkpoints" / step / "leaves" / "metadata").unlink()
+    with pytest.raises(InputError, match=r"no checkpoint .* can be read"):
+        checkpoint.restore_state(tmp_path / "run", target(make_state()))
+    assert checkpoint.saved_steps(tmp_path / "run") == [1, 2], "nothing was moved away"
+
+
+def test_a_checkpoint_of_another_model_is_refused(two_steps: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"another model(.|\n)*params/blocks/kernel: \[2, 64, 8\].*\[2, 32, 8\]"
+    ):
+        checkpoint.restore_state(two_steps, target(make_state(width=32)))
+    assert checkpoint.saved_steps(two_steps) == [1, 2], "nothing was moved away"
+
+
+def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+    losses = {1: 0.5, 2: 0.1, 3: None, 4: 0.3, 5: 0.4, 6: None}
+    save(tmp_path, losses, keep_last=2, keep_best=1)
+    assert checkpoint.saved_steps(tmp_path) == [2, 5, 6]
+
+
+def test_an_unfinished_checkpoint_does_not_count(two_steps: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_steps, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "2").rename(folder / "3.orbax-checkpoint-tmp")
+    assert checkpoint.latest_step(tmp_path / "run") == 1
+    assert checkpoint.latest_step(tmp_path / "nowhere") is None
+
+
+def test_a_full_disk_is_noticed_before_it_is_full(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"needs 1000000000.00 GB, but .* GB left"):
+        checkpoint.check_space(tmp_path / "not" / "there", 10**18, "a test")
+    checkpoint.check_space(tmp_path, 1, "a test")
+
+
+WRITE_WITH_A_LIMIT = """
+import resource, sys
+from tests.test_checkpoint import make_state
+from pom_jax.errors import InputError
+from pom_jax.training.checkpoint import Checkpoints
+saver = Checkpoints(sys.argv[1], keep_last=2, keep_best=0)
+saver.save(1, make_state(1))
+saver._manager.wait_until_finished()
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))  # what a full disk does to a file that grows
+try:
+    saver.save(2, make_state(2, width=4096))
+    saver.close()
+except InputError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+def test_failed_writing_surfaces_and_the_good_step_stays(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITE_WITH_A_LIMIT, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert ended.returncode == 3, ended.stderr
+    assert "could not be written" in ended.stdout
+    assert "last good checkpoint is step 1" in ended.stdout
+    state, step = checkpoint.restore_state(tmp_path, target(make_state())) or pytest.fail("nothing there")
+    assert (step, digest.digests(state)) == (1, digest.digests(make_state(1)))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8])
+def test_one_flipped_bit_changes_the_digest(dtype: Any) -> None:
+    size = jnp.dtype(dtype).itemsize
+    array = np.random.default_rng(0).integers(0, 256, 300 * size, np.uint8)
+    original = digest.leaf_digest(jnp.asarray(array.view(dtype)))
+    for bit in (0, 5, 1000 * size, 2399 * size):
+        changed = array.copy()
+        changed[bit // 8] ^= 1 << bit % 8
+        assert np.all(digest.leaf_digest(jnp.asarray(changed.view(dtype))) != original)
+
+
+def test_digests_see_two_swapped_values() -> None:
+    array = jnp.arange(12.0).reshape(3, 4)
+    assert np.all(digest.leaf_digest(array) != digest.leaf_digest(array.at[0, 1].set(2.0).at[0, 2].set(1.0)))
+
+
+def test_the_list_of_leaves_is_readable(two_steps: Path) -> None:
+    listed = json.loads((two_steps / "checkpoints" / "2" / "leaves" / "metadata").read_text())["leaves"]
+    assert listed["params/blocks/kernel"]["shape"] == [2, 64, 8]

@@ -1,0 +1,154 @@
+"""Optimisers and averages: what decays, what a layer of a stack gets, and how schedules begin and end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pom_jax import models
+from pom_jax.errors import InputError
+from pom_jax.training import ema, optim
+
+KINDS = [
+    ("DiPoM-S/2", {}),
+    ("DiPoM-R-S/2", {}),
+    ("DiT-S/2", {}),
+    ("DiPoM-S/2", {"form": "power", "gate_heads": 4}),
+]
+ADAMW = {
+    "name": "adamw",
+    "learning_rate": 0.1,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-8,
+    "weight_decay": 0.5,
+    "clip_norm": 0.0,
+}
+
+
+def shapes(preset: str, changes: dict) -> dict:
+    fields = models.preset(preset) | {"image_size": 8, "channels": 1, "num_classes": 3} | changes
+    model = models.build(fields)
+    return jax.eval_shape(lambda key: models.init(model, key), jax.random.key(0))
+
+
+def names(tree: dict) -> dict[str, object]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(("preset", "changes"), KINDS)
+def test_weight_decay_leaves_out_what_is_not_a_matrix(preset: str, changes: dict) -> None:
+    decays = names(optim.decay_mask(shapes(preset, changes)))
+    for name, decay in decays.items():
+        spared = any(word in name for word in ("bias", "class_embedding", "registers", "positions"))
+        assert decay != spared, name
+    assert any(decays.values())
+    assert not all(decays.values())
+
+
+def test_adamw_without_gradient_only_decays_the_kernels() -> None:
+    params = {
+        "blocks": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+        "class_embedding": {"table": jnp.ones(2)},
+    }
+    optimizer = optim.make_optimizer(ADAMW, 10)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    new = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(new["blocks"]["kernel"], 1 - 0.1 * 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(new["blocks"]["bias"], 1.0)
+    np.testing.assert_array_equal(new["class_embedding"]["table"], 1.0)
+
+
+def test_lamb_treats_stacked_layers_like_separate_ones() -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    scale = jnp.array([1.0, 10.0, 0.1])[:, None, None]
+    stacked = jax.random.normal(keys[0], (3, 4, 5)) * scale
+    grads = jax.random.normal(keys[1], (3, 4, 5))
+    optimizer = optim.lamb(0.1, weight_decay=0.1)
+
+    def step(params, grads):
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    together = step({"blocks": {"kernel": stacked}}, {"blocks": {"kernel": grads}})["blocks"]["kernel"]
+    for layer in range(3):
+        alone = step({"dense": {"kernel": stacked[layer]}}, {"dense": {"kernel": grads[layer]}})["dense"][
+            "kernel"
+        ]
+        np.testing.assert_allclose(together[layer], alone, rtol=1e-6)
+
+
+def test_lamb_moves_a_kernel_by_a_share_of_its_own_size() -> None:
+    kernel, grads = jax.random.normal(jax.random.key(0), (2, 4, 5))
+    optimizer = optim.lamb(0.1, b1=0.5, b2=0.5)
+    sizes = []
+    for scale in (1.0, 100.0):
+        params = {"kernel": scale * kernel}
+        updates, _ = optimizer.update({"kernel": grads}, optimizer.init(params), params)
+        sizes.append(float(jnp.linalg.norm(updates["kernel"]) / jnp.linalg.norm(params["kernel"])))
+    np.testing.assert_allclose(sizes, 0.1 * np.sqrt(0.5) / 0.5, rtol=1e-5)
+
+
+def test_clipping_bounds_the_whole_gradient() -> None:
+    params = {"a": {"kernel": jnp.zeros(3)}, "b": {"kernel": jnp.zeros(3)}}
+    optimizer = optim.make_optimizer(ADAMW | {"clip_norm": 1.0, "b1": 0.0, "eps": 1.0, "name": "adamw"}, 10)
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 100.0), params)
+    clipped = jax.tree.map(lambda p: jnp.full_like(p, 1 / np.sqrt(6)), params)
+    found, expected = (optimizer.update(g, optimizer.init(params), params)[0] for g in (grads, clipped))
+    np.testing.assert_allclose(found["a"]["kernel"], expected["a"]["kernel"], rtol=1e-5)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("schedule", optim.SCHEDULES)
+def test_schedules_rise_linearly_fall_and_stay_at_zero(schedule: str) -> None:
+    steps = np.arange(0, 150)
+    rates = optim.learning_rate(steps, 2.0, schedule, warmup_steps=10, total_steps=100)
+    np.testing.assert_allclose(rates[:10], np.arange(10) / 10 * 2.0, rtol=1e-6)
+    np.testing.assert_allclose(rates[10], 2.0)
+    assert np.all(np.diff(rates[10:]) <= 1e-7)
+    np.testing.assert_allclose(rates[100:], 2.0 if schedule == "constant" else 0.0, atol=1e-6)
+
+
+def test_learning_rate_of_an_optimizer_follows_the_updates_made() -> None:
+    config = ADAMW | {"schedule": "linear", "weight_decay": 0.0, "b1": 0.0, "b2": 0.0}
+    optimizer = optim.make_optimizer(config, 4)
+    params = {"kernel": jnp.zeros(1)}
+    state, moved = optimizer.init(params), []
+    for _ in range(5):
+        updates, state = optimizer.update({"kernel": jnp.ones(1)}, state, params)
+        moved.append(-float(updates["kernel"][0]))
+    np.testing.assert_allclose(moved, [0.1, 0.075, 0.05, 0.025, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("field", "value"), [("name", "adam"), ("schedule", "cosin")])
+def test_unknown_names_are_refused(field: str, value: str) -> None:
+    with pytest.raises(InputError, match=f"optimizer.{field}='{value}'"):
+        optim.make_optimizer(ADAMW | {field: value}, 10)
+
+
+def test_ema_ramp_starts_with_a_copy_and_rises_to_the_decay() -> None:
+    updates = np.arange(200_000)
+    decays = np.asarray(ema.decay_at(updates, 0.999))
+    assert decays[0] == 0.0
+    assert np.all(np.diff(decays) >= 0)
+    np.testing.assert_allclose(decays[-1], 0.999)
+    late = np.asarray(ema.decay_at(updates[:50], 0.999, start=20, every=10))
+    assert set(np.flatnonzero(late == 0.0)) == {0, 10, 20}
+    assert np.all(late[updates[:50] % 10 != 0] == 1.0)
+
+
+def test_ema_is_the_weighted_mean_it_says() -> None:
+    values = np.random.default_rng(0).normal(size=30).astype(np.float32)
+    average, weights = {"w": jnp.zeros(())}, np.zeros(30)
+    for n, value in enumerate(values):
+        decay = float(ema.decay_at(n, 0.9, power=1.0))
+        weights *= decay
+        weights[n] += 1 - decay
+        average = ema.update(average, {"w": jnp.asarray(value)}, jnp.float32(decay))
+    np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(average["w"], weights @ values, rtol=1e-5)

@@ -1,0 +1,229 @@
+"""The training step and the loop: what a step does, what it leaves alone, what a run leaves behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import digits as recipe
+from pom_jax import models
+from pom_jax.data import digits
+from pom_jax.errors import InputError
+from pom_jax.training import flops, loop, metrics, step
+from pom_jax.training.heldout import make_heldout_loss
+from pom_jax.training.preview import to_pixels
+from pom_jax.training.progress import duration
+from pom_jax.training.run import Run, make_run
+
+
+def tiny(folder: Path, **sections: dict[str, Any]) -> ConfigDict:
+    config = recipe.get_config()
+    config.model.update({"width": 16, "depth": 1, "ffn_expansion": 1})
+    config.data.update({"dir": str(folder), "batch_size": 16})
+    config.optimizer.update({"warmup_steps": 0, "schedule": "constant"})
+    config.train.update(
+        {"steps": 6, "eval_every": 3, "eval_size": 20, "sample_every": 4, "checkpoint_every": 4}
+    )
+    config.train.max_skipped = 2
+    config.sampling.update({"sampler": "euler", "steps": 2, "num": 12})
+    for section, fields in sections.items():
+        config[section].update(fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "digits"
+    digits.prepare(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Run:
+    return make_run(tiny(folder, model={"depth": 2}))
+
+
+@pytest.fixture(scope="module")
+def train_step(run: Run) -> Any:
+    return jax.jit(step.make_train_step(run.config, run.model, run.train.manifest, run.optimizer))
+
+
+@pytest.fixture(scope="module")
+def gradient(run: Run) -> Any:
+    return jax.jit(step.make_gradient(run.config, run.model, run.train.manifest))
+
+
+def batch(run: Run, start: int = 0, size: int | None = None) -> dict[str, jax.Array]:
+    size = size or run.config.data.batch_size
+    return jax.tree.map(jnp.asarray, run.train.gather(range(start, start + size)))
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+@pytest.mark.smoke
+def test_a_step_depends_on_state_and_batch_only(run: Run, train_step: Any) -> None:
+    state = run.fresh_state()
+    (one, first), (two, second) = (train_step(state, batch(run)) for _ in range(2))
+    assert same(one.params, two.params)
+    assert first["loss"] == second["loss"]
+    later, third = train_step(state.replace(step=state.step + 1), batch(run))
+    assert first["loss"] != third["loss"], "another step draws other noise"
+    assert int(later.step) == 2
+
+
+def test_the_loss_of_a_batch_falls(run: Run, train_step: Any) -> None:
+    state, losses = run.fresh_state(), []
+    for _ in range(80):
+        state, found = train_step(state, batch(run))
+        losses.append(float(found["loss"]))
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
+    assert not same(state.ema[0], state.params)
+    assert int(state.skipped) == 0
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(run: Run, train_step: Any) -> None:
+    good, _ = train_step(run.fresh_state(), batch(run))
+    broken = good.replace(params=jax.tree.map(lambda p: p * jnp.nan, good.params))
+    bad, found = train_step(broken, batch(run))
+    assert np.isnan(found["loss"])
+    assert same((bad.opt_state, bad.ema), (broken.opt_state, broken.ema))
+    assert (int(bad.step), int(bad.skipped), int(bad.skipped_in_a_row)) == (2, 1, 1)
+    again, _ = train_step(bad, batch(run))
+    assert (int(again.skipped), int(again.skipped_in_a_row)) == (2, 2)
+    mended, found = train_step(again.replace(params=good.params), batch(run))
+    assert (int(mended.skipped), int(mended.skipped_in_a_row)) == (2, 0)
+    assert not same(mended.params, good.params)
+
+
+def test_slices_of_a_batch_give_the_mean_of_their_gradients(run: Run, gradient: Any) -> None:
+    config = ConfigDict(run.config.to_dict())
+    config.optimizer.accumulate = 2
+    key, whole = jax.random.key(1), batch(run)
+    params = jax.tree.map(lambda p: p + 0.05, run.fresh_state().params)
+    sliced = jax.jit(step.make_gradient(config, run.model, run.train.manifest))(params, key, whole)
+    parts = [
+        gradient(params, jax.random.fold_in(key, i), {name: a[i::2] for name, a in whole.items()})
+        for i in (0, 1)
+    ]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), sliced, mean)
+
+
+def test_labels_are_dropped_at_the_given_rate() -> None:
+    labels = jnp.arange(20_000) % 10
+    dropped = step.drop_labels(labels, jax.random.key(0), 0.1, 10)
+    assert 0.09 < float(jnp.mean(dropped == 10)) < 0.11
+    assert bool(jnp.all((dropped == labels) | (dropped == 10)))
+    assert same(step.drop_labels(labels, jax.random.key(0), 0.0, 10), labels)
+
+
+def test_bfloat16_is_for_products_only(folder: Path) -> None:
+    config = tiny(folder)
+    config.dtype = "bfloat16"
+    made = make_run(config)
+    function = step.make_train_step(config, made.model, made.train.manifest, made.optimizer)
+    state, found = jax.eval_shape(function, made.state, made.batch)
+    floats = [leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert set(floats) == {jnp.dtype("float32")}
+    assert found["loss"].dtype == jnp.float32
+    assert "bf16" in jax.jit(function).lower(made.state, made.batch).as_text()
+
+
+def test_heldout_loss_ignores_padding_and_repeats_itself(run: Run) -> None:
+    loss = jax.jit(make_heldout_loss(run.config, run.model, run.heldout))
+    params = jax.tree.map(lambda p: p + 0.05, run.fresh_state().params)
+    batches = {name: a[None] for name, a in batch(run).items()}
+    valid = jnp.arange(16)[None] < 12
+    first = loss(params, batches | {"valid": valid})
+    other = batches["mean"].at[0, 12:].set(7)
+    assert same(first, loss(params, batches | {"valid": valid, "mean": other}))
+    bins = [float(v) for name, v in first.items() if name != "heldout_loss"]
+    np.testing.assert_allclose(np.average(bins), float(first["heldout_loss"]), rtol=0.5)
+    assert float(first["heldout_loss"]) != float(
+        loss(params, batches | {"valid": valid, "mean": other * 0})["heldout_loss"]
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"form": "power", "expansion": 2}, {"mixer": "attention", "num_heads": 2}]
+)
+def test_flops_are_those_that_the_compiler_counts(changes: dict) -> None:
+    fields = models.preset("DiPoM-S/2") | {"image_size": 16, "channels": 4, "num_classes": 3, "scan": False}
+    fields |= {"width": 128, "depth": 2} | changes
+    model = models.build(fields)
+    shapes = jax.eval_shape(lambda key: models.init(model, key), jax.random.key(0))
+    inputs = models.dummy_inputs(model)
+    compiled = jax.jit(lambda p, *a: model.apply({"params": p}, *a)).lower(shapes, *inputs).compile()
+    counted = compiled.cost_analysis()["flops"]
+    assert 0.9 < flops.forward_flops(fields) / counted < 1.0
+
+
+def test_a_run_leaves_rows_pictures_and_checkpoints(folder: Path, tmp_path: Path) -> None:
+    drawn = {}
+    config = tiny(folder)
+
+    def write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+        drawn[path.name] = (images.shape, images.dtype, list(labels))
+
+    assert loop.train(config, tmp_path, write) == 0
+    rows = metrics.read_rows(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "heldout_loss" in row] == [3, 6]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
+    assert drawn.keys() == {"step_0000004.png", "step_0000006.png"}
+    assert drawn["step_0000006.png"] == ((12, 8, 8, 1), np.uint8, [*range(10), 0, 1])
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+    assert "step 6/6" in (tmp_path / "log.txt").read_text()
+    assert loop.train(config, tmp_path, write) == 0, "a finished run has nothing left to do"
+    assert metrics.read_rows(tmp_path) == rows
+
+
+def test_too_many_bad_steps_end_the_run(folder: Path, tmp_path: Path) -> None:
+    config = tiny(folder, optimizer={"learning_rate": 1e30, "clip_norm": 0.0}, train={"steps": 50})
+    with pytest.raises(InputError, match="not finite in 2 steps in a row"):
+        loop.train(config, tmp_path, lambda *_: None)
+
+
+@pytest.mark.smoke
+def test_rows_after_the_restored_step_are_cut_off(tmp_path: Path) -> None:
+    for start, last in ((0, 9), (5, 7)):
+        rows = metrics.JsonLines(tmp_path, start)
+        for number in range(start + 1, last + 1):
+            rows.write(number, {"loss": float(start), "skipped": float("nan")})
+        rows.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    rows = metrics.JsonLines(tmp_path, 20)
+    rows.close()
+    found = metrics.read_rows(tmp_path)
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["loss"] for row in found] == [0.0] * 5 + [5.0] * 2
+    assert found[0]["skipped"] is None
+
+
+def test_what_is_shown_of_samples() -> None:
+    assert to_pixels(np.array([-2.0, -1.0, 0.0, 1.0]).reshape(1, 2, 2, 1)).ravel().tolist() == [
+        0,
+        0,
+        128,
+        255,
+    ]
+    assert to_pixels(np.zeros((1, 2, 2, 4))).shape == (1, 2, 2, 3)
+    assert duration(3725.2) == "1:02:05"
+
+
+def test_the_reported_norm_is_the_one_before_clipping(run: Run, train_step: Any, gradient: Any) -> None:
+    state = run.fresh_state()
+    state = state.replace(params=jax.tree.map(lambda p: p + 0.5, state.params))
+    _, grads = gradient(state.params, jax.random.fold_in(state.key, 0), batch(run))
+    _, found = train_step(state, batch(run))
+    assert found["grad_norm"] > run.config.optimizer.clip_norm
+    np.testing.assert_allclose(found["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
