@@ -97,10 +97,10 @@ def test_dense_under_vmap_scan_remat_and_twice_differentiated() -> None:
         return lambda k: jnp.square(jax.grad(f, 1)(x, k, biases)).sum()
 
     twice = [jax.jit(jax.grad(sharpness(f)))(kernels) for f in (fast, plain)]
-    assert_close(*twice, 1e-5)
+    assert_close(twice[0], twice[1], 1e-5)
     tangents = normal(3, *x.shape), normal(4, *kernels.shape), normal(5, *biases.shape)
     forward = [jax.jit(lambda *a, f=f: jax.jvp(f, a, tangents))(x, kernels, biases) for f in (fast, plain)]
-    assert_close(*forward, 1e-5)
+    assert_close(forward[0], forward[1], 1e-5)
 
 
 def test_dense_refuses_axes_that_do_not_fit() -> None:

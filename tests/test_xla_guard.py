@@ -71,7 +71,7 @@ def test_without_a_cpu_backend_nothing_is_set() -> None:
 def test_states_and_means_of_many_tokens_agree_with_float64(masked: bool) -> None:
     tokens, rng = 100_001, np.random.default_rng(0)
     u = rng.normal(size=(1, tokens, 2, 3)).astype(np.float32) + 0.3
-    mask = rng.uniform(size=(1, tokens)).astype(np.float32) if masked else None
+    mask = jnp.asarray(rng.uniform(size=(1, tokens)), jnp.float32) if masked else None
 
     def both(u: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         features = product_features(u)
@@ -79,7 +79,7 @@ def test_states_and_means_of_many_tokens_agree_with_float64(masked: bool) -> Non
 
     features, mean, loss = jax.jit(both)(u)
     wide = np.asarray(features, np.float64)
-    exact = np.average(wide[0], axis=0, weights=None if mask is None else mask[0].astype(np.float64))
+    exact = np.average(wide[0], axis=0, weights=None if mask is None else np.asarray(mask[0], np.float64))
     np.testing.assert_allclose(mean[0, 0], exact, rtol=1e-6)
     np.testing.assert_allclose(loss, np.mean(wide**2), rtol=1e-6)
 
