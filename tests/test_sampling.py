@@ -1,5 +1,6 @@
 """From parameters to pictures: what a generator and its files promise."""
 
+import io
 import os
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image, ImageSequence
+from rich.console import Console
 
 import pom_jax
 from configs import common
 from pom_jax import models
 from pom_jax.diffusion import SDE
 from pom_jax.errors import InputError
-from pom_jax.sampling import Generator, grid, write
+from pom_jax.sampling import Generator, SamplingProgress, grid, write
 from pom_jax.sampling.command import sample_to_file, spread
 from pom_jax.training import checkpoint
 from pom_jax.training.config import keep_config
@@ -123,6 +125,18 @@ def test_a_program_is_compiled_once(generator):
     for guidance in (2.0, 3.0, 4.0):
         generator.sample([0] * 5, steps=2, guidance=guidance, batch_size=2, progress=count)
     assert (count.compilations, count.images) == (1, 5)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_says_what_happens_on_a_terminal_and_elsewhere(generator, terminal):
+    shown = io.StringIO()
+    with SamplingProgress(Console(file=shown, force_terminal=terminal, width=100)) as progress:
+        generator.sample([0, 1, 2], steps=1, batch_size=2, progress=progress)
+        progress.compiling()
+    lines = shown.getvalue()
+    assert "compiling the sampler" in lines
+    assert "3 images in" in lines
+    assert ("\x1b[" in lines) == terminal
 
 
 def test_pixels_come_out_as_they_went_in(generator):
