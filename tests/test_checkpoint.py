@@ -1,5 +1,6 @@
 """Checkpoints: what is read is what was written, on any mesh, or it is refused and the one before is used."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -23,7 +24,8 @@ def make_state(seed: int = 0, width: int = 64) -> TrainState:
         return {"blocks": {"kernel": jax.random.normal(key, (2, width, 8))}, "out": {"bias": jnp.arange(3.0)}}
 
     state = initial_state(jax.random.key(seed), params, optax.adam(1e-3), 2)
-    return state.replace(ema=(state.params, jax.tree.map(lambda x: 2 * x, state.params)))
+    doubled = jax.tree.map(lambda x: 2 * x, state.params)
+    return dataclasses.replace(state, ema=(state.params, doubled))
 
 
 def target(state: TrainState) -> Any:

@@ -63,6 +63,10 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def docstring(recipe: str) -> str:
+    return importlib.import_module(f"configs.{recipe}").__doc__ or ""
+
+
 def load(recipe: str, variant: str | None = None) -> ConfigDict:
     return importlib.import_module(f"configs.{recipe}").get_config(variant)
 
@@ -88,7 +92,7 @@ def test_recipes_build_and_say_how_to_run_them(recipe: str) -> None:
     config.check_config(made)
     models.build(made.model, made.dtype)
     assert made.name == recipe
-    text = importlib.import_module(f"configs.{recipe}").__doc__
+    text = docstring(recipe)
     assert f"python train.py --config=configs/{recipe}.py" in text
     assert re.search(r"[Ee]xpected result", text), "the docstring says what to expect, or that it is unknown"
 
@@ -181,7 +185,7 @@ def test_a_kept_config_comes_back_the_same(tmp_path: Path) -> None:
 def test_sizes_promised_in_the_recipes_are_those_of_the_models() -> None:
     for recipe in ("dipom_s2", "dipom_b2", "dipom_l2", "dipom_xl2", "dit_xl2"):
         made = load(recipe)
-        promised = re.search(r"Cost: ([\d.]+) million", importlib.import_module(f"configs.{recipe}").__doc__)
+        promised = re.search(r"Cost: ([\d.]+) million", docstring(recipe))
         assert promised is not None
         count = models.count_parameters(models.build(made.model))
         assert abs(float(promised[1]) - count / 1e6) < 0.05

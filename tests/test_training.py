@@ -1,5 +1,6 @@
 """The training step and the loop: what a step does, what it leaves alone, what a run leaves behind."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def run(folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def train_step(run: Run) -> Any:
-    return jax.jit(step.make_train_step(run.config, run.model, run.train.manifest, run.optimizer))
+    return jax.jit(run.step)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_a_step_depends_on_state_and_batch_only(run: Run, train_step: Any) -> No
     (one, first), (two, second) = (train_step(state, batch(run)) for _ in range(2))
     assert same(one.params, two.params)
     assert first["loss"] == second["loss"]
-    later, third = train_step(state.replace(step=state.step + 1), batch(run))
+    later, third = train_step(dataclasses.replace(state, step=state.step + 1), batch(run))
     assert first["loss"] != third["loss"], "another step draws other noise"
     assert int(later.step) == 2
 
@@ -91,14 +92,14 @@ def test_the_loss_of_a_batch_falls(run: Run, train_step: Any) -> None:
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(run: Run, train_step: Any) -> None:
     good, _ = train_step(run.fresh_state(), batch(run))
-    broken = good.replace(params=jax.tree.map(lambda p: p * jnp.nan, good.params))
+    broken = dataclasses.replace(good, params=jax.tree.map(lambda p: p * jnp.nan, good.params))
     bad, found = train_step(broken, batch(run))
     assert np.isnan(found["loss"])
     assert same((bad.opt_state, bad.ema), (broken.opt_state, broken.ema))
     assert (int(bad.step), int(bad.skipped), int(bad.skipped_in_a_row)) == (2, 1, 1)
     again, _ = train_step(bad, batch(run))
     assert (int(again.skipped), int(again.skipped_in_a_row)) == (2, 2)
-    mended, found = train_step(again.replace(params=good.params), batch(run))
+    mended, found = train_step(dataclasses.replace(again, params=good.params), batch(run))
     assert (int(mended.skipped), int(mended.skipped_in_a_row)) == (2, 0)
     assert not same(mended.params, good.params)
 
@@ -129,12 +130,11 @@ def test_bfloat16_is_for_products_only(folder: Path) -> None:
     config = tiny(folder)
     config.dtype = "bfloat16"
     made = make_run(config)
-    function = step.make_train_step(config, made.model, made.train.manifest, made.optimizer)
-    state, found = jax.eval_shape(function, made.state, made.batch)
+    state, found = jax.eval_shape(made.step, made.state, made.batch)
     floats = [leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert set(floats) == {jnp.dtype("float32")}
     assert found["loss"].dtype == jnp.float32
-    assert "bf16" in jax.jit(function).lower(made.state, made.batch).as_text()
+    assert "bf16" in jax.jit(made.step).lower(made.state, made.batch).as_text()
 
 
 def test_heldout_loss_ignores_padding_and_repeats_itself(run: Run) -> None:
@@ -162,7 +162,8 @@ def test_flops_are_those_that_the_compiler_counts(changes: dict) -> None:
     shapes = jax.eval_shape(lambda key: models.init(model, key), jax.random.key(0))
     inputs = models.dummy_inputs(model)
     compiled = jax.jit(lambda p, *a: model.apply({"params": p}, *a)).lower(shapes, *inputs).compile()
-    counted = compiled.cost_analysis()["flops"]
+    costs: Any = compiled.cost_analysis()
+    counted = costs["flops"]
     assert 0.9 < flops.forward_flops(fields) / counted < 1.0
 
 
@@ -222,7 +223,7 @@ def test_what_is_shown_of_samples() -> None:
 
 def test_the_reported_norm_is_the_one_before_clipping(run: Run, train_step: Any, gradient: Any) -> None:
     state = run.fresh_state()
-    state = state.replace(params=jax.tree.map(lambda p: p + 0.5, state.params))
+    state = dataclasses.replace(state, params=jax.tree.map(lambda p: p + 0.5, state.params))
     _, grads = gradient(state.params, jax.random.fold_in(state.key, 0), batch(run))
     _, found = train_step(state, batch(run))
     assert found["grad_norm"] > run.config.optimizer.clip_norm

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -31,7 +32,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _unknown_field(argv: Sequence[str]) -> InputError | None:
-    config = flags.FLAGS["config"].parser.parse(_config_path(argv))
+    config = cast(ConfigDict, flags.FLAGS["config"].parser.parse(_config_path(argv)))
     known = list(_names(config))
     for argument in argv:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pom_jax.errors import InputError
+from pom_jax.errors import choose
 
 OPTIMIZERS = ("adamw", "lamb")
 SCHEDULES: Mapping[str, Callable[[jax.Array], jax.Array]] = {
@@ -40,12 +40,11 @@ def learning_rate(
     Raises:
         InputError: an unknown schedule.
     """
-    if schedule not in SCHEDULES:
-        raise InputError(f"optimizer.schedule={schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+    curve = choose("optimizer.schedule", schedule, SCHEDULES)
     step = jnp.asarray(step, dtype=jnp.result_type(step, jnp.float32))
     ramp = jnp.minimum(step / max(warmup_steps, 1), 1.0) if warmup_steps > 0 else 1.0
     progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
-    return base * ramp * SCHEDULES[schedule](progress)
+    return base * ramp * curve(progress)
 
 
 def decay_mask(params: Any) -> Any:
@@ -160,14 +159,10 @@ def make_optimizer(config: Mapping[str, Any], total_steps: int) -> optax.Gradien
     schedule = make_schedule(config, total_steps)
     schedule(0)  # an unknown name fails here, not inside the compiled step
     constants = {name: config[name] for name in ("b1", "b2", "eps", "weight_decay")}
-    if config["name"] == "adamw":
+    if choose("optimizer.name", config["name"], OPTIMIZERS) == "adamw":
         optimizer = optax.adamw(schedule, mask=decay_mask, **constants)
-    elif config["name"] == "lamb":
-        optimizer = lamb(schedule, **constants)
     else:
-        raise InputError(
-            f"optimizer.name={config['name']!r} is unknown; choose one of {', '.join(OPTIMIZERS)}"
-        )
+        optimizer = lamb(schedule, **constants)
     if config["clip_norm"] > 0:
         optimizer = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
     return optimizer

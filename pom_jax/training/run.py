@@ -15,7 +15,7 @@ from pom_jax.training import flops, sharding
 from pom_jax.training.config import check_config
 from pom_jax.training.optim import make_optimizer
 from pom_jax.training.state import TrainState, initial_state
-from pom_jax.training.step import make_train_step
+from pom_jax.training.step import TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Run:
         mesh: all devices.
         model: the network.
         optimizer: of its parameters.
+        step: one training step, a pure function.
         train, heldout: the splits.
         state: `TrainState` of shapes with their shardings.
         batch: shapes of a training batch with their shardings.
@@ -36,6 +37,7 @@ class Run:
     mesh: Mesh
     model: models.DiPoM
     optimizer: optax.GradientTransformation
+    step: TrainStep
     train: Source
     heldout: Source
     state: Any
@@ -50,9 +52,8 @@ class Run:
     def compiled_step(self) -> tuple[Any, str]:
         """The training step, compiled for this mesh with the state donated, and a line about its cost."""
         began = time.perf_counter()
-        step = make_train_step(self.config, self.model, self.train.manifest, self.optimizer)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
         compiled = jitted.lower(self.state, self.batch).compile()
         line = f"compiled the training step in {time.perf_counter() - began:.1f} s"
         if (memory := compiled.memory_analysis()) is not None:
@@ -88,6 +89,7 @@ def make_run(config: ConfigDict) -> Run:
     model = models.build(config.model, config.dtype)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     train, heldout = (open_source(config.data, split, config.model) for split in ("train", "test"))
+    step = make_train_step(config, model, train.manifest, optimizer)
     make = _state_function(config, model, optimizer)
     state = jax.eval_shape(make, jax.random.key(config.seed))
     state = jax.tree.map(
@@ -100,7 +102,7 @@ def make_run(config: ConfigDict) -> Run:
         name: jax.ShapeDtypeStruct((config.data.batch_size, *field.shape), field.dtype, sharding=at)
         for name, field in train.manifest.fields.items()
     }
-    return Run(config, mesh, model, optimizer, train, heldout, state, batch)
+    return Run(config, mesh, model, optimizer, step, train, heldout, state, batch)
 
 
 def _state_function(config: ConfigDict, model: models.DiPoM, optimizer: optax.GradientTransformation) -> Any:
