@@ -134,6 +134,15 @@ def test_loop_and_recomputation_change_neither_values_nor_gradients():
             )
 
 
+@pytest.mark.parametrize(("scan", "loops"), [(True, 1), (False, 0)])
+def test_blocks_are_a_loop_or_none_with_the_same_parameters(scan, loops):
+    model = models.build(TINY | {"scan": scan})
+    shapes = jax.eval_shape(functools.partial(models.init, model), jax.random.key(0))
+    lowered = jax.jit(model.apply).lower({"params": shapes}, images(), TIMES, LABELS)
+    assert lowered.as_text().count("stablehlo.while") == loops
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, prepared("product")[1])
+
+
 @pytest.mark.parametrize(("remat", "recomputed"), [("dots", False), ("full", True)])
 def test_remat_recomputes_what_its_name_says(remat, recomputed):
     def products(remat):
@@ -285,6 +294,12 @@ def test_learned_positions_follow_the_shape_not_the_count():
 def test_configurations_that_cannot_be_are_refused(change, words):
     with pytest.raises(InputError, match=words):
         models.build(TINY | change)
+
+
+def test_a_module_made_without_build_is_checked_when_called():
+    model = models.DiPoM(8, 2, 10, 2, 16, 2, mixer="atention")
+    with pytest.raises(InputError, match="attention"):
+        jax.eval_shape(functools.partial(models.init, model), jax.random.key(0))
 
 
 def test_missing_fields_unknown_dtypes_and_names_are_refused():

@@ -9,24 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from pom_jax.errors import InputError, choose
+from pom_jax.models.checks import check_fields, own_fields
 from pom_jax.models.dipom import DiPoM as DiPoM
 from pom_jax.models.presets import NAMES as NAMES
 from pom_jax.models.presets import preset as preset
-from pom_jax.nn.blocks import REMAT
-from pom_jax.nn.embeddings import POSITIONS
 
 DTYPES = ("float32", "bfloat16")
-
-CHOICES = {
-    "mixer": ("pom", "attention"),
-    "form": ("product", "power"),
-    "positions": (*POSITIONS, "learned"),
-    "remat": REMAT,
-}
-"""The words a field of a model can be."""
-
-LEAST = {"registers": 0, "clamp": 0.0, "gate_heads": 0}
-"""Smallest values of number fields; 1 where a field is not listed."""
 
 
 def build(config: Mapping[str, typing.Any], dtype: str = "float32") -> DiPoM:
@@ -43,16 +31,14 @@ def build(config: Mapping[str, typing.Any], dtype: str = "float32") -> DiPoM:
         InputError: unknown or missing fields, wrong types, values out of range, sizes that do not divide.
     """
     choose("dtype", dtype, DTYPES)
-    fields = {f.name: f for f in dataclasses.fields(DiPoM) if f.name not in ("dtype", "parent", "name")}
+    fields = own_fields(DiPoM)
     for key in config:
         choose("field of the model", key, fields)
     missing = [k for k, f in fields.items() if f.default is dataclasses.MISSING and k not in config]
     if missing:
         raise InputError(f"missing in the model configuration: {', '.join('model.' + k for k in missing)}")
-    for key in config:
-        _check_value(key, config[key], fields[key].type)
     model = DiPoM(**{key: config[key] for key in config}, dtype=jnp.dtype(dtype))
-    _check_sizes(model)
+    check_fields(model)
     return model
 
 
@@ -74,38 +60,3 @@ def count_parameters(model: DiPoM) -> int:
     """Number of trainable values, without computing any."""
     shapes = jax.eval_shape(functools.partial(init, model), jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def _check_value(key: str, value: typing.Any, kind: typing.Any) -> None:
-    allowed = int | float if kind is float else kind
-    if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
-        raise InputError(f"model.{key}={value!r} must be of type {kind.__name__}")
-    if key in CHOICES:
-        choose(f"model.{key}", value, CHOICES[key])
-    if kind in (int, float) and not LEAST.get(key, 1) <= value < float("inf"):
-        raise InputError(f"model.{key}={value} must be at least {LEAST.get(key, 1)}")
-
-
-def _check_sizes(m: DiPoM) -> None:
-    expanded = m.expansion * m.width
-    heads = max(m.gate_heads, 1)
-    rules = [
-        (m.image_size % m.patch_size, "image_size", m.image_size, "patch_size", m.patch_size),
-    ]
-    if m.mixer == "attention":
-        rules.append((m.width % m.num_heads, "width", m.width, "num_heads", m.num_heads))
-    elif m.form == "power":
-        rules.append((m.width % m.groups, "width", m.width, "groups", m.groups))
-        rules.append((expanded % heads, "expansion * width", expanded, "gate_heads", heads))
-    for remainder, whole, a, part, b in rules:
-        if remainder:
-            raise InputError(f"model.{whole}={a} is not a multiple of model.{part}={b}: change one of them")
-    if m.mixer == "pom" and m.form == "product" and (heads > 1 or m.groups > 1):
-        raise InputError(
-            f"model.gate_heads={m.gate_heads} and model.groups={m.groups} belong to the power form: "
-            "set both to 1 or model.form='power'"
-        )
-    if m.positions != "learned" and m.width % 4:
-        raise InputError(f"model.width={m.width} must be a multiple of 4 for positions={m.positions!r}")
-    if m.width % 2:
-        raise InputError(f"model.width={m.width} must be even: time features come in pairs")

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError
+from pom_jax.models.checks import check_fields
 from pom_jax.nn.attention import MultiHeadAttention
 from pom_jax.nn.blocks import ModulatedBlock, modulate, modulation, stack
 from pom_jax.nn.dense import Dense
@@ -27,7 +28,7 @@ class DiPoM(nn.Module):
     """Polymorpher for images given a class (v1, figure 3; official `ClassConditionalDiH`, `DiHpp` and `DiT`).
 
     Patches become tokens, blocks modulated by time and class mix them, each token becomes a patch again. The
-    output is zero at start. `pom_jax.models.build` checks the sizes and says what is wrong with them.
+    output is zero at start. `pom_jax.models.build` makes one from a configuration.
 
     Attributes:
         image_size: side of the images the model is made for, in pixels or latent cells; others run as well.
@@ -86,8 +87,9 @@ class DiPoM(nn.Module):
             [B, H, W, C] float32.
 
         Raises:
-            InputError: shapes that do not belong together or to the model.
+            InputError: fields of the model that cannot be; shapes that do not fit each other or the model.
         """
+        check_fields(self)
         self._check_inputs(x, t, labels)
         rows, columns = x.shape[1] // self.patch_size, x.shape[2] // self.patch_size
         # A strided convolution as one product. The authors' Xavier start counts its fan-out once a pixel.
@@ -124,8 +126,9 @@ class DiPoM(nn.Module):
                 offsets = jnp.concatenate([first, offsets])
             condition = condition + offsets
         else:
-            places = POSITIONS[self.positions](rows, columns, self.width, native).reshape(-1, self.width)
-        tokens = tokens + places.astype(tokens.dtype)
+            table = POSITIONS[self.positions]
+            places = table(rows, columns, self.width, native).reshape(-1, self.width)
+        tokens = (tokens + places).astype(tokens.dtype)
         if self.registers:
             first = self.param("registers", SMALL_NORMAL, (self.registers, self.width), jnp.float32)
             first = jnp.broadcast_to(first.astype(tokens.dtype), (len(tokens), *first.shape))

@@ -1,0 +1,66 @@
+"""What the fields of a model can be, alone and together."""
+
+import dataclasses
+from typing import Any
+
+from pom_jax.errors import InputError, choose
+from pom_jax.nn.blocks import REMAT
+from pom_jax.nn.embeddings import POSITIONS
+
+CHOICES = {
+    "mixer": ("pom", "attention"),
+    "form": ("product", "power"),
+    "positions": (*POSITIONS, "learned"),
+    "remat": REMAT,
+}
+"""The words a field of a model can be."""
+
+LEAST = {"registers": 0, "clamp": 0.0, "gate_heads": 0}
+"""Smallest values of number fields; 1 where a field is not listed."""
+
+
+def own_fields(model: Any) -> dict[str, dataclasses.Field]:
+    """The fields of a model that a configuration sets: all but Linen's and the dtype."""
+    return {f.name: f for f in dataclasses.fields(model) if f.name not in ("dtype", "parent", "name")}
+
+
+def check_fields(model: Any) -> None:
+    """Raises an InputError for the first field of a `DiPoM` that is wrong, or does not fit another."""
+    for name, field in own_fields(model).items():
+        _check_value(name, getattr(model, name), field.type)
+    _check_sizes(model)
+
+
+def _check_value(key: str, value: Any, kind: Any) -> None:
+    allowed = int | float if kind is float else kind
+    if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
+        raise InputError(f"model.{key}={value!r} must be of type {kind.__name__}")
+    if key in CHOICES:
+        choose(f"model.{key}", value, CHOICES[key])
+    if kind in (int, float) and not LEAST.get(key, 1) <= value < float("inf"):
+        raise InputError(f"model.{key}={value} must be at least {LEAST.get(key, 1)}")
+
+
+def _check_sizes(m: Any) -> None:
+    expanded = m.expansion * m.width
+    heads = max(m.gate_heads, 1)
+    rules = [
+        (m.image_size % m.patch_size, "image_size", m.image_size, "patch_size", m.patch_size),
+    ]
+    if m.mixer == "attention":
+        rules.append((m.width % m.num_heads, "width", m.width, "num_heads", m.num_heads))
+    elif m.form == "power":
+        rules.append((m.width % m.groups, "width", m.width, "groups", m.groups))
+        rules.append((expanded % heads, "expansion * width", expanded, "gate_heads", heads))
+    for remainder, whole, a, part, b in rules:
+        if remainder:
+            raise InputError(f"model.{whole}={a} is not a multiple of model.{part}={b}: change one of them")
+    if m.mixer == "pom" and m.form == "product" and (heads > 1 or m.groups > 1):
+        raise InputError(
+            f"model.gate_heads={m.gate_heads} and model.groups={m.groups} belong to the power form: "
+            "set both to 1 or model.form='power'"
+        )
+    if m.positions != "learned" and m.width % 4:
+        raise InputError(f"model.width={m.width} must be a multiple of 4 for positions={m.positions!r}")
+    if m.width % 2:
+        raise InputError(f"model.width={m.width} must be even: time features come in pairs")
