@@ -23,11 +23,11 @@ def choose(field: str, name: Any, options: Collection[str]) -> Any:
 
 def run_command(
     main: Callable[[Sequence[str]], int | None],
-    parse: Callable[[Sequence[str]], list[str]] = app.parse_flags_with_usage,
+    parse: Callable[[list[str]], list[str]] = app.parse_flags_with_usage,
 ) -> None:
     """Runs an absl command; an `InputError` ends it with one message and exit code 2, without a traceback."""
 
-    def parse_quietly(argv: Sequence[str]) -> list[str]:
+    def parse_quietly(argv: list[str]) -> list[str]:
         rest = parse(argv)
         if flags.FLAGS["verbosity"].using_default_value:
             logging.set_verbosity(logging.WARNING)  # absl would turn on the libraries' own chatter

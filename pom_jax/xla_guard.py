@@ -1,8 +1,9 @@
 """Keeps jaxlib 0.10.2 from summing wrongly on CPU.
 
-That version, the last for Python 3.11, can fuse a product into a sum and then misread a row, without a word: over
-the rows (i, 0, 0), i < 32769, `jit(vmap(lambda r: sum((eye(3) @ r) ** 2)))` gives 1065369600 instead of 1073741824
-for the last one (jax issue 39103; 0.10.1 and 0.12.0 are right). Taking sums out of that kind of fusion mends it.
+That version, the last for Python 3.11, can fuse a product into a sum and then misread a row, without a word:
+over the rows (i, 0, 0), i < 32769, `jit(vmap(lambda r: sum((eye(3) @ r) ** 2)))` gives 1065369600 for the
+last one instead of 1073741824 (jax issue 39103; 0.10.1 and 0.12.0 are right). Keeping sums out of such
+fusions mends it.
 """
 
 import importlib.metadata
@@ -15,7 +16,7 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 
 def guard() -> None:
-    """Adds the flag to XLA_FLAGS if this jaxlib needs it and the CPU may be used; a flag set by the user stays.
+    """Adds the flag to XLA_FLAGS if this jaxlib needs it and the CPU may be used; a user's flag stays.
 
     XLA reads its flags once, when the first backend starts; if one runs already, this warns instead.
     """
@@ -27,7 +28,7 @@ def guard() -> None:
         return
     if _backend_runs():
         warnings.warn(
-            "jaxlib 0.10.2 can sum wrongly on CPU, and JAX was already in use when pom_jax was imported: import "
+            "jaxlib 0.10.2 can sum wrongly on CPU, and JAX was in use before pom_jax was imported: import "
             f"pom_jax before the first JAX computation, or set XLA_FLAGS={FLAG}=-reduce",
             RuntimeWarning,
             stacklevel=3,

@@ -1,0 +1,64 @@
+"""How every benchmark tells what it measured: a table, a JSON file, and on what it was measured."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import flax
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def setting() -> dict[str, str]:
+    """The device and the versions a figure belongs to."""
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {
+        "device": f"{device}, {os.cpu_count()} CPU cores, {platform.machine()}",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """One timed call, waiting for its arrays."""
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, measured A B C A B C ... so that all meet the same drift of the machine.
+
+    Every call runs once before, untimed, to compile.
+    """
+    for call in calls.values():
+        jax.block_until_ready(call())
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; floats get three significant digits."""
+    cells = [list(header), ["---"] * len(header)]
+    cells += [[f"{c:.3g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+
+
+def write(name: str, text: str, figures: Mapping[str, object]) -> None:
+    """Prints the text and keeps figures and setting in `benchmarks/results/NAME.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"setting": setting(), **figures}, indent=1) + "\n")
+    print(text)
+    print("measured on " + ", ".join(f"{key} {value}" for key, value in setting().items() if value))
+    print(f"figures: {os.path.relpath(path)}", flush=True)
