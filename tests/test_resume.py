@@ -91,26 +91,25 @@ def test_a_killed_and_a_terminated_run_end_like_one_that_was_not(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert start(whole).wait() == 0
 
-    kill_at = random.randint(EVERY + 20, 2 * EVERY + 150)
+    kill_at = random.randint(EVERY + 20, 3 * EVERY)
     process = start(broken)
     wait_for(process, lambda: lines(broken) >= kill_at)
     process.kill()
     process.wait()
-    saved = checkpoint.latest_step(broken)
-    assert saved is not None
-    assert saved < STEPS
+    written = lines(broken)
+    assert written < STEPS
 
     process = start(broken)
-    wait_for(process, lambda: lines(broken) >= max(kill_at, saved) + EVERY // 2)
+    wait_for(process, lambda: lines(broken) >= written + EVERY // 2)
     process.terminate()
-    assert process.wait() == 143, f"killed at {kill_at}"
+    assert process.wait() == 143, f"killed at {written}"
     stopped = checkpoint.latest_step(broken)
     assert stopped == lines(broken) == rows(broken)[-1]["step"], "the step was finished and saved"
 
     assert start(broken).wait() == 0
-    assert rows(broken) == rows(whole), f"killed at {kill_at}, terminated at {stopped}"
+    assert rows(broken) == rows(whole), f"killed at {written}, terminated at {stopped}"
     assert [row["step"] for row in rows(broken)] == list(range(1, STEPS + 1))
-    assert leaves(broken, STEPS) == leaves(whole, STEPS), f"killed at {kill_at}, terminated at {stopped}"
+    assert leaves(broken, STEPS) == leaves(whole, STEPS), f"killed at {written}, terminated at {stopped}"
     assert {name.split("/")[0] for name in leaves(whole, STEPS)} >= {
         "params",
         "opt_state",

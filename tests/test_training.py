@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from ml_collections import ConfigDict
 from configs import digits as recipe
 from pom_jax import models
 from pom_jax.data import digits
-from pom_jax.errors import InputError
 from pom_jax.training import flops, loop, metrics, step
 from pom_jax.training.heldout import make_heldout_loss
 from pom_jax.training.preview import to_pixels
@@ -31,11 +31,15 @@ def tiny(folder: Path, **sections: dict[str, Any]) -> ConfigDict:
     config.train.update(
         {"steps": 6, "eval_every": 3, "eval_size": 20, "sample_every": 4, "checkpoint_every": 4}
     )
-    config.train.max_skipped = 2
     config.sampling.update({"sampler": "euler", "steps": 2, "num": 12})
     for section, fields in sections.items():
         config[section].update(fields)
     return config
+
+
+def quick_jit(function: Callable[..., Any]) -> Any:
+    """Compiled without the slow optimisations, which take most of a test's time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +56,12 @@ def run(folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def train_step(run: Run) -> Any:
-    return jax.jit(run.step)
+    return quick_jit(run.step)
 
 
 @pytest.fixture(scope="module")
 def gradient(run: Run) -> Any:
-    return jax.jit(step.make_gradient(run.config, run.model, run.train.manifest))
+    return quick_jit(step.make_gradient(run.config, run.model, run.train.manifest))
 
 
 def batch(run: Run, start: int = 0, size: int | None = None) -> dict[str, jax.Array]:
@@ -109,7 +113,7 @@ def test_slices_of_a_batch_give_the_mean_of_their_gradients(run: Run, gradient: 
     config.optimizer.accumulate = 2
     key, whole = jax.random.key(1), batch(run)
     params = jax.tree.map(lambda p: p + 0.05, run.fresh_state().params)
-    sliced = jax.jit(step.make_gradient(config, run.model, run.train.manifest))(params, key, whole)
+    sliced = quick_jit(step.make_gradient(config, run.model, run.train.manifest))(params, key, whole)
     parts = [
         gradient(params, jax.random.fold_in(key, i), {name: a[i::2] for name, a in whole.items()})
         for i in (0, 1)
@@ -138,7 +142,7 @@ def test_bfloat16_is_for_products_only(folder: Path) -> None:
 
 
 def test_heldout_loss_ignores_padding_and_repeats_itself(run: Run) -> None:
-    loss = jax.jit(make_heldout_loss(run.config, run.model, run.heldout))
+    loss = quick_jit(make_heldout_loss(run.config, run.model, run.heldout))
     params = jax.tree.map(lambda p: p + 0.05, run.fresh_state().params)
     batches = {name: a[None] for name, a in batch(run).items()}
     valid = jnp.arange(16)[None] < 12
@@ -185,12 +189,6 @@ def test_a_run_leaves_rows_pictures_and_checkpoints(folder: Path, tmp_path: Path
     assert "step 6/6" in (tmp_path / "log.txt").read_text()
     assert loop.train(config, tmp_path, write) == 0, "a finished run has nothing left to do"
     assert metrics.read_rows(tmp_path) == rows
-
-
-def test_too_many_bad_steps_end_the_run(folder: Path, tmp_path: Path) -> None:
-    config = tiny(folder, optimizer={"learning_rate": 1e30, "clip_norm": 0.0}, train={"steps": 50})
-    with pytest.raises(InputError, match="not finite in 2 steps in a row"):
-        loop.train(config, tmp_path, lambda *_: None)
 
 
 @pytest.mark.smoke

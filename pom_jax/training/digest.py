@@ -16,6 +16,7 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+@jax.jit
 def leaf_digest(leaf: jax.Array) -> jax.Array:
     """Two modular sums of the bits of an array, each element times an odd number made from its position.
 
@@ -42,18 +43,11 @@ def leaf_digest(leaf: jax.Array) -> jax.Array:
     return jnp.stack([first, second])
 
 
-@jax.jit
-def _stacked(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([leaf_digest(leaf) for leaf in leaves])
-
-
 def digests(tree: Any) -> dict[str, str]:
     """The digest of each leaf as 16 hexadecimal digits, by the name of its place. Waits for the arrays."""
-    named = jax.tree_util.tree_leaves_with_path(tree)
-    if not named:
-        return {}
-    words = np.asarray(_stacked([leaf for _, leaf in named]))
-    return {path_name(path): f"{a:08x}{b:08x}" for (path, _), (a, b) in zip(named, words, strict=True)}
+    # One program a shape, not one for the tree: optimiser and averages have the shapes of the parameters.
+    words = jax.device_get(jax.tree.map(leaf_digest, tree))
+    return {path_name(path): f"{a:08x}{b:08x}" for path, (a, b) in jax.tree_util.tree_leaves_with_path(words)}
 
 
 def differing(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:

@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from pom_jax.data.pipeline import batches, device_batches, local_rows
-from pom_jax.training import checkpoint
+from pom_jax.training import checkpoint, digest
 from pom_jax.training.config import keep_config
 from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
@@ -62,6 +62,7 @@ def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:
         return 0
     log.line(f"workdir: {workdir} ({f'goes on after step {start:,}' if start else 'new'})")
     state = run.fresh_state() if state is None else state
+    digest.digests(state)  # compiles here what the first checkpoint would else wait for
 
     # Compilation, of all that will run.
     train_step, line = run.compiled_step()
@@ -79,7 +80,7 @@ def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:
         with device_batches(order, at) as feed, Interrupt(log) as interrupt:
             for step in range(start + 1, config.steps + 1):
                 ends = step == config.steps or interrupt.number is not None
-                batch = recorder.timed_input(feed)
+                batch = recorder.next_batch(feed)
                 state, metrics = train_step(state, batch)
                 recorder.add(step, metrics)
                 if _due(step, config.eval_every, config.steps):

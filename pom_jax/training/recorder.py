@@ -20,9 +20,10 @@ from pom_jax.training.step import Metrics
 class Recorder:
     """Rows of metrics, the progress line and the checkpoints of one run.
 
-    Times of a step are in seconds: `time_step` from the end of the step before to its own, `time_input`
-    waiting for the batch, and `time_host` what else the host did while it was not waiting for the device. The
-    device computes through both as long as their sum stays below the time of a step.
+    Times of a step are in seconds. `time_step` is from the end of the step before to its own, `time_input`
+    waiting for the batch, `time_host` what else the host did while it was not waiting for the device, most of
+    it while the device computed, and `time_idle` the most that the device can have been without work before
+    the next step.
 
     Attributes:
         step: the last step whose numbers are written.
@@ -49,18 +50,21 @@ class Recorder:
         self._pending: tuple[int, Metrics] | None = None
         self._heldout_loss: float | None = None
         self._began = self._last = time.perf_counter()
-        self._input = self._device = 0.0
+        self._input = self._device = self._idle = 0.0
 
     @property
     def seconds(self) -> float:
         """Time since the first step."""
         return time.perf_counter() - self._began
 
-    def timed_input(self, feed: Iterator[Any]) -> Any:
-        """The next batch."""
+    def next_batch(self, feed: Iterator[Any]) -> Any:
+        """The batch of the step that is about to start."""
         began = time.perf_counter()
         batch = next(feed)
-        self._input += time.perf_counter() - began
+        now = time.perf_counter()
+        self._input += now - began
+        if self._pending is None or self._pending[1]["loss"].is_ready():
+            self._idle += now - self._last  # the step before ended at some time since the host last looked
         return batch
 
     def add(self, step: int, metrics: Metrics) -> None:
@@ -103,8 +107,10 @@ class Recorder:
             f"{TIME}step": whole,
             f"{TIME}input": self._input,
             f"{TIME}host": whole - self._input - self._device,
+            f"{TIME}idle": self._idle,
         }
-        self._last, self._input, self._device, self.step = now, 0.0, 0.0, step
+        self._input = self._device = self._idle = 0.0
+        self._last, self.step = now, step
         self._heldout_loss = row.get("heldout_loss")
         for sink in self._sinks:
             sink.write(step, row)
