@@ -10,6 +10,7 @@ from pom_jax.training import checkpoint, digest
 from pom_jax.training.config import keep_config
 from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
+from pom_jax.training.metrics import check_sinks
 from pom_jax.training.preview import Preview, WriteImages
 from pom_jax.training.progress import Log, duration
 from pom_jax.training.recorder import Recorder
@@ -36,6 +37,7 @@ def train(config: ConfigDict, workdir: str | Path, write_images: WriteImages) ->
     workdir = Path(workdir)
 
     # Everything that can be wrong is found before anything is computed or overwritten.
+    check_sinks(config)
     run = make_run(config)
     missing = config.train.keep_last + config.train.keep_best + 1 - len(checkpoint.saved_steps(workdir))
     room = max(1, missing) * checkpoint.tree_bytes(run.state)

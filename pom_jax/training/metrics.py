@@ -88,12 +88,15 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def optional_sinks(config: Any, workdir: Path, start: int) -> list[Sink]:
-    """The sinks that `config.log` asks for.
+def check_sinks(config: Any) -> None:
+    """Raises InputError if `config.log` asks for a package that is not installed."""
+    for wanted, package in ((config.log.tensorboard, "tensorboardX"), (config.log.wandb, "wandb")):
+        if wanted:
+            _import(package, f"log.{package.removesuffix('X')}")
 
-    Raises:
-        InputError: their package is not installed.
-    """
+
+def optional_sinks(config: Any, workdir: Path, start: int) -> list[Sink]:
+    """The sinks that `config.log` asks for."""
     sinks: list[Sink] = []
     if config.log.tensorboard:
         sinks.append(TensorBoard(workdir, start))
