@@ -47,7 +47,7 @@ class Recorder:
             peak=flops.peak_flops(config.dtype),
             every=config.train.log_every,
         )
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, Any] | None = None
         self._heldout_loss: float | None = None
         self._began = self._last = time.perf_counter()
         self._input = self._device = self._idle = 0.0
