@@ -49,13 +49,24 @@ def _flat_dense(x: Array, kernel: Array, bias: Array | None, axes: int) -> Array
 
     The transpose of the plain product contracts all token axes at once, for which XLA's CPU backend makes a
     strided copy, and recomputes within it whatever elementwise work made the operand. Flattening leaves one
-    token axis; the barriers keep that work out of the operands, here and in the transpose; and a bias
-    written as a product with ones gets its gradient from a product, not from a strided sum.
+    token axis, and the barriers keep that work out of the operands, here and in the transpose.
     """
     batch, out = x.shape[: x.ndim - axes], kernel.shape[axes:]
-    rows, fan_in, fan_out = math.prod(batch), math.prod(kernel.shape[:axes]), math.prod(out)
-    flat = jax.lax.optimization_barrier(x.reshape(rows, fan_in))
+    fan_in, fan_out = math.prod(kernel.shape[:axes]), math.prod(out)
+    flat = jax.lax.optimization_barrier(x.reshape(math.prod(batch), fan_in))
     y = jax.lax.optimization_barrier(flat @ kernel.reshape(fan_in, fan_out))
     if bias is not None:
-        y = y + jnp.ones((rows, 1), bias.dtype) @ bias.reshape(1, fan_out)
+        y = _add_bias(y, bias.reshape(fan_out))
     return y.reshape(*batch, *out)
+
+
+@jax.custom_jvp
+def _add_bias(x: Array, bias: Array) -> Array:
+    return x + bias
+
+
+@_add_bias.defjvp
+def _add_bias_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    # As a product with ones, whose transpose is a product too; that of a broadcast is a slow strided sum.
+    t, t_bias = tangents
+    return _add_bias(*primals), t + jnp.ones((t.shape[0], 1), t_bias.dtype) @ t_bias[None]
