@@ -11,7 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from pom_jax.data import Field, Records, Synthetic, Writer, digits, open_source, pipeline, read_manifest
+from pom_jax.data import (
+    Field,
+    Records,
+    Synthetic,
+    Writer,
+    digits,
+    open_source,
+    pipeline,
+    read_manifest,
+    records,
+)
 from pom_jax.data.sources import check_model
 from pom_jax.errors import InputError
 
@@ -24,11 +34,16 @@ LATENTS = {
 DIGITS_MODEL = {"image_size": 8, "channels": 1, "num_classes": 10}
 
 
-@pytest.fixture(scope="module")
-def digits_dir(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "digits"
-    digits.prepare(out)
-    return out
+@pytest.fixture
+def open_large(monkeypatch):
+    """Opens the training split as if it were too large for memory: it is read straight from the shards."""
+
+    def open_split(folder, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "SMALL", 0)
+            return Records(folder, "train", **options)
+
+    return open_split
 
 
 def latents(count, seed=0):
@@ -51,7 +66,7 @@ def write_latents(out, batches, **options):
 
 
 @pytest.mark.smoke
-def test_records_come_back_as_written_across_shards(tmp_path):
+def test_records_come_back_as_written_across_shards(tmp_path, open_large):
     batch = latents(100)
     halves = [{name: array[part] for name, array in batch.items()} for part in (slice(0, 33), slice(33, 100))]
     manifest = write_latents(tmp_path / "set", halves, shard_bytes=4000)
@@ -60,18 +75,11 @@ def test_records_come_back_as_written_across_shards(tmp_path):
     assert len(source) == 100
     assert len(manifest.splits["train"]) > 5
     indices = np.random.default_rng(1).permutation(100)
-    for rows in (source.gather(indices), _unkept(source).gather(indices)):
+    for rows in (source.gather(indices), open_large(tmp_path / "set").gather(indices)):
         assert list(rows) == list(batch)
         for name, array in batch.items():
             assert rows[name].dtype == array.dtype
             np.testing.assert_array_equal(rows[name], array[indices])
-
-
-def _unkept(source):
-    """The same split as a set too large for memory reads it: straight from the shards."""
-    large = Records(source.folder, source.split)
-    large._rows = None
-    return large
 
 
 def test_statistics_are_those_of_the_images_a_model_sees(tmp_path):
@@ -175,7 +183,7 @@ DAMAGES = {
         f"{SHARD} has 100000 bytes, the manifest says 262144",
     ),
     "flipped bit": (lambda folder: _flip(folder / SHARD), f"{SHARD} has SHA-256 .*content was changed"),
-    "labels outside": (_edit(classes=list("012345678")), "label 9 outside the 9 classes"),
+    "labels outside": (_edit(classes=list("012345678")), "field label: label 9 is not from 0 to 8"),
 }
 
 
@@ -198,12 +206,21 @@ def test_other_records_under_a_right_checksum_are_refused(tmp_path):
         Records(tmp_path / "set", "train")
 
 
-def test_a_shard_that_changes_later_never_gives_wrong_numbers(tmp_path):
+def test_a_shard_that_changes_later_never_gives_wrong_numbers(tmp_path, open_large):
     write_latents(tmp_path / "set", [latents(300)])
-    source = _unkept(Records(tmp_path / "set", "train"))
+    source = open_large(tmp_path / "set")
     _flip(tmp_path / "set" / SHARD)
     with pytest.raises(InputError, match=r"cannot be read|NaN"):
         source.gather(np.arange(300))
+
+
+def test_checksums_of_a_large_set_are_compared_if_asked_for(tmp_path, open_large):
+    write_latents(tmp_path / "set", [latents(300)])
+    assert len(open_large(tmp_path / "set", verify=True)) == 300
+    _flip(tmp_path / "set" / SHARD)
+    assert len(open_large(tmp_path / "set")) == 300
+    with pytest.raises(InputError, match=f"{SHARD} has SHA-256"):
+        open_large(tmp_path / "set", verify=True)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +232,7 @@ def test_a_shard_that_changes_later_never_gives_wrong_numbers(tmp_path):
             "record 33 .*mean.*NaN",
         ),
         ("std", lambda a: a * np.float16(np.inf), "record 20 .*std.*NaN or infinite"),
-        ("label", lambda a: np.where(np.arange(20) == 4, 5, a), "record 24 .*label: 5.*0 to 4"),
+        ("label", lambda a: np.where(np.arange(20) == 4, 5, a), "record 24 .*label 5 is not from 0 to 4"),
         ("label", lambda a: a - 100, "record 20 .*label.*0 to 4"),
         ("mean", lambda a: a[:, :1], "field mean.*the data set holds"),
         ("mean", lambda a: a[:3], "different numbers of records"),
@@ -236,7 +253,7 @@ def test_nan_in_stored_data_names_the_record(tmp_path):
     source = Records(tmp_path / "set", "train")
     assert source._rows is not None
     source._rows[6, :2] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
-    with pytest.raises(InputError, match=r"record 6 of split train.*NaN.*mean"):
+    with pytest.raises(InputError, match=r"record 6 of split train.*mean: NaN"):
         source.gather([1, 6, 2])
 
 

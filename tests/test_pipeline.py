@@ -14,17 +14,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pom_jax.data import Records, Synthetic, digits, pipeline
+from pom_jax.data import Records, Synthetic, pipeline
 from pom_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def digits_dir(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "digits"
-    digits.prepare(out)
-    return out
 
 
 def test_every_epoch_holds_every_record_once_in_another_order(digits_dir):

@@ -4,10 +4,11 @@
 `pipeline` orders, batches and prefetches; `digits` makes the one data set that needs no download.
 """
 
-from pom_jax.data.manifest import Field, Manifest, read_manifest
-from pom_jax.data.records import Records
-from pom_jax.data.sources import Source, open_source
-from pom_jax.data.synthetic import Synthetic
-from pom_jax.data.writer import Writer
-
-__all__ = ["Field", "Manifest", "Records", "Source", "Synthetic", "Writer", "open_source", "read_manifest"]
+from pom_jax.data.manifest import Field as Field
+from pom_jax.data.manifest import Manifest as Manifest
+from pom_jax.data.manifest import read_manifest as read_manifest
+from pom_jax.data.records import Records as Records
+from pom_jax.data.sources import Source as Source
+from pom_jax.data.sources import open_source as open_source
+from pom_jax.data.synthetic import Synthetic as Synthetic
+from pom_jax.data.writer import Writer as Writer

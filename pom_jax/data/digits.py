@@ -42,7 +42,7 @@ def prepare(out: str | Path) -> Manifest:
     """Writes the digits as shards to `out`; the same bytes every time.
 
     Raises:
-      InputError: `out` is something else than an earlier set of digits, or the disk takes no more.
+        InputError: `out` is something else than an earlier set of digits, or the disk takes no more.
     """
     digits = load()
     writer = Writer(

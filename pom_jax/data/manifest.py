@@ -59,15 +59,15 @@ class Manifest:
     `(mean + std * noise) * scale + shift` in one of the V views (`pipeline.images`).
 
     Attributes:
-      name: which data set this is, e.g. "digits".
-      fields: name to Field, in the order of their bytes in a record.
-      splits: split name to its shards.
-      classes: the name of each label, in order.
-      scale, shift: the affine map from stored values to the model's space.
-      channel_mean, channel_std: [C] of the mapped training images (the posterior's variance included).
-      autoencoder: which autoencoder made the latents; None for pixels.
-      made_by: command, versions and choices that made the set; no dates, so that making it again gives the
-        same bytes.
+        name: which data set this is, e.g. "digits".
+        fields: name to Field, in the order of their bytes in a record.
+        splits: split name to its shards.
+        classes: the name of each label, in order.
+        scale, shift: the affine map from stored values to the model's space.
+        channel_mean, channel_std: [C] of the mapped training images (the posterior's variance included).
+        autoencoder: which autoencoder made the latents; None for pixels.
+        made_by: command, versions and choices that made the set; no dates, so that making it again gives the
+            same bytes.
     """
 
     name: str
@@ -123,7 +123,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Reads and checks the manifest of a data folder.
 
     Raises:
-      InputError: no such folder, no manifest, not one of ours, another version, or a damaged one.
+        InputError: no such folder, no manifest, not one of ours, another version, or a damaged one.
     """
     path = Path(folder) / FILE
     if not path.is_file():
@@ -179,6 +179,32 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
         autoencoder=content["autoencoder"],
         made_by=dict(content["made_by"]),
     )
+
+
+def find_bad_record(name: str, values: np.ndarray, classes: int) -> tuple[int, str] | None:
+    """The first record [n, *shape] of a field whose values cannot be used, and what is wrong with it.
+
+    Labels must be among the classes, floating-point values finite.
+    """
+    if name == "label":
+        good = (values >= 0) & (values < classes)
+    elif values.dtype.kind == "f":
+        good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    else:
+        return None
+    if good.all():
+        return None
+    bad = int(np.argmin(good))
+    what = (
+        f"label {values[bad]} is not from 0 to {classes - 1}" if name == "label" else "NaN or infinite values"
+    )
+    return bad, what
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_fields(fields: Mapping[str, Field]) -> None:

@@ -33,21 +33,21 @@ def batches(
     """Training batches for ever, from `start_step` on, without replaying what came before.
 
     The order is a fresh shuffle of the split every epoch, one epoch after the other; a batch may straddle
-    two. Batch n holds places n * batch_size to (n + 1) * batch_size of that order, whatever the number of
-    processes.
+    two. Batch n holds places n * batch_size to (n + 1) * batch_size of it, for any number of processes.
 
     Args:
-      source: the split.
-      batch_size: records in the batch of all processes together.
-      seed: of the order, in [0, 2**32).
-      start_step: the step whose batch comes first.
-      rows: which rows of each batch this process reads (`local_rows`); all by default.
+        source: the split.
+        batch_size: records in the batch of all processes together.
+        seed: of the order, in [0, 2**32).
+        start_step: the step whose batch comes first.
+        rows: which rows of each batch this process reads (`local_rows`); all by default.
 
     Yields:
-      `{field: [rows, *shape]}` numpy arrays.
+        `{field: [rows, *shape]}` numpy arrays.
 
     Raises:
-      InputError: at once for a batch size below 1 or an empty split; later for a record that cannot be used.
+        InputError: at once for a batch size, seed or step out of range or an empty split; later for a record
+            that cannot be used.
     """
     _check_batch(source, batch_size)
     if not 0 <= seed < 2**32:
@@ -71,9 +71,15 @@ def one_pass(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every record once, in the order of the files, in batches of one shape (so nothing compiles twice).
 
+    Args:
+        source, batch_size, rows: see `batches`.
+
     Yields:
-      `{field: [rows, *shape]}` and `valid` [rows] bool: False marks the padding (record 0 again) that
-      fills the last batch.
+        `{field: [rows, *shape]}` and `valid` [rows] bool: False marks the padding (record 0 again) that fills
+        the last batch.
+
+    Raises:
+        InputError: see `batches`.
     """
     _check_batch(source, batch_size)
     places = np.arange(batch_size)[rows or slice(None)]
@@ -97,7 +103,7 @@ def local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> slice:
     """The rows of a batch that the devices of this process hold under `sharding` (first axis).
 
     Raises:
-      InputError: a batch size that the mesh does not divide, or rows that do not lie together.
+        InputError: a batch size that the mesh does not divide, or rows that do not lie together.
     """
     try:
         places = sharding.addressable_devices_indices_map((batch_size,)).values()
@@ -124,9 +130,9 @@ def device_batches(
     or the end of the program stop the thread.
 
     Args:
-      iterator: host batches; each process gives the rows of `local_rows(sharding, batch_size)`.
-      sharding: of the batch axis, e.g. `NamedSharding(mesh, P(("data", "fsdp")))`.
-      prefetch: how many batches may wait on the device.
+        iterator: host batches; each process gives the rows of `local_rows(sharding, batch_size)`.
+        sharding: of the batch axis, e.g. `NamedSharding(mesh, P(("data", "fsdp")))`.
+        prefetch: how many batches may wait on the device.
     """
     return DeviceBatches(iterator, sharding, prefetch)
 
@@ -209,12 +215,12 @@ def images(batch: Mapping[str, jax.Array | np.ndarray], key: jax.Array, affine: 
     """Draws the images a model sees from stored moments; to be called inside the jitted step.
 
     Args:
-      batch: `mean` [B, V, H, W, C] and, for latents, `std` [B, V, H, W, C].
-      key: chooses one of the V views of each record and the noise of the posterior.
-      affine: `scale` and `shift`, e.g. the manifest.
+        batch: `mean` [B, V, H, W, C] and, for latents, `std` [B, V, H, W, C].
+        key: chooses one of the V views of each record and the noise of the posterior.
+        affine: `scale` and `shift`, e.g. the manifest.
 
     Returns:
-      x [B, H, W, C] float32, `(mean + std * noise) * scale + shift`.
+        x [B, H, W, C] float32, `(mean + std * noise) * scale + shift`.
     """
     view_key, noise_key = jax.random.split(key)
     records, views = batch["mean"].shape[:2]

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from pom_jax.data.manifest import Manifest, Shard, read_manifest
-from pom_jax.data.writer import sha256
+from pom_jax.data.manifest import Manifest, Shard, find_bad_record, read_manifest, sha256
 from pom_jax.errors import InputError
 
 SMALL = 64 * 2**20  # bytes: sets up to this size are always verified, and kept in memory
@@ -19,13 +18,13 @@ class Records:
     """One split of a data folder as a `Source`.
 
     Args:
-      folder: the data set, made by prepare.py or `Writer`.
-      split: e.g. "train" or "test".
-      verify: compare the checksum of every shard before the first batch. Sets of at most 64 MB always are;
-        for large ones the file sizes are compared unless this is asked for.
+        folder: the data set, made by prepare.py or `Writer`.
+        split: e.g. "train" or "test".
+        verify: compare the checksum of every shard before the first batch. Sets of at most 64 MB always are;
+            for large ones the file sizes are compared unless this is asked for.
 
     Raises:
-      InputError: no data set, no such split, a shard that is missing, cut, changed or of another record size.
+        InputError: no data set or split; a shard that is missing, cut, changed or of another record size.
     """
 
     def __init__(self, folder: str | Path, split: str, *, verify: bool = False):
@@ -50,8 +49,8 @@ class Records:
         """The records at `indices` [n], in that order, as `{field: [n, *shape]}`.
 
         Raises:
-          InputError: an index outside the split, a shard that cannot be read, a value that is not finite,
-            or a label outside the classes.
+            InputError: an index outside the split, a shard that cannot be read, a value that is not finite,
+                or a label outside the classes.
         """
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
@@ -66,7 +65,13 @@ class Records:
                 column.view(field.stored).reshape(len(rows), *field.shape).astype(field.dtype, copy=False)
             )
             start += field.bytes
-        self._check_values(indices, batch)
+        for name, values in batch.items():
+            if found := find_bad_record(name, values, len(self.manifest.classes)):
+                place, what = found
+                raise InputError(
+                    f"record {indices[place]} of {self._where()}, field {name}: {what}; "
+                    "make the data set again"
+                )
         return batch
 
     def _check(self, shard: Shard, *, checksum: bool) -> None:
@@ -123,23 +128,6 @@ class Records:
                 path = self.folder / self._shards[number].file
                 self._readers[number] = ArrayRecordReader(str(path), RANDOM_ACCESS)
             return self._readers[number]
-
-    def _check_values(self, indices: np.ndarray, batch: dict[str, np.ndarray]) -> None:
-        for name, values in batch.items():
-            if name == "label":
-                good = (values >= 0) & (values < len(self.manifest.classes))
-            elif values.dtype.kind == "f":
-                good = np.isfinite(values)
-            else:
-                continue
-            if not good.all():
-                bad = int(np.argmin(good.reshape(len(values), -1).all(axis=1)))
-                what = (
-                    f"label {values[bad]} outside the {len(self.manifest.classes)} classes"
-                    if name == "label"
-                    else f"NaN or infinite values in field {name}"
-                )
-                raise InputError(f"record {indices[bad]} of {self._where()}: {what}; make the data set again")
 
     def _where(self) -> str:
         return f"split {self.split} in {self.folder}"

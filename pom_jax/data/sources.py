@@ -47,12 +47,12 @@ def open_source(data: Mapping[str, Any], split: str, model: Mapping[str, Any] | 
     """The split that `config.data` asks for, checked against `config.model` where that is given.
 
     Args:
-      data: `source` "shards" or "synthetic", and `dir` for shards.
-      split: "train" or "test".
-      model: `image_size`, `channels`, `num_classes`; the synthetic source takes its sizes from them.
+        data: `source` "shards" or "synthetic", and `dir` for shards.
+        split: "train" or "test".
+        model: `image_size`, `channels`, `num_classes`; the synthetic source takes its sizes from them.
 
     Raises:
-      InputError: unknown source, no data, damaged shards, or data that the model does not fit.
+        InputError: unknown source, no data, damaged shards, or data that the model does not fit.
     """
     if choose("data.source", data["source"], SOURCES) == "synthetic":
         if model is None:

@@ -8,7 +8,8 @@ import numpy as np
 from pom_jax.data.manifest import Field, Manifest, Shard
 
 POOL = 251  # records; a prime, so that no batch size falls into step with it
-LABELS = 65_521
+LABELS = 65_521  # a prime as well
+VIEWS = 2  # as sets of latents have: an image and its mirror image
 
 
 class Synthetic:
@@ -18,9 +19,10 @@ class Synthetic:
     records, so that reading costs as little as it can; labels are spread over all classes.
 
     Args:
-      records: length of the split; as many as ImageNet has by default, 1,024 for other splits.
-      image_size, channels, num_classes, views: by default those of latents of 256 x 256 images.
-      seed: another seed is another data set; the test split uses its own.
+        split: "train", "test" or any other name.
+        records: length of the split; as many as ImageNet has by default, 1,024 for other splits.
+        image_size, channels, num_classes: by default those of latents of 256 x 256 ImageNet.
+        seed: another seed is another data set; the test split uses its own.
     """
 
     def __init__(
@@ -31,12 +33,11 @@ class Synthetic:
         image_size: int = 32,
         channels: int = 4,
         num_classes: int = 1000,
-        views: int = 2,
         seed: int = 0,
     ):
         if records is None:
             records = 1_281_167 if split == "train" else 1024
-        shape = (views, image_size, image_size, channels)
+        shape = (VIEWS, image_size, image_size, channels)
         self.split = split
         self._records = records
         about = f"synthetic {split} {records} {shape} {num_classes} {seed}"

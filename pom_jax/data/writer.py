@@ -1,7 +1,6 @@
 """Writes a data set: ArrayRecord shards and the manifest, in a folder that appears only when it is whole."""
 
 import contextlib
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,16 @@ from types import TracebackType
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from pom_jax.data.manifest import FILE, Field, Manifest, Shard, check_fields, read_manifest
+from pom_jax.data.manifest import (
+    FILE,
+    Field,
+    Manifest,
+    Shard,
+    check_fields,
+    find_bad_record,
+    read_manifest,
+    sha256,
+)
 from pom_jax.errors import InputError
 
 # One record a group: a batch is gathered from random places, and latents do not compress.
@@ -30,13 +38,13 @@ class Writer:
         print(writer.manifest.digest)
 
     Args:
-      out: the folder to make.
-      name, fields, classes, scale, shift, autoencoder, made_by: see `Manifest`.
-      shard_bytes: a shard is closed when its records take this many bytes.
+        out: the folder to make.
+        name, fields, classes, scale, shift, autoencoder, made_by: see `Manifest`.
+        shard_bytes: a shard is closed when its records take this many bytes.
 
     Raises:
-      InputError: a foreign folder at `out`, a batch that does not fit the fields, values that are not finite,
-        labels outside the classes, or a disk that takes no more.
+        InputError: a foreign folder at `out`, a batch that does not fit the fields, values that are not
+            finite, labels outside the classes, or a disk that takes no more.
     """
 
     def __init__(
@@ -100,7 +108,15 @@ class Writer:
         return self._manifest
 
     def write(self, split: str, batch: Mapping[str, np.ndarray]) -> None:
-        """Appends records: `batch[name]` is [n, *shape of the field]."""
+        """Appends records.
+
+        Args:
+            split: "train" (every data set has it), "test" or any other name.
+            batch: `{field: [n, *shape]}`, each of the field's dtype.
+
+        Raises:
+            InputError: see the class.
+        """
         start = self._count(split)
         arrays = {name: self._checked(split, start, name, batch) for name in self.fields}
         if extra := set(batch) - set(self.fields):
@@ -127,16 +143,10 @@ class Writer:
                 f"field {name} of split {split} is {array.dtype} {array.shape[1:]} a record, "
                 f"the data set holds {field.dtype} {field.shape}"
             )
-        good = np.isfinite(array) if array.dtype.kind == "f" else np.ones(len(array), bool)
-        if name == "label":
-            good = (array >= 0) & (array < len(self._about["classes"]))
-        if not good.all():
-            bad = int(np.argmin(good.reshape(len(array), -1).all(axis=1)))
-            value = array[bad] if name == "label" else "NaN or infinite values"
-            wanted = f"labels 0 to {len(self._about['classes']) - 1}" if name == "label" else "finite values"
+        if found := find_bad_record(name, array, len(self._about["classes"])):
+            place, what = found
             raise InputError(
-                f"record {start + bad} of split {split}, field {name}: {value}, where {wanted} are needed; "
-                "nothing was written"
+                f"record {start + place} of split {split}, field {name}: {what}; nothing was written"
             )
         return np.ascontiguousarray(array, field.stored)
 
@@ -237,9 +247,3 @@ def check_replaceable(out: str | Path, name: str) -> None:
         raise InputError(
             f"{refusal} only: it also holds {', '.join(foreign[:3])}; nothing was changed. Move that away."
         )
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
