@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from pom_jax.errors import InputError
-from pom_jax.sampling.generate import Generator, load
+from pom_jax.sampling.generate import load
 from pom_jax.sampling.progress import SamplingProgress
 from pom_jax.sampling.writers import ANIMATIONS, check_output, write
+from pom_jax.training.preview import labels_in_turn
 
 
 def sample_to_file(
@@ -21,6 +22,8 @@ def sample_to_file(
     num: int | None = None,
     step: int | None = None,
     ema: int | None = 0,
+    guidance: float | None = None,
+    seed: int = 0,
     **settings: Any,
 ) -> Path:
     """Samples from a workdir and writes the result where `out` says.
@@ -31,7 +34,7 @@ def sample_to_file(
         classes: words of --classes: class numbers and ranges of them.
         num: how many images.
         step, ema: see `load`.
-        settings: of `Generator.sample_array`.
+        guidance, seed, settings: of `Generator.sample_array`.
 
     Returns:
         The file.
@@ -45,46 +48,44 @@ def sample_to_file(
         raise InputError(f"--num={num}: at least one image")
     generator = load(workdir, step, ema)
     labels = spread(generator.config.model.num_classes, classes, num or generator.config.sampling.num)
-    guidance = settings.get("guidance")
-    if guidance is None:
-        guidance = generator.config.sampling.guidance
-    default = (
-        workdir / "samples" / f"step_{generator.step:07d}_guidance_{guidance:g}_seed_{settings['seed']}.png"
-    )
-    path = check_output(out or default)
+    defaults = generator.config.sampling
+    guidance = defaults.guidance if guidance is None else guidance
+    name = f"step_{generator.step:07d}_guidance_{guidance:g}_seed_{seed}.png"
+    path = check_output(out or workdir / "samples" / name)
 
-    print(_describe(generator, len(labels), guidance, ema, settings), flush=True)
+    sampler, steps = settings.get("sampler") or defaults.sampler, settings.get("steps") or defaults.steps
+    print(
+        f"{generator.config.name}: {len(labels):,} images, {generator.origin}, {sampler}, {steps} steps, "
+        f"guidance {guidance:g}, seed {seed}",
+        flush=True,
+    )
     with SamplingProgress() as progress:
         animated = path.suffix in ANIMATIONS
         draw = generator.sample if generator.makes_pixels or path.suffix != ".npz" else generator.sample_array
-        images = draw(labels, progress=progress, trajectory=animated, **settings)
+        images = draw(
+            labels, guidance=guidance, seed=seed, progress=progress, trajectory=animated, **settings
+        )
     write(path, images, labels, generator.classes)
     print(f"written: {path}", flush=True)
     return path
 
 
-def _describe(
-    generator: Generator, count: int, guidance: float, ema: int | None, settings: dict[str, Any]
-) -> str:
-    defaults = generator.config.sampling
-    sampler, steps = settings.get("sampler") or defaults.sampler, settings.get("steps") or defaults.steps
-    params = "parameters" if ema is None else f"EMA {generator.config.ema.decays[ema]:g}"
-    return (
-        f"{generator.config.name}: {count:,} images, {params} of step {generator.step:,}, {sampler}, "
-        f"{steps} steps, guidance {guidance:g}, seed {settings['seed']}"
-    )
-
-
 def spread(num_classes: int, classes: Sequence[str] | None, num: int) -> np.ndarray:
-    """Labels [num or more] that go through the classes in turn; of too many classes, evenly spaced ones.
+    """Labels for --classes and --num.
+
+    Args:
+        num_classes: of the model.
+        classes: words such as "3" or "0-9"; all by default.
+        num: how many images; every class that is named gets one at least.
+
+    Returns:
+        [num or more], going through the classes in turn.
 
     Raises:
         InputError: a class that is not a number or a range, or that the model does not have.
     """
     if classes is None:
-        if num < num_classes:
-            return np.arange(num) * num_classes // num
-        return np.arange(num) % num_classes
+        return labels_in_turn(num_classes, num)
     numbers = []
     for word in classes:
         found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)

@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler, sample
 from pom_jax.errors import InputError
 from pom_jax.training import checkpoint
+from pom_jax.training.preview import to_pixels
+from pom_jax.training.step import network
 
 Labels = Sequence[int] | np.ndarray
 
@@ -62,13 +64,11 @@ class _Program:
     def __call__(self, params: Any, scale: jax.Array, keys: jax.Array, labels: jax.Array) -> Any:
         """x [B, H, W, C], or all its states [steps + 1, B, H, W, C], from keys [B] and labels [B]."""
 
-        def network(x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-            return cast(jax.Array, self.model.apply({"params": params}, x, t, labels))
-
         start, steps = jax.vmap(jax.random.split, out_axes=1)(keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, self.shape))(start)
+        scale_or_off = scale if self.guided else 1.0
         drawn = sample(
-            guide(network, labels, self.null, scale if self.guided else 1.0, self.interval, self.schedule),
+            guide(network(self.model, params), labels, self.null, scale_or_off, self.interval, self.schedule),
             steps,
             noise,
             path=self.path,
@@ -83,16 +83,15 @@ class _Program:
 
 
 class Generator:
-    """Draws images with one model and its parameters.
+    """Draws images with one model and its parameters, the batch spread over all devices of this process.
 
     Args:
-        config: of the run; reads model, diffusion and sampling.
+        config: of the run; reads model, diffusion, ema and sampling.
         model: the network, from `models.build(config.model, config.dtype)`.
         params: its parameters.
         step: how long they were trained.
+        ema: which of the averages they are; None for those that were trained.
         classes: the name of each label; numbers by default.
-
-    The batch is spread over all devices of this process.
     """
 
     def __init__(
@@ -102,9 +101,10 @@ class Generator:
         params: Any,
         *,
         step: int = 0,
+        ema: int | None = None,
         classes: Sequence[str] | None = None,
     ):
-        self.config, self.model, self.step = config, model, step
+        self.config, self.model, self.step, self.ema = config, model, step, ema
         self.classes = tuple(classes or map(str, range(config.model.num_classes)))
         mesh = _mesh()
         self._batch_sharding = NamedSharding(mesh, PartitionSpec("data"))
@@ -117,6 +117,13 @@ class Generator:
         """(H, W, C) of what the model draws."""
         size = self.config.model.image_size
         return size, size, self.config.model.channels
+
+    @property
+    def origin(self) -> str:
+        """Which parameters these are, for people: "EMA 0.999 of step 4500"."""
+        if self.ema is None:
+            return f"step {self.step} without EMA"
+        return f"EMA {self.config.ema.decays[self.ema]:g} of step {self.step}"
 
     @property
     def makes_pixels(self) -> bool:
@@ -273,12 +280,7 @@ def load(workdir: str | Path, step: int | None = None, ema: int | None = 0) -> G
         classes = read_manifest(config.data.dir).classes
     except InputError:
         classes = None  # the data need not be here to sample; labels go by their numbers then
-    return Generator(config, model, params, step=step, classes=classes)
-
-
-def to_pixels(x: Any) -> np.ndarray:
-    """[-1, 1] floats as 0 to 255 uint8, the same shape; what lies outside is clipped."""
-    return np.round(127.5 * (np.clip(np.asarray(x), -1, 1) + 1)).astype(np.uint8)
+    return Generator(config, model, params, step=step, ema=ema, classes=classes)
 
 
 def _mesh() -> jax.sharding.Mesh:

@@ -25,11 +25,16 @@ def grid(
 ) -> Image.Image:
     """Puts images side by side, each with its label above it; tiny images are magnified.
 
+    A notebook displays what this returns; there it is also `pom_jax.show`.
+
     Args:
         images: [N, H, W, C] uint8, C 1 or 3.
         labels: [N] class numbers; no captions without them.
         columns: images in a row; by default one a class where the labels come in turn, else about a square.
         names: the caption of each class number; the number by default.
+
+    Returns:
+        A picture, grey for one channel.
 
     Raises:
         InputError: images of another shape or dtype, or labels that do not go with them.
@@ -59,16 +64,6 @@ def grid(
             text = str(label) if names is None else names[int(label)]
             draw.text((left + width / 2, top - 2), text, fill=black, font=font, anchor="mb")
     return picture
-
-
-def show(
-    images: np.ndarray,
-    labels: Sequence[int] | np.ndarray | None = None,
-    columns: int | None = None,
-    names: Sequence[str] | None = None,
-) -> Image.Image:
-    """The `grid` of some images; a notebook displays what this returns."""
-    return grid(images, labels, columns, names)
 
 
 def _columns(count: int, labels: Sequence[int] | np.ndarray | None) -> int:
@@ -116,13 +111,12 @@ def _write_animation(file: Path, images: np.ndarray, labels: np.ndarray, names: 
 
 
 Writer = Callable[[Path, np.ndarray, np.ndarray, Sequence[str] | None], None]
+ANIMATIONS = (".gif", ".webp")
 WRITERS: dict[str, Writer] = {
     ".png": _write_png,
     ".npz": _write_npz,
-    ".gif": _write_animation,
-    ".webp": _write_animation,
+    **dict.fromkeys(ANIMATIONS, _write_animation),
 }
-ANIMATIONS = (".gif", ".webp")
 
 
 def check_output(path: str | Path) -> Path:
@@ -151,8 +145,7 @@ def write(
     labels: Sequence[int] | np.ndarray,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Writes samples as what the ending of `path` says; an older file is replaced, when the new one is
-    complete.
+    """Writes samples as what the ending of `path` says; only a complete file replaces an older one.
 
     Args:
         path: .png a labelled grid; .npz `arr_0` (the images as they are) and `arr_1` (labels, int32), as the

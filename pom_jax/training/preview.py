@@ -38,9 +38,7 @@ class Preview:
         self._writing: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="preview")
         count, size = config.sampling.num, config.model.image_size
-        self._labels = np.arange(count) * config.model.num_classes // count
-        if count >= config.model.num_classes:
-            self._labels = np.arange(count) % config.model.num_classes
+        self._labels = labels_in_turn(config.model.num_classes, count)
         path = make_path(config.diffusion)
         key = jax.random.fold_in(jax.random.key(config.seed), 2)
 
@@ -94,15 +92,20 @@ class Preview:
             self._writer.shutdown()
 
 
+def labels_in_turn(num_classes: int, num: int) -> np.ndarray:
+    """Labels [num] that go through the classes in turn; of more classes than that, evenly spaced ones."""
+    places = np.arange(num)
+    return places * num_classes // num if num < num_classes else places % num_classes
+
+
 def to_pixels(x: Any) -> np.ndarray:
-    """What can be shown of samples: pixels in [-1, 1] as they are, of latents the first three channels at
-    +-3.
+    """What can be shown of samples: pixels in [-1, 1], or the first three channels of latents in [-3, 3].
 
     Args:
-        x: [B, H, W, C] float; one or three channels are taken for pixels.
+        x: [..., H, W, C] float; one or three channels are taken for pixels. What lies outside is clipped.
 
     Returns:
-        [B, H, W, 1 or 3] uint8.
+        [..., H, W, 1 or 3] uint8.
     """
     x = np.asarray(x)
     if x.shape[-1] not in (1, 3):
