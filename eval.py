@@ -31,13 +31,13 @@ OUT = flags.DEFINE_string("out", None, "Folder for scores.json and scores.md; ev
 
 def main(argv: Sequence[str]) -> None:
     """Scores what the flags describe."""
-    from pom_jax.evaluation.run import evaluate_files, evaluate_workdir, save  # here, so that --help is quick
+    from pom_jax.evaluation import evaluate  # here, so that --help is quick
 
     if len(argv) > 1:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python eval.py --help")
     workdir, files = WORKDIR.value, NPZ.value
     if workdir is not None and files is None:
-        report = evaluate_workdir(
+        report = evaluate.evaluate_workdir(
             workdir,
             guidances=numbers("guidance", GUIDANCE.value, float),
             seeds=numbers("seeds", SEEDS.value, int),
@@ -51,12 +51,12 @@ def main(argv: Sequence[str]) -> None:
         )
         out = Path(OUT.value or Path(workdir) / "eval")
     elif files is not None and workdir is None:
-        report = evaluate_files(files, DATA.value or "data/digits", say=say)
+        report = evaluate.evaluate_files(files, DATA.value or "data/digits", say=say)
         out = Path(OUT.value or Path(files[0]).parent)
     else:
         raise InputError("give either --workdir=DIR (a run of train.py) or --npz=FILE (samples)")
     print(f"\n{report.text()}\n")
-    save(report, out)
+    evaluate.save(report, out)
     print(
         f"written: {out}/scores.md, scores.json and nearest.png (samples above their nearest training images)"
     )

@@ -12,13 +12,12 @@ import scipy.linalg
 
 from configs.digits import get_config
 from pom_jax import models
-from pom_jax.data import digits as digit_data
 from pom_jax.errors import InputError
 from pom_jax.evaluation import digits as digit_scores
 from pom_jax.evaluation.baselines import BASELINES
+from pom_jax.evaluation.evaluate import evaluate_files, evaluate_workdir, fit_real, nearest_pairs
 from pom_jax.evaluation.frechet import frechet_distance
 from pom_jax.evaluation.report import DIGIT_METRICS, Column, Report
-from pom_jax.evaluation.run import evaluate_files, evaluate_workdir, nearest_pairs
 from pom_jax.training import checkpoint
 from pom_jax.training.config import keep_config
 
@@ -26,21 +25,19 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def reference():
-    digits = digit_data.load()
-    train = {"mean": digits.train_images[:, None], "label": digits.train_labels}
-    test = {"mean": digits.test_images[:, None], "label": digits.test_labels}
-    return digit_scores.fit(train, test)
+def real(digits_dir):
+    return fit_real(digits_dir, print)
 
 
 @pytest.fixture(scope="module")
-def baselines(reference):
+def reference(real):
+    return real.reference
+
+
+@pytest.fixture(scope="module")
+def baselines(real):
     """The scores of each baseline, made with seed 0."""
-    x, y = reference.train, reference.train_labels
-    return {
-        name: digit_scores.score(reference, make(x, y, np.random.default_rng(0)), y)
-        for name, make in BASELINES.items()
-    }
+    return {column.name: column.seeds[0] for column in real.baselines if column.name in BASELINES}
 
 
 @pytest.mark.smoke
@@ -192,11 +189,10 @@ def test_a_report_shows_means_spreads_baselines_and_protocol(baselines):
     assert content["baselines"]["Gaussian"]["seeds"] == [second]
 
 
-def test_eval_scores_a_file_of_samples(reference, tmp_path):
-    digit_data.prepare(tmp_path / "data")
+def test_eval_scores_a_file_of_samples(reference, digits_dir, tmp_path):
     stretched = np.round(reference.train * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
     np.savez(tmp_path / "samples.npz", arr_0=stretched, arr_1=reference.train_labels)
-    command = [sys.executable, "eval.py", f"--npz={tmp_path}/samples.npz", f"--data={tmp_path}/data"]
+    command = [sys.executable, "eval.py", f"--npz={tmp_path}/samples.npz", f"--data={digits_dir}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())["samples"]["samples"]["mean"]
@@ -209,12 +205,11 @@ def test_eval_scores_a_file_of_samples(reference, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, digits_dir):
     """What a run of train.py leaves, as far as scoring looks at it: a network that has learnt nothing."""
-    folder, data = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("data") / "digits"
-    digit_data.prepare(data)
+    folder = tmp_path_factory.mktemp("run")
     config = get_config()
-    config.data.dir = str(data)
+    config.data.dir = str(digits_dir)
     config.model.update({"width": 16, "depth": 1})
     config.sampling.update({"sampler": "euler", "steps": 3})
     network = models.build(config.model)

@@ -1,0 +1,1 @@
+"""Scores of samples: against held-out real images, and beside what simple baselines reach."""

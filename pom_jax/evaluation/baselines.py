@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pom_jax.evaluation.digits import HIGHEST
+
 # Each takes training images [N, 64] of 0 to 16, their labels [N] and a random generator, and gives [N, 64].
 Maker = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
@@ -22,7 +24,7 @@ def gaussian(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -
         drawn[labels == label] = rng.multivariate_normal(
             own.mean(axis=0), np.cov(own, rowvar=False), len(own)
         )
-    return np.clip(drawn, 0, 16)
+    return np.clip(drawn, 0, HIGHEST)
 
 
 def class_means(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -35,7 +37,7 @@ def class_means(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 def noise(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Every pixel anywhere between 0 and 16."""
     del labels
-    return rng.uniform(0, 16, images.shape)
+    return rng.uniform(0, HIGHEST, images.shape)
 
 
 BASELINES: dict[str, Maker] = {

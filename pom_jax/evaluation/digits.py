@@ -45,13 +45,13 @@ class Reference:
     """Everything about the real digits that the scores need, fitted once.
 
     Attributes:
-      train, test: [N, 64] images of 0 to 16.
-      train_labels, test_labels: [N].
-      classifier: fitted on the training images.
-      pca, mlps: the two feature spaces.
-      pca_floor, mlp_floors: Fréchet distances of training to test images there.
-      test_distances: [360] of each test image to its nearest training image.
-      test_radii: [360] of each test image to its 5th neighbour among the test images, in the PCA space.
+        train, test: [N, 64] images of 0 to 16.
+        train_labels, test_labels: [N].
+        classifier: fitted on the training images.
+        pca, mlps: the two feature spaces.
+        pca_floor, mlp_floors: Fréchet distances of training to test images there.
+        test_distances: [360] of each test image to its nearest training image.
+        test_radii: [360] of each test image to its 5th neighbour among the test images, in the PCA space.
     """
 
     train: np.ndarray
@@ -85,7 +85,7 @@ def fit(train: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray]) -> Refe
     """Fits the classifiers and feature spaces on the real digits.
 
     Args:
-      train, test: `mean` [N, 1, 8, 8, 1] of 0 to 16 and `label` [N], as the shards hold them.
+        train, test: `mean` [N, 1, 8, 8, 1] of 0 to 16 and `label` [N], as the shards hold them.
     """
     x, y = flat(train["mean"]), np.asarray(train["label"])
     unseen = flat(test["mean"])
@@ -117,11 +117,11 @@ def score(reference: Reference, images: np.ndarray, labels: np.ndarray) -> dict[
     """All scores of one set of samples, as this module's docstring defines them.
 
     Args:
-      images: [N, 8, 8, 1] or [N, 64], clipped to 0 to 16 here; N at least 360.
-      labels: [N] the classes they were asked for; every class at least once.
+        images: [N, 8, 8, 1] or [N, 64], clipped to 0 to 16 here; N at least 360.
+        labels: [N] the classes they were asked for; every class at least once.
 
     Raises:
-      InputError: too few images, a class without images, other sizes, or values that are not finite.
+        InputError: too few images, a class without images, other sizes, or values that are not finite.
     """
     x, labels = _checked(reference, images, labels)
     with threadpool_limits(1):

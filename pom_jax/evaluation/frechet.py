@@ -7,8 +7,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) with unbiased covariances, in float64.
 
     Args:
-      first: [N, F] features.
-      second: [M, F] features.
+        first: [N, F] features.
+        second: [M, F] features.
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     covariance, other = np.cov(first, rowvar=False), np.cov(second, rowvar=False)

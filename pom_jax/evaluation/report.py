@@ -46,8 +46,7 @@ DIGIT_METRICS = {
     ),
 }
 
-
-# The columns beside the samples.
+# What the columns beside the samples are.
 COMPARED = {
     "ideal": "what unseen real digits score, or would",
     "replayed": "the training images themselves",
@@ -77,11 +76,11 @@ class Report:
     """What eval.py prints and writes.
 
     Attributes:
-      subject: what was scored, e.g. the workdir.
-      samples: one column for each guidance scale.
-      baselines: simple ways to make digits, and what unseen real digits would score.
-      protocol: everything needed to repeat the numbers, in the order to print it.
-      pairs: [rows, columns, 8, 8, 1] uint8, each row of samples above that of their nearest training images.
+        subject: what was scored, e.g. the workdir.
+        samples: one column for each guidance scale.
+        baselines: simple ways to make digits, and what unseen real digits would score.
+        protocol: everything needed to repeat the numbers, in the order to print it.
+        pairs: [rows, columns, 8, 8, 1] uint8, samples above their nearest training images.
     """
 
     subject: str

@@ -38,18 +38,18 @@ def evaluate_workdir(
     """Samples from a trained model and scores the samples.
 
     Args:
-      workdir: of train.py.
-      guidances: scales in the usual sense, 1 = off; one column each.
-      seeds: of the sampling; scores are means over them.
-      sampler, steps: as the config says by default.
-      step, ema: which checkpoint and which of its averages (None: the parameters themselves).
-      num: samples a seed; by default as many as there are training images, with the same labels, which is
-        what the Fréchet ratios are defined for.
-      data: folder of the real images; the one of the run by default.
-      say: told what happens.
+        workdir: of train.py.
+        guidances: scales in the usual sense, 1 = off; one column each.
+        seeds: of the sampling; scores are means over them.
+        sampler, steps: as the config says by default.
+        step, ema: which checkpoint and which of its averages (None: the parameters themselves).
+        num: samples a seed; by default as many as there are training images, with the same labels, which is
+            what the Fréchet ratios are defined for.
+        data: folder of the real images; the one of the run by default.
+        say: told what happens.
 
     Raises:
-      InputError: no run, no data, data without scores, or a setting that cannot be used.
+        InputError: no run, no data, data without scores, or a setting that cannot be used.
     """
     if not seeds or not guidances:
         raise InputError(
@@ -82,7 +82,7 @@ def evaluate_workdir(
         "samples": f"{len(labels)} a seed" + (" with the training labels" if num is None else ""),
         "seeds": ", ".join(map(str, seeds)),
         "sampler": f"{sampler}, {steps} steps",
-        "parameters": _describe_parameters(generator, ema),
+        "parameters": generator.origin,
     }
     pairs = nearest_pairs(reference, drawn[guidances[0], seeds[0]], labels)
     return _report(str(workdir), columns, pairs, real, protocol)
@@ -94,10 +94,15 @@ def evaluate_files(
     *,
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Scores samples in npz files: `arr_0` uint8 [N, 8, 8, 1], `arr_1` labels [N]; one file a seed.
+    """Scores samples in files.
+
+    Args:
+        files: npz with `arr_0` uint8 [N, 8, 8, 1] of 0 to 255 and `arr_1` labels [N]; one file a seed.
+        data: folder of the real images.
+        say: told what happens.
 
     Raises:
-      InputError: a file that is missing or holds something else, or no data.
+        InputError: a file that is missing or holds something else, or no data.
     """
     real = fit_real(data, say)
     if not files:
@@ -127,7 +132,7 @@ def save(report: Report, out: str | Path) -> None:
     """Writes scores.json, scores.md and nearest.png to the folder `out`.
 
     Raises:
-      InputError: nothing can be written there.
+        InputError: nothing can be written there.
     """
     out = Path(out)
     try:
@@ -157,7 +162,7 @@ def fit_real(data: str | Path, say: Callable[[str], None]) -> Real:
     """Reads the real digits of a data folder and fits all that the scores need, once a process.
 
     Raises:
-      InputError: no data there, or a data set that these scores are not made for.
+        InputError: no data there, or a data set that these scores are not made for.
     """
     train, test = Records(data, "train"), Records(data, "test")
     manifest = train.manifest
@@ -190,12 +195,12 @@ def nearest_pairs(
     """To see whether samples are copies: rows of them, one a class, above their nearest training images.
 
     Args:
-      images: [N, 8, 8, 1] of 0 to 16, with labels [N].
-      rows: samples a class.
+        images: [N, 8, 8, 1] of 0 to 16, with labels [N].
+        rows: samples a class.
 
     Returns:
-      [2 * rows, classes, 8, 8, 1] uint8 of 0 to 255: a row of samples, the row of the training images nearest
-      to them, and so on.
+        [2 * rows, classes, 8, 8, 1] uint8 of 0 to 255: a row of samples, the row of the training images
+        nearest to them, and so on.
     """
     places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     rows = min(rows, *(len(own) for own in places))
@@ -224,9 +229,3 @@ def _report(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     return Report(subject, columns, baselines, protocol, pairs)
-
-
-def _describe_parameters(generator: "sampling.Generator", ema: int | None) -> str:
-    if ema is None:
-        return f"those of step {generator.step}, no EMA"
-    return f"EMA {generator.config.ema.decays[ema]:g} of step {generator.step}"
