@@ -44,12 +44,12 @@ GUIDANCE_SCHEDULES: dict[str, Schedule] = {
 def check_guidance(scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> None:
     """Raises an InputError unless the scale is finite and not negative, and 0 <= low < high <= 1."""
     if not (math.isfinite(scale) and scale >= 0):
-        raise InputError(f"guidance must be finite and at least 0 (1 = off, 0 = unconditional); got {scale}.")
+        raise InputError(f"guidance must be finite and at least 0 (1 = off, 0 = unconditional); got {scale}")
     low, high = interval
     if not 0 <= low < high <= 1:
         raise InputError(
             "the guidance interval is (low, high) in time, 0 = data and 1 = noise, with low below high; "
-            f"got {interval}."
+            f"got {interval}"
         )
 
 
@@ -74,8 +74,10 @@ def guide(
         scale: guidance scale s, or [B] one for each example.
         interval: guidance acts where low <= t <= high, on the network's time; elsewhere the scale is 1.
         schedule: a name of `GUIDANCE_SCHEDULES` or a function t -> weight of s - 1.
+
     Returns:
         predict(x_t [B, ...], t [B]) -> [B, ...].
+
     Raises:
         InputError: a scale that is negative or not finite, an interval out of order, an unknown schedule.
     """

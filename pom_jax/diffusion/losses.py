@@ -45,12 +45,14 @@ def diffusion_loss(
     Args:
         predict: (x_t [B, ...], t [B]) -> [B, ...]; labels and parameters are already bound.
         key: of the times and the noise.
-        x: clean data [B, ...].
+        x: [B, ...] clean data.
         path: `FlowPath()` or `VariancePath(...)`.
         prediction: "velocity", "noise" or "data".
         times: how times are drawn; uniform without a shift by default.
+
     Returns:
         Losses per example; their mean is the training loss.
+
     Raises:
         InputError: unknown prediction.
     """
@@ -65,7 +67,7 @@ def validation_loss(
     """The same error at stratified times: with one fixed key the figure moves only when the network does.
 
     Times cover [0, 1] evenly whatever training's time sampling is, so runs with different ones can be
-    compared. Arguments and result as in `diffusion_loss`.
+    compared. Arguments, result and errors as in `diffusion_loss`.
     """
     key_t, key_eps = jax.random.split(key)
     return _errors(predict, key_eps, x, stratified_times(key_t, x.shape[0]), path, prediction)
@@ -92,7 +94,13 @@ def loss_by_bins(losses: jax.Array, t: jax.Array, bins: int, weights: jax.Array 
     """Sorts per-example losses [B] into equal bins of their times t [B]; bin 0 is nearest to the data.
 
     Args:
+        losses: [B].
+        t: [B] in [0, 1].
+        bins: how many.
         weights: [B], for instance 0 on examples that only pad a batch; 1 everywhere by default.
+
+    Returns:
+        Sums [bins] and weights [bins].
     """
     weights = jnp.ones_like(losses) if weights is None else weights.astype(losses.dtype)
     index = jnp.clip(jnp.floor(t * bins).astype(jnp.int32), 0, bins - 1)

@@ -1,5 +1,4 @@
-"""Paths from data to noise: x_t = alpha(t) x + sigma(t) eps, what a network predicts on them, and
-conversions.
+"""Paths from data to noise, x_t = alpha(t) x + sigma(t) eps, and what a network can predict on them.
 
 alpha and sigma are amplitudes, never variances. Every path has a velocity v that is the derivative of x_t
 with respect to the path's own clock: time itself on the flow path, the angle atan2(sigma, alpha) on a
@@ -19,8 +18,7 @@ from pom_jax.errors import choose
 
 PREDICTIONS = ("velocity", "noise", "data")
 
-# Below these amplitudes a division would only magnify rounding: the estimates shrink instead, and stay
-# finite.
+# Below this amplitude a division would only magnify rounding: the estimate shrinks instead, and stays finite.
 FLOOR = 1e-4
 
 
@@ -119,10 +117,12 @@ def target(path: Path, prediction: str, x: jax.Array, eps: jax.Array, t: jax.Arr
 
     Args:
         prediction: "velocity", "noise" or "data".
-        x, eps: data and the noise added to it [B, ...].
-        t: times [B].
+        x, eps: [B, ...] data and the noise added to it.
+        t: [B] times.
+
     Returns:
         [B, ...].
+
     Raises:
         InputError: unknown prediction.
     """
@@ -153,15 +153,16 @@ def convert(path: Path, prediction: str, value: jax.Array, x_t: jax.Array, t: ja
     """Turns one prediction about x_t into all three.
 
     At t = 1 a noise prediction says nothing about the data, and at t = 0 a data prediction nothing about the
-    noise; the estimates there are finite (see `FLOOR`) but carry no information. A velocity is exact
-    everywhere.
+    noise: the estimates there are finite (see `FLOOR`) but empty. A velocity is exact everywhere.
 
     Args:
         prediction: what `value` is: "velocity", "noise" or "data".
-        value, x_t: the network's output and its input [B, ...].
-        t: times [B].
+        value, x_t: [B, ...] the network's output and its input.
+        t: [B] times.
+
     Returns:
-        Predictions of the data, the noise and the velocity.
+        Predictions of the data, the noise and the velocity, each [B, ...].
+
     Raises:
         InputError: unknown prediction.
     """
@@ -170,11 +171,19 @@ def convert(path: Path, prediction: str, value: jax.Array, x_t: jax.Array, t: ja
 
 
 def make_path(config: Mapping[str, Any]) -> Path:
-    """The path of a config's `diffusion` section (`path`, `variance_schedule`)."""
+    """The path of a config's `diffusion` section (`path`, `variance_schedule`).
+
+    Raises:
+        InputError: an unknown path or schedule.
+    """
     name = choose("diffusion.path", config["path"], ("flow", "variance"))
     return FlowPath() if name == "flow" else VariancePath(config["variance_schedule"])
 
 
 def make_times(config: Mapping[str, Any]) -> TimeSampling:
-    """The times of a config's `diffusion` section (`time_sampling`, `logit_mean`, `logit_std`, `shift`)."""
+    """The times of a config's `diffusion` section (`time_sampling`, `logit_mean`, `logit_std`, `shift`).
+
+    Raises:
+        InputError: an unknown kind, or numbers out of range.
+    """
     return TimeSampling(config["time_sampling"], config["logit_mean"], config["logit_std"], config["shift"])

@@ -110,12 +110,11 @@ class DDIM:
 
     def __post_init__(self):
         if not 0 <= self.eta <= 1:
-            raise InputError(f"eta is the share of fresh noise, from 0 (DDIM) to 1 (DDPM); got {self.eta}.")
+            raise InputError(f"eta is the share of fresh noise, from 0 (DDIM) to 1 (DDPM); got {self.eta}")
 
     def plan(self, path: Path, times: np.ndarray) -> Plan:
         alpha, sigma = path.alpha(times), path.sigma(times)
-        # Variance that a forward step adds, as a share of all the noise after it; 0 where there is no noise
-        # at all.
+        # `kept`: the share of the noise after a forward step that was there before it; 0 where there is none.
         kept = _ratio(alpha[:-1] * sigma[1:], alpha[1:] * sigma[:-1])
         fresh = self.eta * sigma[1:] * np.sqrt(np.clip(1 - kept**2, 0, 1))
         rest = np.sqrt(np.clip(sigma[1:] ** 2 - fresh**2, 0, None))
@@ -171,8 +170,8 @@ DIFFUSIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 class SDE:
     """Euler-Maruyama for the reverse SDE with a diffusion coefficient of one's choice: weak order 1.
 
-    Backwards along the clock s the marginals are kept by dx = (v - w/2 score) ds + sqrt(w) dW for every w
-    of at least 0, with score = -eps / sigma (Ma et al. 2024, SiT, section 2.4); w = 0 is the ODE. Here
+    Backwards along the clock s the marginals are kept by dx = (v - w/2 score) ds + sqrt(w) dW for every w of
+    at least 0, with score = -eps / sigma (Ma et al. 2024, SiT, section 2.4); w = 0 is the ODE. Here
     w = churn * diffusion(t).
 
     Attributes:
@@ -187,7 +186,7 @@ class SDE:
         choose("diffusion coefficient", self.diffusion, DIFFUSIONS)
         if not (np.isfinite(self.churn) and self.churn > 0):
             raise InputError(
-                f"churn must be positive; got {self.churn}. Without churn, take the Euler sampler."
+                f"churn must be positive; got {self.churn}; without churn, take the Euler sampler"
             )
 
     def plan(self, path: Path, times: np.ndarray) -> Plan:
@@ -233,15 +232,13 @@ def first_time(path: Path, prediction: str) -> float:
 def _check_times(times: Any, path: Path, prediction: str) -> np.ndarray:
     grid = np.asarray(times, np.float64)
     if grid.ndim != 1 or len(grid) < 2 or not np.all(np.isfinite(grid)):
-        raise InputError(f"times must be a row of at least two finite numbers; got shape {grid.shape}.")
+        raise InputError(f"times must be a row of at least two finite numbers; got shape {grid.shape}")
     if not (np.all(np.diff(grid) < 0) and grid[0] <= 1 and grid[-1] >= 0):
-        raise InputError(
-            f"times must fall strictly, from noise (at most 1) to data (at least 0); got {grid}."
-        )
+        raise InputError(f"times must fall strictly, from noise (at most 1) to data (at least 0); got {grid}")
     if prediction == "noise" and path.alpha(grid[:1])[0] == 0:
         raise InputError(
             f"times start at {grid[0]:g}, where a noise prediction says nothing about the data; "
-            f"start a little later, for instance at {first_time(path, prediction):g}."
+            f"start a little later, for instance at {first_time(path, prediction):g}"
         )
     return grid
 
@@ -249,7 +246,7 @@ def _check_times(times: Any, path: Path, prediction: str) -> np.ndarray:
 def _drawer(key: jax.Array | None, index: jax.Array, x: jax.Array) -> Callable[[], jax.Array]:
     def draw() -> jax.Array:
         if key is None:
-            raise InputError("this sampler draws noise and needs a key, for instance jax.random.key(0).")
+            raise InputError("this sampler draws noise and needs a key, for instance jax.random.key(0)")
         if key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1):
             return jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
         keys = jax.vmap(lambda k: jax.random.fold_in(k, index))(key)
@@ -283,23 +280,24 @@ def sample(
         predict: (x_t [B, ...], t [B]) -> [B, ...]; see `guidance.guide` for labels and guidance.
         key: for samplers that draw noise; one key, or [B] keys so that an example does not depend on its
             batch. None is enough for the others.
-        noise: unit normal noise [B, ...], float32 or float64; the state keeps its dtype.
+        noise: [B, ...] unit normal, float32 or float64; the state keeps its dtype.
         path, prediction: what the network was trained on.
         sampler: a name of `SAMPLERS`, or a sampler such as `DDIM(eta=0.5)`.
-        steps, start, end, grid, shift: of `schedules.time_grid`. start is 1, for a noise prediction
-            `first_time`.
+        steps, start, end, grid, shift: of `schedules.time_grid`; the start is `first_time` by default.
         times: the falling times [steps + 1] themselves, instead of those five.
         clip: bound on the data estimate's absolute value, for data with a known range.
         trajectory: also return x after each step.
+
     Returns:
         x [B, ...], or (x, trajectory [steps, B, ...]).
+
     Raises:
         InputError: unknown names, times or numbers out of range, a missing key.
     """
     stepper = choose("sampler", sampler, SAMPLERS) if isinstance(sampler, str) else sampler
     choose("diffusion.prediction", prediction, PREDICTIONS)
     if clip is not None and not clip > 0:
-        raise InputError(f"clip bounds the data estimate and must be positive; got {clip}.")
+        raise InputError(f"clip bounds the data estimate and must be positive; got {clip}")
     if times is None:
         start = first_time(path, prediction) if start is None else start
         times = time_grid(steps, start=start, end=end, grid=grid, shift=shift)

@@ -62,15 +62,16 @@ VARIANCE_SCHEDULES: dict[str, Variance] = {
 def variances(name: str, t: Any) -> tuple[Any, Any]:
     """Variances of the noise and of the signal at time t; they add up to 1 and each is computed directly.
 
-    The schedules of the authors' sampler.py, which calls the noise variance sigma and clips it to [1e-6, 1 -
-    1e-6]; here the ends are exact. `karras` stays at zero noise up to t = 0.178 and reaches only 0.99 at t =
-    1.
+    The schedules of the authors' sampler.py, which calls the noise variance sigma and keeps it 1e-6 away from
+    0 and 1; here the ends are exact. `karras` has no noise up to t = 0.178 and only 0.99 of it at t = 1.
 
     Args:
         name: one of `VARIANCE_SCHEDULES`.
         t: any shape, in [0, 1].
+
     Returns:
         Noise variance and signal variance, shaped like t.
+
     Raises:
         InputError: unknown name.
     """
@@ -81,9 +82,8 @@ def shift_time(t: Any, shift: float) -> Any:
     """Moves times towards the noise: r t / (1 + (r - 1) t), with r = `shift`; 1 changes nothing.
 
     Larger images keep more of their signal at equal t, so they need more of the time at high noise. The
-    shifted
-    time is the only time there is afterwards: the network and the noise see the same one (the authors'
-    training code shifts the noise but not the network's time).
+    shifted time is the only time there is afterwards: the network and the noise see the same one (the
+    authors' training code shifts the noise but not the network's time).
     """
     return shift * t / (1 + (shift - 1) * t)
 
@@ -101,8 +101,7 @@ class TimeSampling:
     """How training draws its times.
 
     Attributes:
-        kind: "uniform" on [0, 1), or "logit_normal": sigmoid(mean + std n). With mean above 0 more times are
-            noisy.
+        kind: "uniform" on [0, 1), or "logit_normal": sigmoid(mean + std n), noisier with a mean above 0.
         mean, std: of the logit.
         shift: the resolution-dependent `shift_time`, applied after the draw.
     """
@@ -117,14 +116,14 @@ class TimeSampling:
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise InputError(
                 "diffusion.logit_mean must be finite and diffusion.logit_std positive; "
-                f"got {self.mean} and {self.std}."
+                f"got {self.mean} and {self.std}"
             )
         if not (math.isfinite(self.shift) and self.shift > 0):
-            raise InputError(f"diffusion.shift must be positive (1 = no shift); got {self.shift}.")
+            raise InputError(f"diffusion.shift must be positive (1 = no shift); got {self.shift}")
 
 
 def sample_times(key: jax.Array, n: int, times: TimeSampling) -> jax.Array:
-    """Draws the times of a training batch: [n] float32 in [0, 1]."""
+    """Draws the times of a training batch of n examples: [n] float32 in [0, 1]."""
     if times.kind == "uniform":
         t = jax.random.uniform(key, (n,), jnp.float32)
     else:
@@ -158,17 +157,19 @@ def time_grid(
         start, end: first and last time, 1 >= start > end >= 0.
         grid: "uniform", "quadratic" (finer towards the data) or "cosine" (finer at both ends).
         shift: `shift_time` of the grid, for models trained with one.
+
     Returns:
         [steps + 1] float64, falling.
+
     Raises:
         InputError: any of these out of range.
     """
     if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
-        raise InputError(f"steps must be a whole number of at least 1; got {steps!r}.")
+        raise InputError(f"steps must be a whole number of at least 1; got {steps!r}")
     if not 1 >= start > end >= 0:
-        raise InputError(f"sampling runs from start down to end within [0, 1]; got start={start}, end={end}.")
+        raise InputError(f"sampling runs from start down to end within [0, 1]; got start={start}, end={end}")
     if not (math.isfinite(shift) and shift > 0):
-        raise InputError(f"shift must be positive (1 = no shift); got {shift}.")
+        raise InputError(f"shift must be positive (1 = no shift); got {shift}")
     unit = choose("grid", grid, GRIDS)(np.arange(steps + 1) / steps)
     times = end + (start - end) * shift_time(unit, shift)
     times[0], times[-1] = start, end

@@ -6,17 +6,18 @@ from typing import Any
 from pom_jax.errors import InputError, choose
 from pom_jax.nn.blocks import REMAT
 from pom_jax.nn.embeddings import POSITIONS
+from pom_jax.nn.pom import FORMS
 
+# The words a field of a model can be.
 CHOICES = {
     "mixer": ("pom", "attention"),
-    "form": ("product", "power"),
+    "form": FORMS,
     "positions": (*POSITIONS, "learned"),
     "remat": REMAT,
 }
-"""The words a field of a model can be."""
 
+# Smallest values of number fields; 1 where a field is not listed.
 LEAST = {"registers": 0, "clamp": 0.0, "gate_heads": 0}
-"""Smallest values of number fields; 1 where a field is not listed."""
 
 
 def own_fields(model: Any) -> dict[str, dataclasses.Field]:
@@ -44,9 +45,7 @@ def _check_value(key: str, value: Any, kind: Any) -> None:
 def _check_sizes(m: Any) -> None:
     expanded = m.expansion * m.width
     heads = max(m.gate_heads, 1)
-    rules = [
-        (m.image_size % m.patch_size, "image_size", m.image_size, "patch_size", m.patch_size),
-    ]
+    rules = [(m.image_size % m.patch_size, "image_size", m.image_size, "patch_size", m.patch_size)]
     if m.mixer == "attention":
         rules.append((m.width % m.num_heads, "width", m.width, "num_heads", m.num_heads))
     elif m.form == "power":

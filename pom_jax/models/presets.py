@@ -2,13 +2,13 @@
 
 from pom_jax.errors import choose
 
+# Width, depth and heads of attention, shared by every family (official v1; the same as DiT's).
 SIZES = {
     "S": {"width": 384, "depth": 12, "num_heads": 6},
     "B": {"width": 768, "depth": 12, "num_heads": 12},
     "L": {"width": 1024, "depth": 24, "num_heads": 16},
     "XL": {"width": 1152, "depth": 28, "num_heads": 16},
 }
-"""Width, depth and heads of attention, shared by every family (official v1; the same as DiT's)."""
 
 PATCHES = (2, 4, 8)
 
@@ -22,12 +22,12 @@ _POM = {
 }
 _PLAIN = {"registers": 0, "positions": "sincos", "clamp": 0.0}
 
+# DiPoM is the authors' DiH, DiPoM-R their DiH++, and DiT their baseline: one word apart from DiPoM.
 FAMILIES = {
     "DiPoM": _POM | _PLAIN,
     "DiPoM-R": _POM | {"registers": 16, "positions": "learned", "clamp": 255.0},
     "DiT": _POM | _PLAIN | {"mixer": "attention"},
 }
-"""DiPoM is the authors' DiH, DiPoM-R their DiH++, and DiT their baseline: one word apart from DiPoM."""
 
 NAMES = tuple(f"{family}-{size}/{patch}" for family in FAMILIES for size in SIZES for patch in PATCHES)
 

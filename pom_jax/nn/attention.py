@@ -2,10 +2,10 @@
 
 import functools
 
-import flax.linen as nn
-from flax.linen.dtypes import Dtype
+import jax
+from flax import linen as nn
 from flax.typing import Initializer
-from jax import Array
+from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError
 from pom_jax.nn.dense import Dense, xavier_uniform
@@ -27,11 +27,13 @@ class MultiHeadAttention(nn.Module):
     """
 
     num_heads: int
-    dtype: Dtype | None = None
+    dtype: DTypeLike | None = None
     kernel_init: Initializer = xavier_uniform
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None, *, mask: Array | None = None) -> Array:
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Mixes context tokens into query tokens.
 
         Args:

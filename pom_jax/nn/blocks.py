@@ -11,8 +11,8 @@ from pom_jax.errors import choose
 from pom_jax.nn.dense import Dense
 from pom_jax.ops.norms import gelu, layer_norm
 
+# What the backward pass recomputes in a block: nothing, everything, or all but the matrix products.
 REMAT = ("none", "full", "dots")
-"""What the backward pass recomputes in a block: nothing, everything, or all but the matrix products."""
 
 
 class FeedForward(nn.Module):

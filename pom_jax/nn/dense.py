@@ -2,12 +2,11 @@
 
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import Dtype
+from flax import linen as nn
 from flax.typing import Initializer
-from jax import Array
+from jax.typing import DTypeLike
 
 from pom_jax.ops.dense import dense
 
@@ -26,7 +25,6 @@ class Dense(nn.Module):
         use_bias: adds a bias.
         dtype: compute dtype; None is float32. Parameters are float32.
         kernel_init: initialiser of a matrix. Xavier uniform, as in all the authors' models.
-        bias_init: initialiser of the bias.
         fused_features: further output columns of the matrix that this kernel is a part of; they count in the
             fan-out and are not kept.
     """
@@ -34,23 +32,22 @@ class Dense(nn.Module):
     features: int | tuple[int, ...]
     axes: int = 1
     use_bias: bool = True
-    dtype: Dtype | None = None
+    dtype: DTypeLike | None = None
     kernel_init: Initializer = xavier_uniform
-    bias_init: Initializer = nn.initializers.zeros_init()
     fused_features: int = 0
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., *in] -> [..., *features] in the compute dtype."""
         kernel, bias = self.weights(x.shape[x.ndim - self.axes :])
         return dense(x.astype(kernel.dtype), kernel, bias, axes=self.axes)
 
     @nn.compact
-    def weights(self, inputs: tuple[int, ...]) -> tuple[Array, Array | None]:
+    def weights(self, inputs: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
         """The kernel [*inputs, *features] and the bias [*features] or None, in the compute dtype."""
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         fan_in, fan_out = math.prod(inputs), math.prod(features)
 
-        def init(key: Array) -> Array:
+        def init(key: jax.Array) -> jax.Array:
             matrix = self.kernel_init(key, (fan_in, fan_out + self.fused_features), jnp.float32)
             return jnp.asarray(matrix)[:, :fan_out].reshape(*inputs, *features)
 
@@ -58,7 +55,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", init).astype(dtype)
         if not self.use_bias:
             return kernel, None
-        return kernel, self.param("bias", self.bias_init, features, jnp.float32).astype(dtype)
+        return kernel, self.param("bias", nn.initializers.zeros_init(), features, jnp.float32).astype(dtype)
 
 
 class GroupedDense(nn.Module):
@@ -75,15 +72,15 @@ class GroupedDense(nn.Module):
     features: int
     groups: int
     use_bias: bool = True
-    dtype: Dtype | None = None
+    dtype: DTypeLike | None = None
     kernel_init: Initializer = xavier_uniform
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., D] -> [..., E] in the compute dtype."""
         shape = (x.shape[-1] // self.groups, self.features // self.groups)
 
-        def init(key: Array) -> Array:
+        def init(key: jax.Array) -> jax.Array:
             keys = jax.random.split(key, self.groups)
             return jnp.stack([jnp.asarray(self.kernel_init(k, shape, jnp.float32)) for k in keys])
 

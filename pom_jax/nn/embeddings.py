@@ -198,9 +198,9 @@ def unpatchify(tokens: jax.Array, patch: int, height: int, width: int) -> jax.Ar
 
 Positions = Callable[[int, int, int, int], jax.Array]
 
+# Fixed position tables by name: (height, width, features, native) -> [H, W, D].
 POSITIONS: dict[str, Positions] = {
     "sincos": lambda h, w, d, native: odd_harmonics(h, w, d),
     "sincos_phase": lambda h, w, d, native: phased_harmonics(h, w, d),
     "dit": dit_positions,
 }
-"""Fixed position tables by name: (height, width, features, native) -> [H, W, D]."""

@@ -1,7 +1,6 @@
 """The Polynomial Mixer: context tokens leave a state of fixed size, each query gates what it takes from it.
 
-Both forms are one recipe: features of the context, their mean over tokens, times the query's gate, one
-product.
+Both forms are one recipe: features of the context, their mean over tokens, the query's gate, one product.
 
 Where the authors' tensors go (torch's [out, in] layout; S gates; E = expansion * D, the width of one degree):
 
@@ -22,12 +21,11 @@ Where the authors' tensors go (torch's [out, in] layout; S gates; E = expansion 
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import Dtype
+from flax import linen as nn
 from flax.typing import Initializer
-from jax import Array
+from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError
 from pom_jax.nn.dense import Dense, GroupedDense, xavier_uniform
@@ -38,7 +36,7 @@ FORMS = ("product", "power")
 torch_uniform: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def coefficient_init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+def coefficient_init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """The authors' start of the power form: normal, clamped to +-1e-3; in effect a random sign times 1e-3."""
     return jnp.clip(jax.random.normal(key, shape, dtype), -1e-3, 1e-3)
 
@@ -59,16 +57,15 @@ class PoM(nn.Module):
         form: "product" or "power".
         degree: k, at least 1.
         expansion: e; the expanded width E is e * D.
-        gate_heads: power form: gates a token has, each shared by E / gate_heads consecutive channels;
-            0 or 1 gives every channel its own.
+        gate_heads: power form: gates a token has, each shared by E / gate_heads consecutive channels; 0 or 1
+            gives every channel its own.
         groups: power form: groups of channels that the features' projection keeps apart; divides D.
         use_bias: product form: a bias in all three products. Power form: in the output product, and in the
             features' when grouped; its gate always has one. None: True for product, False for power.
         slope: power form: slope of the activation below zero.
         clamp: power form: bounds of the activation, None for none. SD3-PoM used (-0.1, 1.0).
         dtype: compute dtype of the products, None is float32. Polynomials, gates and means are float32.
-        kernel_init: initialiser of the matrices.
-        group_init: initialiser of each group's matrix; the authors keep torch's uniform start there.
+        kernel_init: initialiser of the matrices, except the groups': the authors leave torch's uniform there.
     """
 
     form: str = "product"
@@ -79,12 +76,13 @@ class PoM(nn.Module):
     use_bias: bool | None = None
     slope: float = SLOPE
     clamp: tuple[float, float] | None = CLAMP
-    dtype: Dtype | None = None
+    dtype: DTypeLike | None = None
     kernel_init: Initializer = xavier_uniform
-    group_init: Initializer = torch_uniform
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None, *, mask: Array | None = None) -> Array:
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Mixes context tokens into query tokens, at a cost linear in both.
 
         Args:
@@ -114,7 +112,7 @@ class PoM(nn.Module):
         )
         return out(gated)
 
-    def _product(self, x: Array, context: Array, mask: Array | None) -> Array:
+    def _product(self, x: jax.Array, context: jax.Array, mask: jax.Array | None) -> jax.Array:
         """[B, M, K, E] float32."""
         shape = (self.degree, self.expansion * x.shape[-1])
         biased = self.use_bias is not False
@@ -124,7 +122,7 @@ class PoM(nn.Module):
         state = token_state(product_features(plain(name="features")(context)), mask)
         return jax.nn.sigmoid(plain(name="gate")(x).astype(jnp.float32)) * state_mean(state)
 
-    def _power(self, x: Array, context: Array, mask: Array | None) -> Array:
+    def _power(self, x: jax.Array, context: jax.Array, mask: jax.Array | None) -> jax.Array:
         """[B, M, E] float32."""
         expanded = self.expansion * x.shape[-1]
         gates = self.gate_heads if self.gate_heads > 1 else expanded
@@ -133,9 +131,7 @@ class PoM(nn.Module):
         plain = functools.partial(Dense, dtype=self.dtype, kernel_init=self.kernel_init)
         if grouped:
             biased = bool(self.use_bias)
-            features = GroupedDense(
-                expanded, self.groups, biased, self.dtype, self.group_init, name="features"
-            )
+            features = GroupedDense(expanded, self.groups, biased, self.dtype, torch_uniform, name="features")
         else:
             features = plain(expanded, use_bias=False, fused_features=gates, name="features")
         gate = plain(gates, fused_features=0 if grouped else expanded, name="gate")
