@@ -1,7 +1,6 @@
 """Checkpoints of a run: saved in the background, checked leaf by leaf when they are read.
 
-The storage layer does not notice a flipped bit, so each step carries a digest of every leaf beside the
-arrays.
+The storage layer does not notice a flipped bit, so a digest of every leaf lies beside the arrays of a step.
 """
 
 import hashlib

@@ -7,12 +7,10 @@ import jax.numpy as jnp
 
 
 def decay_at(update: Any, decay: float, *, start: int = 0, every: int = 1, power: float = 2 / 3) -> jax.Array:
-    """The decay applied at one update, with a ramp so that a young average is not stuck at the initial
-    values.
+    """The decay of one update, with a ramp so that a young average is not stuck at the initial values.
 
     The rule and its default power are those of the `ema_pytorch` package that the PoM authors train with: a
-    copy up to update `start`, then min(decay, 1 - (1 + update - start) ** -power), at every `every`-th update
-    only.
+    copy up to update `start`, then min(decay, 1 - (1 + update - start) ** -power), every `every` updates.
 
     Args:
         update: number of updates made before, [] integer, or an array of such.

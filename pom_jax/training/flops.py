@@ -1,5 +1,4 @@
-"""Floating-point operations of a training step, counted by hand, and what share of the device's peak they
-reach.
+"""Floating-point operations of a training step, counted by hand, and the peak of the devices.
 
 The compiler's own count takes the body of a scan once, whatever its length.
 """
@@ -9,9 +8,8 @@ from typing import Any
 
 import jax
 
-# Dense peak of one device in FLOP/s by its `device_kind`: (bfloat16, float32), from the makers' data sheets;
-# float32 on GPUs is the TF32 rate, at which XLA runs float32 products by default, on TPUs the bfloat16 rate
-# likewise.
+# Dense peak of one device in FLOP/s by its `device_kind`: (bfloat16, float32), from the makers' data sheets.
+# XLA runs float32 products at the TF32 rate on GPUs and at the bfloat16 rate on TPUs by default.
 PEAKS: Mapping[str, tuple[float, float]] = {
     "NVIDIA A100-SXM4-40GB": (312e12, 156e12),
     "NVIDIA A100-SXM4-80GB": (312e12, 156e12),

@@ -83,8 +83,7 @@ def lamb(
     decayed: Any = decay_mask,
     stacked: Any = stacked_axes,
 ) -> optax.GradientTransformation:
-    """LAMB as the PoM authors' code has it (model/optimizer/lamb.py of HoMM), per layer of stacked
-    parameters.
+    """LAMB as the PoM authors' code has it (model/optimizer/lamb.py of HoMM), layer by layer where stacked.
 
     With moments m, v: r = m / (sqrt(v) + eps) + weight_decay p and p <- p - rate c (|p| / |r|) r, where
     c = sqrt(1 - b2^t) / (1 - b1^t). `optax.lamb` follows the paper instead, whose moments are corrected
@@ -96,8 +95,10 @@ def lamb(
         adapt: False leaves every trust ratio at 1 (the official `adam` switch).
         decayed: tree of bools, or a function of the parameters that returns one.
         stacked: tree of the number of leading layer axes, or a function that returns one: the ratio is taken
-        per
-            layer, so that scanned and separate layers train alike.
+            per layer, so that scanned and separate layers train alike.
+
+    Returns:
+        The transformation, with a `LambState`; its updates are added to the parameters.
     """
 
     def resolve(tree_or_function: Any, params: Any) -> Any:

@@ -98,11 +98,10 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Shardings of a whole training state: parameters and whatever has their shapes alike, the rest on every
-    device.
+    """Shardings of a whole training state: averages and moments as the parameters, the rest on every device.
 
     Args:
-        state: `TrainState` of arrays or shapes; averages and optimiser moments are recognised by their paths.
+        state: `TrainState` of arrays or shapes; averages and moments are recognised by their paths.
         mesh: from `make_mesh`.
 
     Returns:
