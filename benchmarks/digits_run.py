@@ -16,6 +16,7 @@ from absl import logging
 
 from benchmarks import report
 from configs import digits
+from pom_jax.host_memory import keep_freed_memory
 from pom_jax.training import loop
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help=f"steps each, the first {WARM_UP} not counted")
     parser.add_argument("--data", default="data/digits", help="folder of `prepare.py digits`")
     arguments = parser.parse_args()
+    keep_freed_memory()
     logging.set_verbosity(logging.WARNING)
 
     table, figures = [], {}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from benchmarks import matmuls, report
 from configs import common
 from pom_jax.data.pipeline import batches
+from pom_jax.host_memory import keep_freed_memory
 from pom_jax.training.run import Run, make_run
 from pom_jax.training.step import make_train_step
 
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images a step")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each variant")
     arguments = parser.parse_args()
+    keep_freed_memory()
 
     runs = {name: make(arguments.batch, model) for name, model in VARIANTS.items()}
     run = runs["scanned"]

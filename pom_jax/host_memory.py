@@ -3,6 +3,8 @@
 import ctypes
 import sys
 
+import jax
+
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
@@ -16,9 +18,10 @@ def keep_freed_memory() -> bool:
     allocator alone.
 
     Returns:
-        Whether the allocator took it: False on systems without glibc, where nothing changes.
+        Whether the allocator took it: False with another backend than the CPU's and on systems without glibc,
+        where nothing changes.
     """
-    if not sys.platform.startswith("linux"):
+    if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
