@@ -1,5 +1,6 @@
 # make demo    install, prepare the digits, train, sample, score: about 6 minutes on two CPU cores
 # make test    install, lint, types, tests
+# make evidence  the figures of README.md: six digits runs and the benchmarks, about half an hour on two cores
 # PYTHON=python3.12 VENV=.venv312 choose another interpreter and its environment.
 
 PYTHON ?= python3
@@ -7,11 +8,11 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 CONFIG ?= digits
 
-.PHONY: demo test smoke lint format types tests install dev clean
+.PHONY: help demo test evidence smoke lint format types tests install dev clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -38,6 +39,19 @@ demo: install
 	@echo "[4/4] score: against held-out real digits"
 	@$(RUN) eval.py --workdir=runs/$(CONFIG)
 	@echo "[done] pictures: runs/$(CONFIG)/samples/grid.png   scores: runs/$(CONFIG)/eval/scores.md   next: README.md"
+
+EVIDENCE := $(foreach seed,0 1,$(foreach mixer,pom power attention,runs/evidence/$(mixer)-$(seed)))
+
+evidence: install
+	@$(RUN) prepare.py digits --out=data/digits
+	@for run in $(EVIDENCE); do mixer=$${run##*/}; \
+	    $(RUN) train.py --config=configs/digits.py:$${mixer%-*} --config.seed=$${mixer#*-} --workdir=$$run \
+	    && $(RUN) eval.py --workdir=$$run || exit 1; done
+	@$(RUN) -m benchmarks.digits_mixers $(EVIDENCE)
+	@$(RUN) -m benchmarks.digits_run
+	@$(RUN) -m benchmarks.train_step
+	@$(RUN) -m benchmarks.dense
+	@$(RUN) -m benchmarks.mixer
 
 test: dev lint types tests
 

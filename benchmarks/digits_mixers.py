@@ -1,0 +1,42 @@
+"""The mixers side by side on the digits, from workdirs that were trained and scored: `make evidence`.
+
+    python -m benchmarks.digits_mixers DIR ...
+
+Workdirs of the same recipe and another seed share a column.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks import report
+from pom_jax.evaluation.report import DIGIT_METRICS
+from pom_jax.training.checkpoint import load_config
+
+
+def main(workdirs: list[str]) -> None:
+    """Reads and reports."""
+    columns: dict[str, list[dict]] = defaultdict(list)
+    baselines: dict[str, dict] = {}
+    protocols = set()
+    for workdir in sorted(workdirs, key=lambda w: load_config(w).seed):
+        scores = json.loads((Path(workdir) / "eval" / "scores.json").read_text())
+        columns[load_config(workdir).name].append(scores["samples"])
+        baselines = scores["baselines"]
+        protocols.add("; ".join(f"{name} {value}" for name, value in scores["protocol"].items()))
+    shown = ["ideal", "Gaussian"]
+    parts, figures = [], {}
+    for guidance in next(iter(columns.values()))[0]:
+        rows = []
+        for metric, (title, form, _) in DIGIT_METRICS.items():
+            seeds = {name: [s[guidance]["mean"][metric] for s in each] for name, each in columns.items()}
+            figures[f"{guidance}, {metric}"] = seeds
+            cells = [", ".join(form.format(value) for value in values) for values in seeds.values()]
+            rows.append([title, *cells, *(form.format(baselines[name]["mean"][metric]) for name in shown)])
+        parts.append(report.table([guidance, *columns, *shown], rows))
+    report.write("digits_mixers", "\n\n".join([*parts, *sorted(protocols)]), {"scores": figures})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
