@@ -50,10 +50,10 @@ def init(model: DiPoM, key: jax.Array) -> dict[str, typing.Any]:
     return dict(model.init(key, *dummy_inputs(model))["params"])
 
 
-def dummy_inputs(model: DiPoM, batch: int = 1) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Zeros in the shapes of the model's call: images [B, H, W, C], times [B], labels [B] int32."""
-    shape = (batch, model.image_size, model.image_size, model.channels)
-    return jnp.zeros(shape), jnp.zeros((batch,)), jnp.zeros((batch,), jnp.int32)
+def dummy_inputs(model: DiPoM) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Zeros in the shapes of the model's call: images [1, H, W, C], times [1], labels [1] int32."""
+    shape = (1, model.image_size, model.image_size, model.channels)
+    return jnp.zeros(shape), jnp.zeros(1), jnp.zeros(1, jnp.int32)
 
 
 def count_parameters(model: DiPoM) -> int:

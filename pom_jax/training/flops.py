@@ -26,15 +26,14 @@ PEAKS: Mapping[str, tuple[float, float]] = {
 }
 
 
-def forward_flops(model: Mapping[str, Any], image_size: int | None = None) -> int:
+def forward_flops(model: Mapping[str, Any]) -> int:
     """Operations of the matrix products of one forward pass of one image (a multiply-add counts as two).
 
     Args:
         model: fields of `config.model`.
-        image_size: side of the image; the model's own by default.
     """
     width, depth = model["width"], model["depth"]
-    tokens = ((image_size or model["image_size"]) // model["patch_size"]) ** 2 + model["registers"]
+    tokens = (model["image_size"] // model["patch_size"]) ** 2 + model["registers"]
     conditions = tokens if model["positions"] == "learned" else 1
     patch = model["patch_size"] ** 2 * model["channels"]
     block = tokens * (_mixer_products(model, tokens) + 2 * model["ffn_expansion"] * width**2)

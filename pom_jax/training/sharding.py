@@ -117,13 +117,6 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map_with_path(sharding, state)
 
 
-def parameter_shardings(params: Any, mesh: Mesh) -> Any:
-    """Shardings of parameters alone, a tree like `params`."""
-    return jax.tree.map_with_path(
-        lambda path, leaf: NamedSharding(mesh, spec(path_name(path), leaf.shape, mesh)), params
-    )
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis cut over all devices, whatever the array's other axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
