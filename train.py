@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from pom_jax.errors import run_command
+from pom_jax.errors import InputError, run_command
 from pom_jax.training.command import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py:attention.")
@@ -18,12 +18,16 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name o
 flags.mark_flag_as_required("config")
 
 
-def main(_: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Trains what the flags describe."""
+    from pom_jax.host_memory import keep_freed_memory
     from pom_jax.sampling import write
     from pom_jax.training import loop
     from pom_jax.training.config import default_workdir
 
+    if len(argv) > 1:
+        raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python train.py --help")
+    keep_freed_memory()
     config = _CONFIG.value
     return loop.train(config, _WORKDIR.value or default_workdir(config), write)
 

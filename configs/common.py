@@ -79,7 +79,7 @@ def base() -> ConfigDict:
     )
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})  # devices along each axis; -1 = all that are left
     config.log = ConfigDict({"tensorboard": False, "wandb": False})  # besides metrics.jsonl
-    return config
+    return config.lock()  # a recipe that sets a field which is not here fails
 
 
 def _model() -> ConfigDict:

@@ -1,11 +1,19 @@
 """Mistakes in what was asked, explained in words, and how the commands print them."""
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
+
+# What a disk says that is full, read-only or not ours, or has a file where a folder should be or the other
+# way round: nothing that a traceback would explain.
+REFUSALS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+)
 
 
 class InputError(ValueError):
@@ -21,11 +29,25 @@ def choose(field: str, name: Any, options: Collection[str]) -> Any:
     return options[name] if isinstance(options, Mapping) else name
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses absl flags; returns the arguments that are none.
+
+    Raises:
+        InputError: an unknown flag, or a value of another type.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise InputError(f"{error}; python {argv[0]} --help lists the flags") from error
+
+
 def run_command(
-    main: Callable[[Sequence[str]], int | None],
-    parse: Callable[[list[str]], list[str]] = app.parse_flags_with_usage,
+    main: Callable[[Sequence[str]], int | None], parse: Callable[[list[str]], list[str]] = parse_flags
 ) -> None:
-    """Runs an absl command; an `InputError` ends it with one message and exit code 2, without a traceback."""
+    """Runs an absl command with one message instead of a traceback where the program is not at fault.
+
+    An `InputError`, or a disk that refuses, ends it with exit code 2; Ctrl-C with 130.
+    """
 
     def parse_quietly(argv: list[str]) -> list[str]:
         rest = parse(argv)
@@ -36,5 +58,17 @@ def run_command(
     try:
         app.run(main, flags_parser=parse_quietly)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(explain(error))
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        sys.exit(explain(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def explain(error: Exception) -> int:
+    """Prints an error in one message; returns the exit code of such errors, 2."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return 2

@@ -1,6 +1,9 @@
 """What cannot work is refused in words before anything is compiled or written: the training side."""
 
 import importlib.util
+import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,10 @@ from ml_collections import ConfigDict
 
 from configs import digits as recipe
 from pom_jax.data import Field, Writer, digits
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, parse_flags
 from pom_jax.training import loop
 from pom_jax.training.config import keep_config
+from pom_jax.training.workdir import hold
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"name": "../else"}, "name='../else' must be"),
         ({"seed": -1}, "seed=-1 must be"),
         ({"dtype": "float16"}, "dtype = 'float16'"),
         ({"model.width": 6}, "model.width=6 must be a multiple of 4"),
@@ -60,9 +65,11 @@ def train(config: ConfigDict, workdir: Path) -> int:
         ({"optimizer.name": "adam"}, "optimizer.name = 'adam' .*adamw"),
         ({"optimizer.schedule": "cos"}, "optimizer.schedule = 'cos'"),
         ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate=0.0 must be positive"),
+        ({"optimizer.learning_rate": math.inf}, "optimizer.learning_rate=inf must be positive"),
         ({"optimizer.b2": 1.0, "optimizer.eps": 0.0}, "optimizer.b2=1.0 .*; optimizer.eps=0.0 "),
         ({"ema.decays": ()}, r"ema.decays=\(\) must be one or more"),
         ({"ema.decays": (0.9, 1.0)}, r"ema.decays=\(0.9, 1.0\)"),
+        ({"ema.decays": ("abc",)}, r"ema.decays=\('abc',\)"),
         ({"train.steps": 0}, "train.steps=0 must be at least 1"),
         ({"train.keep_last": 0}, "train.keep_last=0 must be at least 1"),
         ({"sampling.sampler": "huen"}, "huen.*heun"),
@@ -110,8 +117,24 @@ def test_a_folder_that_is_no_workdir_is_left_alone(folder: Path, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_a_damaged_config_is_said(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{half")
+def test_a_workdir_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with hold(run), pytest.raises(InputError, match=r"another train.py is at work"), hold(run):
+        pass
+    with hold(run):
+        pass
+
+
+def test_a_workdir_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("dear reader")
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="cannot be made"), hold(place):
+            pass
+
+
+@pytest.mark.parametrize("content", ["", "{half", "[]", "{}", '{"model": {"width": 8}}'])
+def test_a_damaged_config_is_said(folder: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=r"config.json cannot be read"):
         train(tiny(folder), tmp_path)
 
@@ -129,3 +152,22 @@ def test_data_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     config = tiny(tmp_path / "data", {"train.max_skipped": 3, "train.sample_every": 0, "train.eval_every": 0})
     with pytest.raises(InputError, match=r"not finite in 3 steps in a row, up to step 3.*NaN in the data"):
         train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "message"),
+    [
+        ("InputError('wrong field')", 2, "error: wrong field\n"),
+        ("OSError(28, 'No space left on device')", 2, "error: [Errno 28] No space left on device\n"),
+        ("KeyboardInterrupt()", 130, "interrupted\n"),
+    ],
+)
+def test_commands_end_with_one_message(ending: str, code: int, message: str) -> None:
+    program = f"from pom_jax.errors import *\ndef main(_): raise {ending}\nrun_command(main)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (code, message)
+
+
+def test_a_wrong_flag_of_any_command_is_an_input_error() -> None:
+    with pytest.raises(InputError, match=r"'nothing'; python sample.py --help lists the flags"):
+        parse_flags(["sample.py", "--nothing"])

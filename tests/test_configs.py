@@ -154,6 +154,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ConfigDict]
         (["--config.train.steps=many"], "train.steps=many"),
         (["--config.train.steps=1.5"], "train.steps=1.5"),
         (["--confg=x"], "confg"),
+        (["--config=other.py"], "--config is given 2 times"),
     ],
 )
 def test_wrong_overrides_are_explained(parse: Callable, arguments: list[str], message: str) -> None:
@@ -167,6 +168,28 @@ def test_wrong_overrides_are_explained(parse: Callable, arguments: list[str], me
 def test_wrong_recipes_are_explained(parse: Callable, recipe: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse(f"--config={recipe}")
+
+
+def test_no_recipe_is_explained(parse: Callable) -> None:
+    with pytest.raises(InputError, match=r"Give --config=FILE"):
+        parse("--config.train.steps=3")
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("def get_config(:", "line 1: SyntaxError"),
+        ("def get_config():\n    return 3", "its get_config returns 3"),
+        (
+            "from configs import common\n\ndef get_config():\n    common.base().train.stepz = 3",
+            'line 4: .*Did you mean "steps"',
+        ),
+    ],
+)
+def test_recipes_that_fail_are_explained(parse: Callable, tmp_path: Path, program: str, message: str) -> None:
+    (tmp_path / "recipe.py").write_text(program)
+    with pytest.raises(InputError, match=message):
+        parse(f"--config={tmp_path / 'recipe.py'}")
 
 
 def test_good_overrides_arrive(parse: Callable) -> None:

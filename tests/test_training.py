@@ -208,6 +208,16 @@ def test_rows_after_the_restored_step_are_cut_off(tmp_path: Path) -> None:
     assert found[0]["skipped"] is None
 
 
+def test_a_damaged_row_costs_no_other(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 7)]
+    lines[2] = lines[2][:9]
+    content = "\n".join(lines) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(content)
+    metrics.JsonLines(tmp_path, 5).close()
+    assert [row["step"] for row in metrics.read_rows(tmp_path)] == [1, 2, 4, 5]
+    assert (tmp_path / "metrics.damaged").read_text() == content
+
+
 def test_what_is_shown_of_samples() -> None:
     assert to_pixels(np.array([-2.0, -1.0, 0.0, 1.0]).reshape(1, 2, 2, 1)).ravel().tolist() == [
         0,

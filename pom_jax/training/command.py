@@ -1,9 +1,10 @@
 """The command line of train.py: whatever is wrong with it is said in one message."""
 
 import difflib
+import os
 import re
+import traceback
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -12,27 +13,58 @@ from pom_jax.errors import InputError
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses absl flags, of which `config` is a config file.
+    """Parses absl flags, of which `config` is a config file; returns what is no flag.
 
     Raises:
-        InputError: no such config file, whatever the config file itself raises, an override of a field that
-        does not
-            exist (with the nearest one that does) or of another type, an unknown flag.
+        InputError: no config file or one that cannot be used, an override of a field that does not exist
+            (with the nearest one that does) or of another type, an unknown flag.
     """
+    paths = _config_paths(argv)
+    if len(paths) > 1:
+        raise InputError(f"--config is given {len(paths)} times: {', '.join(paths)}; choose one recipe")
+    config = _read_recipe(paths[0]) if paths else ConfigDict()
     try:
-        rest = flags.FLAGS(argv)
+        return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
-        raise _unknown_field(argv) or error from error
+        raise _unknown_field(argv, config) or error from error
     except (flags.Error, InputError) as error:
-        raise InputError(_cause(error)) from error
-    config = flags.FLAGS["config"].value
-    if config is not None and not isinstance(config, ConfigDict):
-        raise InputError(f"--config={_config_path(argv)}: there is no such file; the recipes are in configs/")
-    return rest
+        if not paths:
+            raise InputError("which recipe? Give --config=FILE, such as configs/digits.py") from error
+        raise InputError(f"{error}; python {argv[0]} --help lists the flags") from error
 
 
-def _unknown_field(argv: Sequence[str]) -> InputError | None:
-    config = cast(ConfigDict, flags.FLAGS["config"].parser.parse(_config_path(argv)))
+def _read_recipe(path: str) -> ConfigDict:
+    """What the parser of --config will find, read once before it so that its errors can be told apart."""
+    try:
+        config = flags.FLAGS["config"].parser.parse(path)
+    except Exception as error:  # the recipe is a program, and may fail in any way
+        if said := _said(error):
+            raise said from error
+        file = path.split(":")[0]
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f"{file}, line {line}" if line else file
+        reason = re.sub(r'Other fields present: "{.*}"', "", str(error)).replace("\\n", "")
+        message = f"--config={path} is not a recipe: {where}: {type(error).__name__}: {reason}"
+        raise InputError(message) from error
+    if not os.path.isfile(path.split(":")[0]):
+        raise InputError(f"--config={path}: there is no such file; the recipes are in configs/")
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"--config={path} is not a recipe: its get_config returns {config!r}")
+    return config
+
+
+def _said(error: BaseException | None) -> InputError | None:
+    """The InputError that a recipe raised, as it was before the parser wrapped it in a traceback."""
+    innermost = None
+    while error is not None:
+        innermost, error = error if isinstance(error, InputError) else innermost, error.__context__
+    return innermost
+
+
+def _unknown_field(argv: Sequence[str], config: ConfigDict) -> InputError | None:
     known = list(_names(config))
     for argument in argv:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
@@ -43,22 +75,13 @@ def _unknown_field(argv: Sequence[str]) -> InputError | None:
     return None
 
 
-def _cause(error: BaseException) -> str:
-    """The message of what a config file raised, dug out of the parser's wrapping, or the error's own."""
-    message, cause = str(error), error.__context__
-    while cause is not None:
-        if isinstance(cause, InputError):
-            message = str(cause)
-        cause = cause.__context__
-    return message
-
-
-def _config_path(argv: Sequence[str]) -> str:
-    """The value of --config=VALUE or --config VALUE."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if match := re.match(r"--?config(?:=(.*))?$", argument):
-            return following if match[1] is None else match[1]
-    return ""
+def _config_paths(argv: Sequence[str]) -> list[str]:
+    """The values of --config=VALUE or --config VALUE."""
+    return [
+        following if match[1] is None else match[1]
+        for argument, following in zip(argv, [*argv[1:], ""], strict=True)
+        if (match := re.match(r"--?config(?:=(.*))?$", argument))
+    ]
 
 
 def _names(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -1,6 +1,8 @@
 """The configuration of a run: checked before anything starts, kept in the workdir, compared on resume."""
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from ml_collections import ConfigDict
 from pom_jax.errors import InputError
 
 FILE = "config.json"
+SECTIONS = ("model", "data", "diffusion", "optimizer", "ema", "train", "sampling", "mesh", "log")
+MOST_SAMPLES = 10_000  # in a grid drawn during training
 
 # What may change when a run is resumed: how long, how often, where and how fast, but not what is trained.
 CHANGEABLE = (
@@ -20,21 +24,23 @@ CHANGEABLE = (
 def check_config(config: ConfigDict) -> None:
     """Raises InputError for values of the training sections that cannot be; the other rooms check theirs."""
     optimizer, train, ema = config.optimizer, config.train, config.ema
+    decays = [d if isinstance(d, int | float) else math.nan for d in ema.decays]  # --config cannot tell
     rules = [
+        ("name", re.fullmatch(r"[\w.+-]*\w[\w.+-]*", config.name), "letters, digits and ._+- (a folder)"),
         ("seed", 0 <= config.seed < 2**32, "a whole number from 0 to 2^32 - 1"),
         ("diffusion.label_dropout", 0 <= config.diffusion.label_dropout < 1, "in [0, 1)"),
-        ("optimizer.learning_rate", optimizer.learning_rate > 0, "positive"),
+        ("optimizer.learning_rate", 0 < optimizer.learning_rate < math.inf, "positive"),
         ("optimizer.warmup_steps", optimizer.warmup_steps >= 0, "at least 0"),
         ("optimizer.b1", 0 <= optimizer.b1 < 1, "in [0, 1)"),
         ("optimizer.b2", 0 <= optimizer.b2 < 1, "in [0, 1)"),
-        ("optimizer.eps", optimizer.eps > 0, "positive"),
-        ("optimizer.weight_decay", optimizer.weight_decay >= 0, "at least 0"),
+        ("optimizer.eps", 0 < optimizer.eps < math.inf, "positive"),
+        ("optimizer.weight_decay", 0 <= optimizer.weight_decay < math.inf, "at least 0"),
         ("optimizer.clip_norm", optimizer.clip_norm >= 0, "at least 0 (0 = off)"),
-        ("ema.decays", len(ema.decays) >= 1 and all(0 <= d < 1 for d in ema.decays), "one or more in [0, 1)"),
+        ("ema.decays", len(decays) >= 1 and all(0 <= d < 1 for d in decays), "one or more in [0, 1)"),
         ("ema.start", ema.start >= 0, "at least 0"),
         ("ema.every", ema.every >= 1, "at least 1"),
-        ("ema.power", ema.power > 0, "positive"),
-        ("train.steps", train.steps >= 1, "at least 1"),
+        ("ema.power", 0 < ema.power < math.inf, "positive"),
+        ("train.steps", 1 <= train.steps < 2**31, "at least 1 (and below 2^31)"),
         ("train.eval_every", train.eval_every >= 0, "at least 0 (0 = never)"),
         ("train.eval_size", train.eval_size >= 1, "at least 1"),
         ("train.sample_every", train.sample_every >= 0, "at least 0 (0 = never)"),
@@ -43,7 +49,7 @@ def check_config(config: ConfigDict) -> None:
         ("train.keep_last", train.keep_last >= 1, "at least 1"),
         ("train.keep_best", train.keep_best >= 0, "at least 0"),
         ("train.max_skipped", train.max_skipped >= 1, "at least 1"),
-        ("sampling.num", config.sampling.num >= 1, "at least 1"),
+        ("sampling.num", 1 <= config.sampling.num <= MOST_SAMPLES, f"from 1 to {MOST_SAMPLES}"),
     ]
     wrong = [f"{name}={_get(config, name)!r} must be {what}" for name, good, what in rules if not good]
     if wrong:
@@ -66,6 +72,10 @@ def read_config(workdir: str | Path) -> ConfigDict | None:
         return None
     try:
         fields = json.loads(path.read_text())
+        found = fields if isinstance(fields, dict) else {}
+        lacking = [name for name in SECTIONS if not isinstance(found.get(name), dict)]
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
         return ConfigDict(_tuples(fields))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); choose another workdir") from error

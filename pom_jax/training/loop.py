@@ -16,6 +16,7 @@ from pom_jax.training.progress import Log, duration
 from pom_jax.training.recorder import Recorder
 from pom_jax.training.run import Run, make_run
 from pom_jax.training.sharding import batch_sharding
+from pom_jax.training.workdir import hold
 
 
 def train(config: ConfigDict, workdir: str | Path, write_images: WriteImages) -> int:
@@ -44,13 +45,14 @@ def train(config: ConfigDict, workdir: str | Path, write_images: WriteImages) ->
     checkpoint.check_space(workdir, room, "keeping the checkpoints of this run")
     with jax.set_mesh(run.mesh):
         preview = Preview(config, run.model, workdir / "samples", write_images, run.state.params)
-        keep_config(workdir, config)
-        log = Log(workdir)
-        try:
-            return _train(run, workdir, preview, log)
-        finally:
-            preview.close()
-            log.close()
+        with hold(workdir):
+            keep_config(workdir, config)
+            log = Log(workdir)
+            try:
+                return _train(run, workdir, preview, log)
+            finally:
+                preview.close()
+                log.close()
 
 
 def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:

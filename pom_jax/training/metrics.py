@@ -4,10 +4,13 @@ import importlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
+
+from absl import logging
 
 from pom_jax.errors import InputError
 
@@ -40,8 +43,7 @@ class JsonLines:
     def __init__(self, workdir: Path, start: int):
         path = workdir / FILE
         path.touch()
-        with path.open("rb+") as file:
-            file.truncate(_length_up_to(file.read(), start))
+        _cut(path, start)
         self._file = path.open("a", buffering=1)  # a row reaches the system at once, so kill -9 loses none
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
@@ -110,18 +112,30 @@ def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(workdir) / FILE).read_text().splitlines()]
 
 
-def _length_up_to(content: bytes, step: int) -> int:
-    """Bytes of the leading whole rows of steps up to `step`."""
-    length = 0
-    for line in content.splitlines(keepends=True):
-        try:
-            wanted = line.endswith(b"\n") and json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError):
-            wanted = False
-        if not wanted:
-            break
-        length += len(line)
-    return length
+def _cut(path: Path, start: int) -> None:
+    """Leaves the rows of steps up to `start`; of a file that lacks some, a copy is kept, and it is said."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    steps = [_step(line) for line in lines]
+    rows = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= start]
+    if len(rows) < start:
+        shutil.copyfile(path, path.with_suffix(".damaged"))
+        logging.error(
+            "%s was damaged: %d rows of the first %d steps are missing. What it held is in %s.",
+            *(path, start - len(rows), start, path.with_suffix(".damaged")),
+        )
+    # Only a file that is damaged differs in its leading rows; any other is cut in place.
+    with path.open("rb+") as file:
+        if lines[: len(rows)] != rows:
+            file.writelines(rows)
+        file.truncate(sum(map(len, rows)))
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a whole row; None for half a line, or one that is none of ours."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
 
 
 def _import(package: str, field: str) -> ModuleType:
