@@ -2,7 +2,8 @@
 
 A recipe is a file with `get_config(variant)`; on the command line `--config=configs/digits.py:attention`
 picks the variant and `--config.optimizer.learning_rate=1e-3` sets one field. Every field is listed here with
-its meaning, and every field is read somewhere; a misspelt one is an error.
+its meaning, but for the sizes of the network: the preset sets them and `pom_jax.models.DiPoM` explains them.
+Every field is read somewhere; a misspelt one is an error.
 """
 
 from ml_collections import ConfigDict
@@ -94,7 +95,7 @@ def _model() -> ConfigDict:
             "remat": "none",  # computed again backwards: none, dots (all but products) or full
         }
     )
-    config.update(presets.preset("DiPoM-S/2"))
+    config.update(presets.preset("DiPoM-S/2"))  # width, depth, patch_size, mixer, degree, expansion, ...
     return config
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,7 @@ def test_parameters_are_read_alone(two_steps: Path) -> None:
     for ema, tree in ((None, expected.params), (0, expected.ema[0]), (1, expected.ema[1])):
         params, step = checkpoint.restore_params(two_steps, step=1, ema=ema)
         assert step == 1
-        jax.tree.map(np.testing.assert_array_equal, params, tree)
+        chex.assert_trees_all_equal(params, tree)
     assert checkpoint.restore_params(two_steps)[1] == 2
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +99,7 @@ def test_an_empty_mask_leaves_the_output_bias_and_finite_gradients(layer: Any) -
     for empty in (jnp.zeros((2, 4)), jnp.zeros((2, 4, 4), bool)):
         y, slope = jax.vjp(lambda p, x, m=empty: layer.apply(p, x, mask=m), p, x)
         np.testing.assert_allclose(y, jnp.broadcast_to(bias, y.shape))
-        assert all(np.isfinite(g).all() for g in jax.tree.leaves(slope(jnp.ones_like(y))))
+        chex.assert_tree_all_finite(slope(jnp.ones_like(y)))
 
 
 @few
