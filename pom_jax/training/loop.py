@@ -31,8 +31,8 @@ def train(config: ConfigDict, workdir: str | Path, write_images: WriteImages) ->
         Exit code: 0 at the end, 143 after SIGTERM and 130 after Ctrl-C (saved; run again to go on).
 
     Raises:
-        InputError: a field, the data or the workdir cannot be used, a checkpoint cannot be written, or too many
-            steps in a row were not finite.
+        InputError: a field, the data or the workdir cannot be used, a checkpoint cannot be written, or too
+            many steps in a row were not finite.
     """
     workdir = Path(workdir)
 
