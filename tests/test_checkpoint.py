@@ -105,13 +105,18 @@ def test_damage_never_passes(two_steps: Path, tmp_path: Path, damage: Any) -> No
     assert fallbacks >= 2  # the arrays and the list of digests at least; other files carry nothing
 
 
-def test_damaged_parameters_are_refused(two_steps: Path, tmp_path: Path) -> None:
+def test_damaged_parameters_are_refused_in_one_message(
+    two_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
     shutil.copytree(two_steps, tmp_path / "run")
     for file in files_of_newest(tmp_path / "run"):
         if file.parent.name == "d":
             flip_bit(file)
     with pytest.raises(InputError, match=r"step 2 .* is damaged.*choose another step of \[1\]"):
         checkpoint.restore_params(tmp_path / "run")
+    assert not told, "every leaf has its own traceback"
 
 
 def test_wrong_numbers_are_noticed_though_the_storage_does_not(two_steps: Path, tmp_path: Path) -> None:

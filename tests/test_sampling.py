@@ -207,6 +207,7 @@ def test_three_lines_of_python_from_a_workdir_to_a_picture(workdir):
         ({"num": 0}, "at least one"),
         ({"classes": ["3"]}, "not among the classes"),
         ({"classes": ["one"]}, "not a class number"),
+        ({"classes": []}, "names no class"),
         ({"classes": ["2-1"]}, "not among the classes"),
         ({"guidance": -2.0}, "guidance"),
     ],
@@ -237,6 +238,13 @@ def test_every_kind_of_file(workdir, tmp_path):
     for name in ("s.gif", "s.webp"):
         assert len(list(ImageSequence.Iterator(Image.open(draw(name))))) == 4
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["s.gif", "s.npz", "s.png", "s.webp"]
+
+
+def test_images_that_are_not_finite_are_said(generator: Generator) -> None:
+    params = jax.tree.map(lambda leaf: leaf * np.nan, generator.params)
+    broken = Generator(generator.config, generator.model, params)
+    with pytest.raises(InputError, match=r"guidance 1 and 1 steps gave values that are not finite"):
+        broken.sample([0], guidance=1, steps=1)
 
 
 def test_classes_are_shared_out():

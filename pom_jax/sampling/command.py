@@ -86,6 +86,10 @@ def spread(num_classes: int, classes: Sequence[str] | None, num: int) -> np.ndar
     """
     if classes is None:
         return labels_in_turn(num_classes, num)
+    if not classes:
+        raise InputError(
+            f"--classes= names no class; give numbers from 0 to {num_classes - 1}, or leave it out"
+        )
     numbers = []
     for word in classes:
         found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)

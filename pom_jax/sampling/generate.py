@@ -187,7 +187,8 @@ class Generator:
             [N, H, W, C] float32, pixels in [-1, 1]; with trajectory=True [steps + 1, N, H, W, C].
 
         Raises:
-            InputError: labels out of range, or a setting that cannot be used; before anything is compiled.
+            InputError: labels out of range, or a setting that cannot be used, before anything is compiled;
+                images that are not finite.
         """
         labels = self._check_labels(labels)
         defaults = self.config.sampling
@@ -221,6 +222,11 @@ class Generator:
             index = np.arange(first, first + size, dtype=np.uint32)
             given = np.pad(labels[first : first + size], (0, max(0, first + size - len(labels))))
             drawn = np.asarray(draw(self.params, *self._inputs(scale, seed, index, given)))
+            if not np.isfinite(drawn).all():
+                raise InputError(
+                    f"guidance {scale:g} and {program.steps} steps gave values that are not finite: lower "
+                    "the guidance, take more steps or another sampler, or another checkpoint"
+                )
             parts.append(drawn[..., : len(labels) - first, :, :, :])
             if progress is not None:
                 progress.drawn(min(first + size, len(labels)), len(labels))

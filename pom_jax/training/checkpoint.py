@@ -3,10 +3,13 @@
 The storage layer does not notice a flipped bit, so a digest of every leaf lies beside the arrays of a step.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -275,12 +278,30 @@ def _restore(path: Path, target: Any) -> Any:
 
 def _read(restore: Callable[[], Any]) -> Any:
     try:
-        return restore()
+        with _one_error():
+            return restore()
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # says nothing about the checkpoint
     except Exception as error:
         # The storage's layers raise all kinds, bare Exception among them. The structure was compared before.
         raise DamagedCheckpoint(f"the arrays cannot be read ({_first_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Keeps the storage's threads quiet after its first error.
+
+    Each leaf still being read would print a traceback, that the event loop of the reading is closed.
+    """
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda told: None if str(told.exc_value) == "Event loop is closed" else before(told)
+    try:
+        yield
+    except Exception:
+        time.sleep(0.2)  # what is still being read ends here
+        raise
+    finally:
+        sys.unraisablehook = before
 
 
 def _first_line(error: Exception) -> str:
