@@ -1,4 +1,4 @@
-# make demo    install, prepare the digits, train, sample, score: about 6 minutes on two CPU cores
+# make demo    install, prepare the digits, train, sample, score: under 7 minutes on two CPU cores
 # make test    install, lint, types, tests
 # make evidence  the figures of README.md: six digits runs and the benchmarks, about half an hour on two cores
 # PYTHON=python3.12 VENV=.venv312 choose another interpreter and its environment.
