@@ -4,6 +4,7 @@ Letters in shapes: B batch, T frames, H W height and width, N context tokens, M 
 E expanded width (expansion times D), K degree, C channels, V views (an image and its mirror image), L layers.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pom_jax.xla_guard import guard as _guard
@@ -12,13 +13,15 @@ if TYPE_CHECKING:
     from pom_jax.sampling import load as load
     from pom_jax.sampling import show as show
 
+_ROOMS = ("data", "diffusion", "evaluation", "models", "nn", "ops", "sampling", "training")
+
 _guard()
 
 
 def __getattr__(name: str) -> Any:
-    # `pom_jax.load` and `pom_jax.show` bring Flax, Orbax and Pillow along, which a layer does not need.
+    # Rooms load when they are used: together they bring Flax, Orbax and Pillow, which few lines need.
+    if name in _ROOMS:
+        return importlib.import_module(f"pom_jax.{name}")
     if name in ("load", "show"):
-        from pom_jax import sampling
-
-        return getattr(sampling, name)
+        return getattr(importlib.import_module("pom_jax.sampling"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

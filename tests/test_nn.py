@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -290,8 +290,9 @@ def test_no_tokens_move_when_the_batch_or_the_tokens_are_split_over_devices() ->
 
 MISTAKES = [
     (PoM(form="cubic"), {}, "form = 'cubic' is not one of product, power"),
-    (PoM(degree=0), {}, "degree = 0 must be at least 1"),
+    (PoM(degree=0), {}, "degree = 0 must be a whole number of at least 1"),
     (PoM(expansion=0), {}, "expansion = 0"),
+    (PoM(expansion=cast(int, 1.5)), {}, "expansion = 1.5"),
     (PoM(gate_heads=2), {}, "gate_heads = 2 .* form = 'power'"),
     (PoM(form="power", groups=3), {}, "groups = 3 does not divide the width D = 8"),
     (PoM(form="power", gate_heads=5), {}, "gate_heads = 5 does not divide .* E = 2 \\* 8 = 16"),

@@ -144,8 +144,9 @@ class PoM(nn.Module):
         if self.form not in FORMS:
             raise InputError(f"form = {self.form!r} is not one of {', '.join(FORMS)}")
         for name in ("degree", "expansion", "groups"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} = {value} must be a whole number of at least 1")
         if self.form == "product":
             if self.gate_heads > 1 or self.groups > 1:
                 raise InputError(
