@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -64,8 +65,9 @@ def run_command(
             raise
         sys.exit(explain(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
+        print("stopped", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)  # the usual way out crashes while a thread of XLA still compiles
 
 
 def explain(error: Exception) -> int:

@@ -18,6 +18,8 @@ from pom_jax.training import loop
 from pom_jax.training.config import keep_config
 from pom_jax.training.workdir import hold
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -159,13 +161,40 @@ def test_data_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     [
         ("InputError('wrong field')", 2, "error: wrong field\n"),
         ("OSError(28, 'No space left on device')", 2, "error: [Errno 28] No space left on device\n"),
-        ("KeyboardInterrupt()", 130, "interrupted\n"),
+        ("KeyboardInterrupt()", 130, "stopped\n"),
     ],
 )
 def test_commands_end_with_one_message(ending: str, code: int, message: str) -> None:
     program = f"from pom_jax.errors import *\ndef main(_): raise {ending}\nrun_command(main)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (code, message)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("optimizer.lr", "did you mean --config.optimizer.learning_rate?"),
+        ("optimizer.learnign_rate", "did you mean --config.optimizer.learning_rate?"),
+        ("train.batch_size", "did you mean --config.data.batch_size?"),
+        ("steps", "did you mean --config.sampling.steps or --config.train.steps?"),
+        ("train.epochs", "config.train has steps, eval_every,"),
+        ("nothing.at_all", "configs/common.py lists all fields"),
+    ],
+)
+def test_an_unknown_field_names_the_one_that_is_meant(wrong: str, hint: str) -> None:
+    command = [sys.executable, "train.py", "--config=configs/digits.py", f"--config.{wrong}=1"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"error: --config.{wrong}: there is no such field; {hint}")
+
+
+def test_a_missing_recipe_is_asked_for_and_help_names_them_all() -> None:
+    found = subprocess.run([sys.executable, "train.py"], capture_output=True, text=True, cwd=ROOT)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr == "error: which recipe? Give --config=configs/digits.py (configs/ has the others)\n"
+    found = subprocess.run([sys.executable, "train.py", "--help"], capture_output=True, text=True, cwd=ROOT)
+    recipes = {path.name for path in (ROOT / "configs").glob("*.py")} - {"__init__.py"}
+    assert {name for name in recipes if name not in found.stdout} == set()
 
 
 def test_a_wrong_flag_of_any_command_is_an_input_error() -> None:

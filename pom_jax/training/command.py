@@ -29,7 +29,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise _unknown_field(argv, config) or error from error
     except (flags.Error, InputError) as error:
         if not paths:
-            raise InputError("which recipe? Give --config=FILE, such as configs/digits.py") from error
+            raise InputError(
+                "which recipe? Give --config=configs/digits.py (configs/ has the others)"
+            ) from error
         raise InputError(f"{error}; python {argv[0]} --help lists the flags") from error
 
 
@@ -69,10 +71,32 @@ def _unknown_field(argv: Sequence[str], config: ConfigDict) -> InputError | None
     for argument in argv:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if match and match[1] not in known:
-            near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.5)
-            hint = f"did you mean --config.{near[0]}?" if near else "configs/common.py lists all fields"
-            return InputError(f"--config.{match[1]}: there is no such field; {hint}")
+            return InputError(f"--config.{match[1]}: there is no such field; {_hint(match[1], known)}")
     return None
+
+
+def _hint(wrong: str, known: Sequence[str]) -> str:
+    """The fields that may be meant: of that name elsewhere or like it in its section; else the section."""
+    section, _, last = wrong.rpartition(".")
+    fields = [name for name in known if name.rpartition(".")[0] == section]
+    names = [name.rpartition(".")[2] for name in fields]
+    meant = [name for name in known if name.rpartition(".")[2] == last]
+    meant = meant or [field for field, name in zip(fields, names, strict=True) if _abbreviates(last, name)]
+    meant = meant or [fields[names.index(n)] for n in difflib.get_close_matches(last, names, n=1, cutoff=0.7)]
+    meant = meant or difflib.get_close_matches(wrong, known, n=1, cutoff=0.8)
+    if meant:
+        return f"did you mean {' or '.join(f'--config.{name}' for name in meant)}?"
+    if section and names:
+        return f"config.{section} has {', '.join(names)}"
+    return "configs/common.py lists all fields"
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Whether a name begins like that, or its words do: `lr`, `learn` and `learn_rate` are learning_rate."""
+    words, parts = name.split("_"), short.split("_")
+    initials = "".join(word[0] for word in words)
+    each = len(parts) == len(words) and all(map(str.startswith, words, parts))
+    return name.startswith(short) or short == initials or each
 
 
 def _config_paths(argv: Sequence[str]) -> list[str]:

@@ -86,8 +86,7 @@ def keep_config(workdir: str | Path, config: ConfigDict) -> None:
 
     Raises:
         InputError: the workdir belongs to another configuration (the message lists the fields), or is some
-        other
-            folder with files in it.
+            other folder with files in it.
     """
     workdir = Path(workdir)
     kept = read_config(workdir)
