@@ -237,6 +237,13 @@ def test_attention_is_the_softmax_average_of_values() -> None:
     assert_close(fast, value_and_vjp(naive, q, k, v), 5e-6)
 
 
+def test_attention_to_no_tokens_gives_zeros() -> None:
+    q, none = normal(0, 2, 3, 2, 4), jnp.zeros((2, 0, 2, 4))
+    y, grads = value_and_vjp(attention, q, none, none)
+    assert not y.any()
+    assert not any(g.any() for g in grads)
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 4), (1, 1, 1, 3), (3, 3), (2, 5, 4)])
 def test_masks_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"mask has shape .* \[B, N\] = \(2, 3\)"):

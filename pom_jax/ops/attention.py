@@ -29,13 +29,14 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     batch, queries = q.shape[:2]
     check_mask(mask, batch, queries, k.shape[1])
     logits = jnp.einsum("bmhd,bnhd->bhmn", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    lowest = jnp.finfo(jnp.float32).min  # where there is no token at all
     if mask is None:
-        weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
+        weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True, initial=lowest)))
         total = weights.sum(-1, keepdims=True)
     else:
         times = jnp.expand_dims(mask.astype(jnp.float32), tuple(range(1, 5 - mask.ndim)))
         seen = jnp.where(times > 0, logits, -jnp.inf)
-        top = lax.stop_gradient(seen.max(-1, keepdims=True, initial=jnp.finfo(jnp.float32).min))
+        top = lax.stop_gradient(seen.max(-1, keepdims=True, initial=lowest))
         # Hidden logits are replaced before the exponential: a gradient through an overflow would be NaN.
         weights = times * jnp.exp(jnp.where(times > 0, logits - top, 0.0))
         total = weights.sum(-1, keepdims=True)

@@ -24,6 +24,7 @@ from pom_jax.training import digest
 from pom_jax.training.config import read_config
 
 FOLDER = "checkpoints"
+SLACK = 16 * 2**20  # bytes: what the storage writes besides the arrays, and the other files of a run
 _METRIC = "heldout_loss"
 
 
@@ -60,13 +61,14 @@ def load_config(workdir: str | Path) -> ConfigDict:
 
 
 def check_space(folder: str | Path, needed: int, purpose: str) -> None:
-    """Raises InputError if the disk of `folder` has less than `needed` bytes left.
+    """Raises InputError if the disk of `folder` has less than `needed` bytes, and a little, left.
 
     Args:
         folder: need not exist yet.
         needed: bytes.
         purpose: what needs them, for the message.
     """
+    needed += SLACK
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
@@ -117,31 +119,34 @@ class Checkpoints:
         """
         self.check()
         check_space(self._folder, int(1.05 * tree_bytes(state)), f"the checkpoint of step {step}")
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), leaves=ocp.args.JsonSave(_describe(state))
-            ),
-            metrics=None if heldout_loss is None else {_METRIC: heldout_loss},
-            force=True,
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), leaves=ocp.args.JsonSave(_describe(state))
         )
+        metrics = None if heldout_loss is None else {_METRIC: heldout_loss}
+        with self._explained():  # it waits for the checkpoint before, which may fail meanwhile
+            self._manager.save(step, args=arguments, metrics=metrics, force=True)
 
     def check(self) -> None:
         """Raises InputError if writing in the background has failed."""
-        try:
+        with self._explained():
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failure(error) from error
 
     def close(self) -> None:
         """Waits until everything is written; raises InputError if that failed."""
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failure(error) from error
+            with self._explained():
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
         finally:
-            self._manager.close()
+            with self._explained():
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the storage's layers raise all kinds
+            raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> InputError:
         step = latest_step(self._folder.parent)

@@ -46,7 +46,8 @@ def leaf_digest(leaf: jax.Array) -> jax.Array:
 def digests(tree: Any) -> dict[str, str]:
     """The digest of each leaf as 16 hexadecimal digits, by the name of its place. Waits for the arrays."""
     # One program a shape, not one for the tree: optimiser and averages have the shapes of the parameters.
-    words = jax.device_get(jax.tree.map(leaf_digest, tree))
+    # One at a time: virtual devices on few cores can wait for ever in the sums of two programs.
+    words = jax.tree.map(lambda leaf: jax.device_get(leaf_digest(leaf)), tree)
     return {path_name(path): f"{a:08x}{b:08x}" for path, (a, b) in jax.tree_util.tree_leaves_with_path(words)}
 
 
