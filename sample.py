@@ -12,7 +12,9 @@ from absl import flags
 from pom_jax.errors import InputError, run_command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run of train.py to sample from.")
-CLASSES = flags.DEFINE_list("classes", None, "Class numbers, such as 0,1,2 or 0-9; all by default.")
+CLASSES = flags.DEFINE_list(
+    "classes", None, "Class numbers or names, such as 0,1,2 or 0-9 or cat,dog; all by default."
+)
 NUM = flags.DEFINE_integer("num", None, "Images, shared among the classes; the run's own number by default.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale, 1 is off; the run's own by default.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own by default.")

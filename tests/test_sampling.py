@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -202,21 +203,23 @@ def test_three_lines_of_python_from_a_workdir_to_a_picture(workdir):
     ("kwargs", "message"),
     [
         ({"step": 15}, "no checkpoint of step 15"),
-        ({"ema": 3}, "ema=3"),
+        ({"ema": 3}, r"--ema=3: this run keeps one average, --ema=0 \(decay 0\.999\); --ema=-1"),
         ({"out": "grid.jpg"}, "ending"),
         ({"num": 0}, "at least one"),
         ({"classes": ["3"]}, "not among the classes"),
-        ({"classes": ["one"]}, "not a class number"),
+        ({"classes": ["one"]}, "not a class number.*the classes are 0 to 2"),
         ({"classes": []}, "names no class"),
         ({"classes": ["2-1"]}, "not among the classes"),
         ({"guidance": -2.0}, "guidance"),
+        ({"steps": 0}, "steps"),
     ],
 )
-def test_mistakes_on_the_command_line_are_explained(workdir, tmp_path, kwargs, message):
+def test_mistakes_on_the_command_line_are_explained(workdir, tmp_path, capsys, kwargs, message):
     kwargs = {"out": str(tmp_path / "grid.png"), "seed": 0} | kwargs
     with pytest.raises(InputError, match=message):
         sample_to_file(workdir, **kwargs)
     assert not any(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
 
 
 def test_a_folder_that_is_no_workdir_is_explained(tmp_path):
@@ -248,10 +251,43 @@ def test_images_that_are_not_finite_are_said(generator: Generator) -> None:
 
 
 def test_classes_are_shared_out():
-    np.testing.assert_array_equal(spread(3, None, 5), [0, 1, 2, 0, 1])
-    np.testing.assert_array_equal(spread(1000, None, 4), [0, 250, 500, 750])
-    np.testing.assert_array_equal(spread(10, ["7", "2-3"], 5), [7, 2, 3, 7, 2])
-    np.testing.assert_array_equal(spread(10, ["7", "2-3"], 1), [7, 2, 3])
+    ten, thousand = ([str(number) for number in range(count)] for count in (10, 1000))
+    np.testing.assert_array_equal(spread(ten[:3], None, 5), [0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(spread(thousand, None, 4), [0, 250, 500, 750])
+    np.testing.assert_array_equal(spread(ten, ["7", "2-3"], 5), [7, 2, 3, 7, 2])
+    np.testing.assert_array_equal(spread(ten, ["7", " 2-3"], 1), [7, 2, 3])
+    colours = ("red", "green", "light blue")
+    np.testing.assert_array_equal(spread(colours, ["light blue", "0"], 3), [2, 0, 2])
+    with pytest.raises(InputError, match=r"'rad' is not .* 0 red, 1 green, 2 light blue"):
+        spread(colours, ["rad"], 3)
+    with pytest.raises(InputError, match=r"19 name19 \.\.\. 99 name99$"):
+        spread([f"name{number}" for number in range(100)], ["100"], 3)
+
+
+def test_other_settings_go_to_another_file(workdir):
+    runs: list[dict[str, Any]] = [
+        {},
+        {"num": 1},
+        {"classes": ["1"]},
+        {"classes": ["1", "2"]},
+        {"sampler": "euler"},
+        {"steps": 2},
+        {"ema": None},
+        {"step": 10},
+        {"guidance": 1.0},
+        {"seed": 1},
+    ]
+    files = [sample_to_file(workdir, **run) for run in runs]
+    assert len(set(files)) == len(runs)
+    assert sample_to_file(workdir, classes=["0-2"], num=6, sampler="heun", steps=3, ema=0) == files[0]
+    assert files[0].name == "step_0000020_guidance_2_seed_0.png"
+
+
+def test_a_generator_says_what_it_is(generator):
+    count = sum(leaf.size for leaf in jax.tree.leaves(generator.params))
+    assert (
+        repr(generator) == f"Generator(tiny, {count:,} parameters, step 0 without EMA, 4 x 4 x 1, 3 classes)"
+    )
 
 
 def test_the_grid_holds_every_image_in_its_place():
@@ -269,6 +305,24 @@ def test_the_grid_holds_every_image_in_its_place():
         np.testing.assert_array_equal(tile[::times, ::times], image)
         assert (picture[top - caption : top, left : left + 8 * times] < 128).any()
     assert grid(images).size[1] < picture.shape[0]
+    for count, classes, columns in ((100, 2, 10), (100, 3, 9), (80, 10, 10), (6, 3, 3), (12, 1, 4)):
+        many = grid(np.zeros((count, 8, 8, 1), np.uint8), np.arange(count) % classes)
+        assert many.size[0] == columns * side + gap
+
+
+def test_captions_stand_on_one_line():
+    images = np.full((2, 64, 64, 1), 255, np.uint8)
+    captions = np.asarray(grid(images, [0, 1], names=["nnnn", "pnnn"], columns=2))[: -64 - 4]
+    left, right = captions[:, : 64 + 4], captions[:, 64 + 4 :]
+    top_of_n = [np.flatnonzero((half < 128).any(axis=1))[0] for half in (left, right)]
+    assert top_of_n[0] == top_of_n[1]
+    assert (left[-4:] >= 128).all()
+    assert (right[-1:] >= 128).all()
+    assert (right < 128).sum(axis=1)[-5:].any()
+
+
+def test_the_grid_refuses_what_it_cannot_show():
+    images, labels = np.zeros((6, 8, 8, 3), np.uint8), [0, 1, 2, 0, 1, 2]
     with pytest.raises(InputError, match="uint8"):
         grid(images.astype(np.float32))
     with pytest.raises(InputError, match="5 labels"):

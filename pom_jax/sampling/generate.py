@@ -112,6 +112,13 @@ class Generator:
         self.params = jax.device_put(params, self._whole)
         self._compiled: dict[tuple[_Program, int], Any] = {}
 
+    def __repr__(self) -> str:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return (
+            f"Generator({self.config.name}, {parameters:,} parameters, {self.origin}, "
+            f"{' x '.join(map(str, self.image_shape))}, {self.config.model.num_classes} classes)"
+        )
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of what the model draws."""
@@ -279,13 +286,23 @@ def load(workdir: str | Path, step: int | None = None, ema: int | None = 0) -> G
         InputError: not a workdir, or no such checkpoint or average in it.
     """
     config = checkpoint.load_config(workdir)
+    decays = tuple(config.ema.decays)
+    if ema is not None and not 0 <= ema < len(decays):
+        kept = ", ".join(f"--ema={i} (decay {decay:g})" for i, decay in enumerate(decays))
+        averages = {0: "no average", 1: "one average, "}.get(len(decays), f"{len(decays)} averages, ")
+        raise InputError(
+            f"--ema={ema}: this run keeps {averages}{kept}; --ema=-1 (None in Python) is the parameters "
+            "themselves"
+        )
     model = models.build(config.model, config.dtype)
     whole = NamedSharding(_mesh(), PartitionSpec())
     params, step = checkpoint.restore_params(workdir, step, ema, whole)
     try:
         classes = read_manifest(config.data.dir).classes
     except InputError:
-        classes = None  # the data need not be here to sample; labels go by their numbers then
+        classes = ()  # the data need not be here to sample; labels go by their numbers then
+    if len(classes) != config.model.num_classes:  # a model of one class may learn from a set of many
+        classes = None
     return Generator(config, model, params, step=step, ema=ema, classes=classes)
 
 

@@ -9,9 +9,15 @@ EVERY = 10.0  # seconds between two plain lines
 
 
 class SamplingProgress:
-    """Shows compilation and the number of images drawn; use as a context."""
+    """Shows compilation and the number of images drawn; use as a context.
 
-    def __init__(self, console: Console | None = None):
+    Args:
+        console: where to; standard output by default.
+        title: a line to show first, once a sampler with valid settings is about to be compiled.
+    """
+
+    def __init__(self, console: Console | None = None, title: str | None = None):
+        self._title = title
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._bar = None
         if self._console.is_terminal:
@@ -35,6 +41,9 @@ class SamplingProgress:
             self._bar.stop()
 
     def compiling(self) -> None:
+        if self._title is not None:
+            self._console.print(self._title, markup=False)
+            self._title = None
         self._console.print("compiling the sampler")
 
     def compiled(self, seconds: float) -> None:

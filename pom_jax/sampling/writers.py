@@ -30,7 +30,8 @@ def grid(
     Args:
         images: [N, H, W, C] uint8, C 1 or 3.
         labels: [N] class numbers; no captions without them.
-        columns: images in a row; by default one a class where the labels come in turn, else about a square.
+        columns: images in a row; by default about as many as rows, and where the labels come in turn a whole
+            multiple of the number of classes, so that each class has its columns.
         names: the caption of each class number; the number by default.
 
     Returns:
@@ -47,7 +48,8 @@ def grid(
     images = images.repeat(times, axis=1).repeat(times, axis=2)
     height, width = height * times, width * times
     size = max(10, min(20, width // 4))
-    caption = 0 if labels is None else size + 3
+    below = size // 4 + 2  # what lies under the baseline of a caption
+    caption = 0 if labels is None else size + below
 
     cell_height, cell_width = height + caption + GAP, width + GAP
     canvas = np.full((rows * cell_height + GAP, columns * cell_width + GAP, channels), 255, np.uint8)
@@ -62,17 +64,18 @@ def grid(
         black = 0 if channels == 1 else (0, 0, 0)
         for (top, left), label in zip(corners, labels, strict=True):
             text = str(label) if names is None else names[int(label)]
-            draw.text((left + width / 2, top - 2), text, fill=black, font=font, anchor="mb")
+            draw.text((left + width / 2, top - below), text, fill=black, font=font, anchor="ms")
     return picture
 
 
 def _columns(count: int, labels: Sequence[int] | np.ndarray | None) -> int:
+    side = math.sqrt(count)
     if labels is not None:
         labels = np.asarray(labels)
         classes = len(np.unique(labels))
         if 1 < classes <= 20 and np.array_equal(labels[classes:], labels[:-classes]):
-            return classes
-    return math.ceil(math.sqrt(count))
+            return classes * max(1, round(side / classes))
+    return math.ceil(side)
 
 
 def _checked(images: np.ndarray, labels: Sequence[int] | np.ndarray | None) -> np.ndarray:
