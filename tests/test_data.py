@@ -62,7 +62,33 @@ def write_latents(out, batches, **options):
     ) as writer:
         for batch in batches:
             writer.write("train", batch)
+        writer.write("test", latents(3, seed=9))
     return writer.manifest
+
+
+def open_writer(out):
+    return Writer(out, name="latents", fields=LATENTS, classes=list("abcde"), scale=0.5, shift=0.25)
+
+
+def test_a_set_without_a_test_split_is_refused_and_leaves_nothing(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"split test of .*hold out a few images.*write\(\"test\""),
+        open_writer(tmp_path / "set") as writer,
+    ):
+        writer.write("train", latents(3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_says_that_it_wants_a_with_block(tmp_path):
+    writer = open_writer(tmp_path / "set")
+    with pytest.raises(InputError, match=r"with Writer\(\.\.\.\) as writer"):
+        writer.write("train", latents(3))
+    with writer:
+        writer.write("train", latents(3))
+        writer.write("test", latents(3))
+    with pytest.raises(InputError, match="outside of a `with` block"):
+        writer.write("train", latents(3))
+    assert len(Records(tmp_path / "set", "train")) == 3
 
 
 @pytest.mark.smoke
@@ -266,7 +292,7 @@ def test_an_earlier_set_is_replaced_but_nothing_foreign(digits_dir, tmp_path):
         digits.prepare(out)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.tex").write_text("mine")
-    with pytest.raises(InputError, match=r"not a data set of digits.*nothing was changed"):
+    with pytest.raises(InputError, match=r"not a data set named digits.*nothing was changed"):
         digits.prepare(tmp_path / "thesis")
     write_latents(tmp_path / "latents", [latents(3)])
     with pytest.raises(InputError, match="its manifest says latents"):

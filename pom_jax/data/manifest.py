@@ -131,33 +131,31 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise InputError(
             f"data folder {path.parent} {what}: there is no finished data set in it. "
             f"`python prepare.py digits --out={path.parent}` makes the digits; "
-            "`python prepare.py --help` lists all data sets."
+            "`python prepare.py --help` lists all data sets, and `pom_jax.data.Writer` writes your own."
         )
     try:
         content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise InputError(
-            f"{path} is not readable as JSON ({error}); make the data set again with prepare.py"
-        ) from error
+        raise InputError(f"{path} is not readable as JSON ({error}); make the data set again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise InputError(
             f'{path} is not a manifest of pom_jax: expected "format": "{FORMAT}", found {found!r}. '
-            "Point data.dir to a folder made by prepare.py."
+            "Point data.dir to a folder made by prepare.py or by `pom_jax.data.Writer`."
         )
     if content.get("version") != VERSION:
         raise InputError(
             f"{path} has version {content.get('version')}, this pom_jax reads version {VERSION}; "
-            "make the data set again with this version's prepare.py"
+            "make the data set again with this version"
         )
     try:
         manifest = _parse(content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); make the data set again with prepare.py") from error
+        raise InputError(f"{path} is damaged ({error!r}); make the data set again") from error
     if manifest.record_bytes != content.get("record_bytes"):
         raise InputError(
             f"{path}: the fields take {manifest.record_bytes} bytes a record, but record_bytes says "
-            f"{content.get('record_bytes')}; make the data set again with prepare.py"
+            f"{content.get('record_bytes')}; make the data set again"
         )
     return manifest
 

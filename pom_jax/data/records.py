@@ -76,7 +76,8 @@ class Records:
 
     def _check(self, shard: Shard, *, checksum: bool) -> None:
         path = self.folder / shard.file
-        again = f"make the data set again (`python prepare.py {self.manifest.name} --out={self.folder}`)"
+        command = self.manifest.made_by.get("command")
+        again = "make the data set again" + f" (`{command} --out={self.folder}`)" * (command is not None)
         if not path.is_file():
             raise InputError(f"shard {path} is missing; {again}")
         if (size := path.stat().st_size) != shard.bytes:

@@ -44,7 +44,7 @@ class Writer:
 
     Raises:
         InputError: a foreign folder at `out`, a batch that does not fit the fields, values that are not
-            finite, labels outside the classes, or a disk that takes no more.
+            finite, labels outside the classes, no training or no test split, or a disk that takes no more.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Writer:
         self.out = Path(out)
         self.fields = dict(fields)
         self._manifest: Manifest | None = None
+        self._unfinished: Path | None = None  # the folder of the `with` block
         self._about = {
             "name": name,
             "classes": tuple(classes),
@@ -83,7 +84,9 @@ class Writer:
     def __enter__(self) -> "Writer":
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.writing-", dir=self.out.parent))
+            self._unfinished = Path(
+                tempfile.mkdtemp(prefix=f".{self.out.name}.writing-", dir=self.out.parent)
+            )
         except OSError as error:
             raise InputError(f"cannot write beside {self.out}: {error}") from error
         return self
@@ -99,6 +102,16 @@ class Writer:
                 with contextlib.suppress(RuntimeError):  # the disk is full: what counts is the first error
                     writer.close()
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._unfinished = None
+
+    @property
+    def _folder(self) -> Path:
+        if self._unfinished is None:
+            raise InputError(
+                f"nothing can be written to {self.out} outside of a `with` block: "
+                'with Writer(...) as writer: writer.write("train", {...})'
+            )
+        return self._unfinished
 
     @property
     def manifest(self) -> Manifest:
@@ -111,12 +124,13 @@ class Writer:
         """Appends records.
 
         Args:
-            split: "train" (every data set has it), "test" or any other name.
+            split: "train" and "test" (every data set has both) or any other name.
             batch: `{field: [n, *shape]}`, each of the field's dtype.
 
         Raises:
             InputError: see the class.
         """
+        _ = self._folder  # refused outside of a `with` block, before anything is counted
         start = self._count(split)
         arrays = {name: self._checked(split, start, name, batch) for name in self.fields}
         if extra := set(batch) - set(self.fields):
@@ -193,7 +207,7 @@ class Writer:
         free = shutil.disk_usage(self.out.parent).free / 1e9
         return InputError(
             f"writing {self.out} failed, nothing was left behind: {str(error).splitlines()[0]}. "
-            f"{self.out.parent.resolve()} has {free:.1f} GB free; make room or choose another --out."
+            f"{self.out.parent.resolve()} has {free:.1f} GB free; make room or choose another folder."
         )
 
     def _finish(self) -> None:
@@ -202,6 +216,11 @@ class Writer:
         if not self._pixels:
             raise InputError(
                 f"no record was written to split train of {self.out}; a data set needs a training split"
+            )
+        if not self._shards.get("test"):
+            raise InputError(
+                f"no record was written to split test of {self.out}, which training measures its loss on: "
+                'hold out a few images, such as one in twenty, and write them with write("test", ...)'
             )
         mean, square = self._moments / self._pixels
         scale, shift = self._about["scale"], self._about["shift"]
@@ -229,21 +248,22 @@ def check_replaceable(out: str | Path, name: str) -> None:
     out = Path(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    refusal = f"{out} exists and is not a data set of {name} made by prepare.py"
+    refusal = f"{out} exists and is not a data set named {name}"
     if not out.is_dir():
-        raise InputError(f"{refusal} (it is a file); choose another --out")
+        raise InputError(f"{refusal} (it is a file); choose another folder")
     try:
         manifest = read_manifest(out)
     except InputError as error:
         raise InputError(
-            f"{refusal}; nothing was changed. Choose another --out or remove it yourself."
+            f"{refusal}; nothing was changed. Choose another folder or remove it yourself."
         ) from error
     if manifest.name != name:
         raise InputError(
-            f"{refusal}: its manifest says {manifest.name}; nothing was changed. Choose another --out."
+            f"{refusal}: its manifest says {manifest.name}; nothing was changed. Choose another folder."
         )
     ours = {FILE} | {shard.file for shards in manifest.splits.values() for shard in shards}
     if foreign := sorted({path.name for path in out.iterdir()} - ours):
         raise InputError(
-            f"{refusal} only: it also holds {', '.join(foreign[:3])}; nothing was changed. Move that away."
+            f"{refusal} and nothing else: it also holds {', '.join(foreign[:3])}; nothing was changed. "
+            "Move that away."
         )
