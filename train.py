@@ -18,6 +18,7 @@ from pom_jax.errors import InputError, run_command
 from pom_jax.training.command import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py:attention.")
+SCORED = ("digits",)  # data sets that eval.py has scores for
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> if left out.")
 flags.mark_flag_as_required("config")
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python train.py --help")
     keep_freed_memory()
     config = _CONFIG.value
-    return loop.train(config, _WORKDIR.value or default_workdir(config), write)
+    return loop.train(config, _WORKDIR.value or default_workdir(config), write, SCORED)
 
 
 if __name__ == "__main__":

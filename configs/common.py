@@ -69,7 +69,7 @@ def base() -> ConfigDict:
             "eval_size": 1_024,  # held-out images they are computed on, at most
             "sample_every": 10_000,  # steps between two grids of samples; 0 = never
             "checkpoint_every": 5_000,  # steps between two checkpoints; there is always one at the end
-            "log_every": 10.0,  # seconds between two plain progress lines
+            "log_every": 10.0,  # seconds between two lines in log.txt, and on a screen that shows no bar
             "keep_last": 2,  # newest checkpoints kept
             "keep_best": 1,  # checkpoints with the lowest held-out loss kept besides
             "max_skipped": 20,  # non-finite steps in a row that end the run

@@ -177,7 +177,7 @@ def test_commands_end_with_one_message(ending: str, code: int, message: str) -> 
         ("optimizer.learnign_rate", "did you mean --config.optimizer.learning_rate?"),
         ("train.batch_size", "did you mean --config.data.batch_size?"),
         ("steps", "did you mean --config.sampling.steps or --config.train.steps?"),
-        ("train.epochs", "config.train has steps, eval_every,"),
+        ("train.epochs", "config.train has checkpoint_every, eval_every,"),
         ("nothing.at_all", "configs/common.py lists all fields"),
     ],
 )

@@ -1,7 +1,9 @@
 """The training step and the loop: what a step does, what it leaves alone, what a run leaves behind."""
 
 import dataclasses
+import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,16 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from configs import digits as recipe
 from pom_jax import models
 from pom_jax.data import digits
 from pom_jax.training import flops, loop, metrics, step
+from pom_jax.training.config import warnings
 from pom_jax.training.heldout import make_heldout_loss
 from pom_jax.training.preview import to_pixels
-from pom_jax.training.progress import duration
+from pom_jax.training.progress import Log, ProgressLine, duration
 from pom_jax.training.run import Run, make_run
 
 
@@ -187,8 +191,43 @@ def test_a_run_leaves_rows_pictures_and_checkpoints(folder: Path, tmp_path: Path
     assert drawn["step_0000006.png"] == ((12, 8, 8, 1), np.uint8, [*range(10), 0, 1])
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
     assert "step 6/6" in (tmp_path / "log.txt").read_text()
-    assert loop.train(config, tmp_path, write) == 0, "a finished run has nothing left to do"
+    log = (tmp_path / "log.txt").read_text()
+    losses = {row["step"]: row["heldout_loss"] for row in rows if "heldout_loss" in row}
+    best = min(losses, key=lambda step: losses[step])
+    for line in (
+        f"step 3 | held-out loss {losses[3]:.4f} (best so far)",
+        "step 4 | checkpoint saved",
+        "step 6 | checkpoint saved",
+        "step 6 | picture: ",
+        "trained steps 1 to 6 in 0:00:",
+        f"; best held-out loss {losses[best]:.4f} at step {best}",
+    ):
+        assert log.count(line) == 1, line
+    assert "eval.py" not in log
+    assert "warning" not in log
+    assert loop.train(config, tmp_path, write, ["digits"]) == 0, "a finished run has nothing left to do"
     assert metrics.read_rows(tmp_path) == rows
+    assert "python eval.py" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_warm_up_that_fills_the_run_is_warned_of(folder: Path) -> None:
+    for warmup, said in ((0, 0), (3, 0), (4, 1), (60, 1)):
+        assert len(warnings(tiny(folder, optimizer={"warmup_steps": warmup}))) == said
+    assert "10% of optimizer.learning_rate" in warnings(tiny(folder, optimizer={"warmup_steps": 60}))[0]
+
+
+def test_the_bar_moves_before_a_line_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    log, shown = Log(tmp_path), io.StringIO()
+    log.console = Console(file=shown, force_terminal=True, width=120)
+    line = ProgressLine(log, start=0, steps=100, batch_size=2, step_flops=1, peak=None, every=1e6)
+    for number in range(1, 8):
+        time.sleep(0.05)
+        line.update(number, 0.25)
+    line.close()
+    assert "loss 0.2500" in shown.getvalue()
+    assert "/100" in shown.getvalue()
+    assert (tmp_path / "log.txt").read_text() == "", "no plain line is due yet"
 
 
 @pytest.mark.smoke

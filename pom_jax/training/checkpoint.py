@@ -126,6 +126,11 @@ class Checkpoints:
         with self._explained():  # it waits for the checkpoint before, which may fail meanwhile
             self._manager.save(step, args=arguments, metrics=metrics, force=True)
 
+    @property
+    def writing(self) -> bool:
+        """Whether the last checkpoint is not complete yet."""
+        return self._manager.is_saving_in_progress()
+
     def check(self) -> None:
         """Raises InputError if writing in the background has failed."""
         with self._explained():

@@ -56,6 +56,18 @@ def check_config(config: ConfigDict) -> None:
         raise InputError("; ".join(wrong))
 
 
+def warnings(config: ConfigDict) -> list[str]:
+    """What can be, but is hardly meant, one line each."""
+    warmup, steps = config.optimizer.warmup_steps, config.train.steps
+    if 2 * warmup <= steps:
+        return []
+    return [
+        f"warning: the learning rate rises until step {warmup:,} (optimizer.warmup_steps) of {steps:,} "
+        f"(train.steps), and gets no further than {min(1, steps / warmup):.0%} of optimizer.learning_rate; a "
+        f"tenth of the steps is usual: --config.optimizer.warmup_steps={steps // 10}"
+    ]
+
+
 def default_workdir(config: ConfigDict) -> Path:
     """runs/<name> in the current folder."""
     return Path("runs") / config.name

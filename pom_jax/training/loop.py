@@ -1,5 +1,6 @@
 """A training run from configuration to final checkpoint, in the order in which it happens."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ from ml_collections import ConfigDict
 
 from pom_jax.data.pipeline import batches, device_batches, local_rows
 from pom_jax.training import checkpoint, digest
-from pom_jax.training.config import keep_config
+from pom_jax.training.config import keep_config, warnings
 from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
 from pom_jax.training.metrics import check_sinks
@@ -19,13 +20,16 @@ from pom_jax.training.sharding import batch_sharding
 from pom_jax.training.workdir import hold
 
 
-def train(config: ConfigDict, workdir: str | Path, write_images: WriteImages) -> int:
+def train(
+    config: ConfigDict, workdir: str | Path, write_images: WriteImages, scored: Collection[str] = ()
+) -> int:
     """Trains, or goes on where the run in `workdir` stopped.
 
     Args:
         config: see configs/common.py.
         workdir: for everything the run writes.
         write_images: writes a grid of samples, see `preview.Preview`.
+        scored: names of the data sets that eval.py has scores for; of others it is not recommended.
 
     Returns:
         Exit code: 0 at the end, 143 after SIGTERM and 130 after Ctrl-C (saved; run again to go on).
@@ -48,7 +52,10 @@ def train(config: ConfigDict, workdir: str | Path, write_images: WriteImages) ->
             keep_config(workdir, config)
             log = Log(workdir)
             try:
-                return _train(run, workdir, preview, log)
+                code = _train(run, workdir, preview, log)
+                if code == 0:
+                    log.line(_next_commands(workdir, run.train.manifest.name in scored))
+                return code
             finally:
                 preview.close()
                 log.close()
@@ -56,20 +63,22 @@ def train(config: ConfigDict, workdir: str | Path, write_images: WriteImages) ->
 
 def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:
     config = run.config.train
-    log.line(run.describe())
+    log.line("\n".join([run.describe(), *warnings(run.config)]))
 
     # State: from the newest good checkpoint, or fresh; either way straight into its shardings.
     state, start = checkpoint.restore_state(workdir, run.state) or (None, 0)
     if start >= config.steps:
-        log.line(f"{workdir} has all {config.steps:,} steps already\n{_next_commands(workdir)}")
+        log.line(f"{workdir} has all {config.steps:,} steps already")
         return 0
     log.line(f"workdir: {workdir} ({f'goes on after step {start:,}' if start else 'new'})")
     state = run.fresh_state() if state is None else state
     digest.digests(state)  # compiles here what the first checkpoint would else wait for
 
     # Compilation, of all that will run.
+    log.line("compiling the training step (half a minute on a laptop, minutes for the largest models)")
     train_step, line = run.compiled_step()
     log.line(line)
+    log.line(f"compiling the held-out loss{' and the sampler' if config.sample_every else ''}")
     heldout_loss = HeldOut(run.config, run.model, run.heldout, run.mesh, run.state.params)
     if config.sample_every:
         preview.compile()
@@ -89,7 +98,7 @@ def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:
                 if _due(step, config.eval_every, config.steps):
                     recorder.extend(heldout_loss(state.ema[0]))
                 if _due(step, config.sample_every, config.steps):
-                    preview.draw(state.ema[0], step)
+                    preview.draw(state.ema[0], step, log.line)
                 if ends or step % config.checkpoint_every == 0:
                     recorder.checkpoint(step, state)
                 if ends:
@@ -102,7 +111,9 @@ def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:
     if recorder.step < config.steps:
         log.line(f"saved at step {recorder.step:,}; the same command goes on from there")
         return interrupt.exit_code
-    log.line(f"trained {config.steps:,} steps in {duration(recorder.seconds)}\n{_next_commands(workdir)}")
+    best = recorder.best
+    found = "" if best is None else f"; best held-out loss {best[0]:.4f} at step {best[1]:,}"
+    log.line(f"trained steps {start + 1:,} to {config.steps:,} in {duration(recorder.seconds)}{found}")
     return 0
 
 
@@ -110,12 +121,12 @@ def _due(step: int, every: int, last: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def _next_commands(workdir: Path) -> str:
+def _next_commands(workdir: Path, scored: bool) -> str:
     """Where a run's results are and what to do with them."""
     return (
         f"  {workdir}/samples/      grids drawn during training\n"
         f"  {workdir}/metrics.jsonl every step's numbers\n"
         f"  {workdir}/checkpoints/  steps {', '.join(map(str, checkpoint.saved_steps(workdir)))}\n"
-        f"next: python sample.py --workdir={workdir}\n"
-        f"      python eval.py --workdir={workdir}"
+        f"next: python sample.py --workdir={workdir}"
+        + (f"\n      python eval.py --workdir={workdir}" if scored else "")
     )

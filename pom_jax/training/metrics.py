@@ -112,6 +112,13 @@ def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(workdir) / FILE).read_text().splitlines()]
 
 
+def lowest(workdir: str | Path, name: str) -> tuple[float, int] | None:
+    """The lowest value of a field in metrics.jsonl and its step, or None where no row has it."""
+    with (Path(workdir) / FILE).open() as file:
+        rows = [json.loads(line) for line in file if f'"{name}"' in line]
+    return min(((row[name], row["step"]) for row in rows if row[name] is not None), default=None)
+
+
 def _cut(path: Path, start: int) -> None:
     """Leaves the rows of steps up to `start`; of a file that lacks some, a copy is kept, and it is said."""
     lines = path.read_bytes().splitlines(keepends=True)

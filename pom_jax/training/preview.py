@@ -70,13 +70,17 @@ class Preview:
         self._folder.mkdir(exist_ok=True)
         self._draw = self._draw.lower(self._params).compile()
 
-    def draw(self, params: Any, step: int) -> None:
-        """Starts to draw; an error of the grid before is raised here."""
+    def draw(self, params: Any, step: int, say: Callable[[str], None]) -> None:
+        """Starts to draw, and says when the picture is there; raises here an error of the one before."""
         self.wait()
         images = self._draw(params)
-        self._writing = self._writer.submit(
-            lambda: self._write(self._folder / f"step_{step:07d}.png", to_pixels(images), self._labels)
-        )
+
+        def write() -> None:
+            path = self._folder / f"step_{step:07d}.png"
+            self._write(path, to_pixels(images), self._labels)
+            say(f"step {step:,} | picture: {path}")
+
+        self._writing = self._writer.submit(write)
 
     def wait(self) -> None:
         """Waits for the grid that is being written."""

@@ -2,10 +2,13 @@
 
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+REFRESH = 4  # times a second that the bar moves
 
 
 class Log:
@@ -36,7 +39,7 @@ class ProgressLine:
         batch_size: images a step.
         step_flops: operations a step.
         peak: of all devices in FLOP/s, or None.
-        every: seconds between two plain lines.
+        every: seconds between two plain lines; the bar moves several times a second.
     """
 
     def __init__(
@@ -52,13 +55,14 @@ class ProgressLine:
     ):
         self._log, self._steps, self._batch = log, steps, batch_size
         self._flops, self._peak, self._every = step_flops, peak, every
-        self._began = self._told = time.perf_counter()
+        self._moved = self._began = self._told = time.perf_counter()
         self._start = self._told_step = start
         self._losses: list[float] = []
+        self._recent: deque[tuple[float, float]] = deque(maxlen=100)  # time and loss of steps, for the bar
         self._bar = None
         if log.console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=log.console, refresh_per_second=4)
+            self._bar = Progress(*columns, console=log.console, refresh_per_second=REFRESH)
             self._task = self._bar.add_task("starting", total=steps, completed=start)
             self._bar.start()
 
@@ -66,18 +70,28 @@ class ProgressLine:
         """Takes the loss of one step; shows a line when it is time, and at the end."""
         self._losses.append(loss)
         now = time.perf_counter()
+        if self._bar is not None:
+            self._move(self._bar, step, now, loss)
         if now - self._told < self._every and step < self._steps:
             return
-        text = self._text(step, now)
+        rate = (step - self._told_step) / max(now - self._told, 1e-9)
+        text = self._text(step, now, sum(self._losses) / len(self._losses), rate)
         self._log.line(f"step {step:,}/{self._steps:,} | {text}", show=self._bar is None)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
         self._told, self._told_step, self._losses = now, step, []
 
-    def _text(self, step: int, now: float) -> str:
-        rate = (step - self._told_step) / max(now - self._told, 1e-9)
+    def _move(self, bar: Progress, step: int, now: float, loss: float) -> None:
+        self._recent.append((now, loss))
+        if now - self._moved < 1 / REFRESH and step < self._steps:
+            return
+        since = self._recent[0][0] if len(self._recent) > 1 else self._began
+        rate = max(len(self._recent) - 1, 1) / max(now - since, 1e-9)
+        mean = sum(loss for _, loss in self._recent) / len(self._recent)
+        bar.update(self._task, completed=step, description=self._text(step, now, mean, rate))
+        self._moved = now
+
+    def _text(self, step: int, now: float, loss: float, rate: float) -> str:
         left = (self._steps - step) * (now - self._began) / max(step - self._start, 1)
-        parts = [f"loss {sum(self._losses) / len(self._losses):.4f}", f"{rate * self._batch:,.0f} images/s"]
+        parts = [f"loss {loss:.4f}", f"{rate * self._batch:,.0f} images/s"]
         if self._peak:
             parts.append(f"MFU {100 * rate * self._flops / self._peak:.0f} %")
         return " | ".join([*parts, f"{duration(left)} left"])

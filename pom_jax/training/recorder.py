@@ -1,5 +1,6 @@
 """Brings the numbers of a step to the host once the next step is under way, and writes them where they go."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax
 from pom_jax.errors import InputError
 from pom_jax.training import flops
 from pom_jax.training.checkpoint import Checkpoints
-from pom_jax.training.metrics import TIME, JsonLines, Sink, optional_sinks
+from pom_jax.training.metrics import TIME, JsonLines, Sink, lowest, optional_sinks
 from pom_jax.training.progress import Log, ProgressLine
 from pom_jax.training.run import Run
 from pom_jax.training.state import TrainState
@@ -27,11 +28,13 @@ class Recorder:
 
     Attributes:
         step: the last step whose numbers are written.
+        best: lowest held-out loss and its step, also of the run that this one goes on; None before the first.
     """
 
     def __init__(self, run: Run, workdir: Path, log: Log, start: int):
         config = run.config
         self.step = start
+        self._log = log
         self._max_skipped = config.train.max_skipped
         self._rows = JsonLines(workdir, start)
         self._sinks: list[Sink] = [self._rows, *optional_sinks(config, workdir, start)]
@@ -49,6 +52,8 @@ class Recorder:
         )
         self._pending: tuple[int, Any] | None = None
         self._heldout_loss: float | None = None
+        self.best = lowest(workdir, "heldout_loss")
+        self._saving: int | None = None
         self._began = self._last = time.perf_counter()
         self._input = self._device = self._idle = 0.0
 
@@ -82,6 +87,8 @@ class Recorder:
         self._finish()
         self._rows.sync()
         self._checkpoints.save(step, state, self._heldout_loss)
+        self._say_saved()  # the one before, which `save` waited for
+        self._saving = step
 
     def close(self) -> None:
         """Finishes the last step and waits for what is being written."""
@@ -91,6 +98,7 @@ class Recorder:
         finally:
             try:
                 self._checkpoints.close()
+                self._say_saved()
             finally:
                 for sink in self._sinks:
                     sink.close()
@@ -115,8 +123,25 @@ class Recorder:
         for sink in self._sinks:
             sink.write(step, row)
         self._progress.update(step, row["loss"])
+        if self._heldout_loss is not None:
+            self._say_heldout(step, self._heldout_loss)
         self._checkpoints.check()
+        if not self._checkpoints.writing:
+            self._say_saved()
         self._check_skipped(step, row)
+
+    def _say_heldout(self, step: int, loss: float) -> None:
+        if math.isfinite(loss) and (self.best is None or loss < self.best[0]):
+            self.best = loss, step
+        known = "" if self.best is None else f" (best {self.best[0]:.4f} at step {self.best[1]:,})"
+        if self.best == (loss, step):
+            known = " (best so far)"
+        self._log.line(f"step {step:,} | held-out loss {loss:.4f}{known}")
+
+    def _say_saved(self) -> None:
+        if self._saving is not None:
+            self._log.line(f"step {self._saving:,} | checkpoint saved")
+            self._saving = None
 
     def _check_skipped(self, step: int, row: Mapping[str, float]) -> None:
         if row["skipped_in_a_row"] >= self._max_skipped:
