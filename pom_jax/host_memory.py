@@ -1,9 +1,9 @@
 """Keeps the memory of one training step for the next when the CPU is the accelerator."""
 
 import ctypes
+import importlib.util
+import os
 import sys
-
-import jax
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
@@ -18,13 +18,20 @@ def keep_freed_memory() -> bool:
     allocator alone.
 
     Returns:
-        Whether the allocator took it: False with another backend than the CPU's and on systems without glibc,
-        where nothing changes.
+        Whether the allocator took it: False where JAX has an accelerator and on systems without glibc, where
+        nothing changes.
     """
-    if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
+    if not _computes_on_cpu() or not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     # One arena: others live in heaps of 64 MB and would fall back to mapping.
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
+
+
+def _computes_on_cpu() -> bool:
+    # Asking JAX would start its threads, and they would keep the arenas that they start with.
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms == "cpu"
+    return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
