@@ -1,5 +1,6 @@
 """The scores of digits are what their definitions say, and tell good samples from bad ones."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from pom_jax import models
 from pom_jax.errors import InputError
 from pom_jax.evaluation import digits as digit_scores
 from pom_jax.evaluation.baselines import BASELINES
-from pom_jax.evaluation.evaluate import evaluate_files, evaluate_workdir, fit_real, nearest_pairs
+from pom_jax.evaluation.evaluate import evaluate_files, evaluate_workdir, fit_real
 from pom_jax.evaluation.frechet import frechet_distance
+from pom_jax.evaluation.pairs import nearest_pairs, pairs_picture
 from pom_jax.evaluation.report import DIGIT_METRICS, Column, Report
 from pom_jax.training import checkpoint
 from pom_jax.training.config import keep_config
@@ -174,7 +176,7 @@ def test_a_report_shows_means_spreads_baselines_and_protocol(baselines):
     report = Report(
         "runs/x",
         [ours],
-        [Column("Gaussian", [second])],
+        [Column("ideal", [first]), Column("Gaussian", [second])],
         {"seeds": "0, 1"},
         np.zeros((2, 10, 8, 8, 1), np.uint8),
     )
@@ -184,6 +186,8 @@ def test_a_report_shows_means_spreads_baselines_and_protocol(baselines):
         assert f"{second['frechet_pca']:.2f}" in shown
         assert all(metric.title in shown for metric in DIGIT_METRICS.values())
         assert "protocol: seeds 0, 1" in shown
+        assert "In short: 100.0 % recognised (real digits 100.0 %), Fréchet 1.50 (real 1.00" in shown
+        assert shown.index("In short") < shown.index("Fréchet, PCA ↓") < shown.index("↓ lower is better")
     content = json.loads(report.json())
     assert content["samples"]["guidance 1"]["mean"]["frechet_pca"] == 1.5
     assert content["baselines"]["Gaussian"]["seeds"] == [second]
@@ -233,7 +237,8 @@ def test_a_workdir_is_scored_with_its_own_settings_and_the_same_each_time(workdi
     assert report.samples[0].mean("frechet_pca") > report.baselines[-1].mean("frechet_pca") / 4  # noise
     for words in ("400 a seed", "euler, 3 steps", "EMA 0.999 of step 7", "seeds 0, 1", "data checksum"):
         assert words in report.protocol_line()
-    assert "sampling 400 digits: guidance 1.5, seed 1, euler, 3 steps" in said
+    assert "[4/4] sampling 400 digits: guidance 1.5, seed 1, euler, 3 steps" in said
+    assert "In short, guidance 1: " in report.text()
 
 
 @pytest.mark.parametrize(
@@ -273,6 +278,17 @@ def test_the_pairs_put_copies_above_their_originals(reference):
     np.testing.assert_array_equal(pairs[::2], pairs[1::2])
     unseen = nearest_pairs(reference, reference.test.reshape(-1, 8, 8, 1), reference.test_labels)
     assert (unseen[::2] != unseen[1::2]).any(axis=(2, 3, 4)).all()
+
+
+def test_the_picture_of_pairs_names_its_rows_and_keeps_pairs_apart():
+    picture = np.asarray(pairs_picture(np.zeros((4, 10, 8, 8, 1), np.uint8)))
+    first_image = np.flatnonzero((picture == 0).all(axis=1) | (picture[:, 100] == 0))
+    tiles = np.split(first_image, np.flatnonzero(np.diff(first_image) > 1) + 1)
+    gaps = [int(below[0] - above[-1]) for above, below in itertools.pairwise(tiles)]
+    assert len(tiles) == 4
+    assert gaps[0] == gaps[2] < gaps[1] / 3
+    for rows in tiles:
+        assert (picture[rows][:, :70] < 128).any()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pom_jax.diffusion.guidance import check_guidance
 from pom_jax.errors import InputError
 from pom_jax.evaluation import digits as digit_scores
 from pom_jax.evaluation.baselines import BASELINES, RANDOM
+from pom_jax.evaluation.pairs import nearest_pairs, pairs_picture
 from pom_jax.evaluation.report import Column, Report
 
 SEEDS = (0, 1, 2)
@@ -69,8 +70,10 @@ def evaluate_workdir(
     for guidance in guidances:
         scores = []
         for seed in seeds:
+            place = f"[{len(drawn) + 1}/{len(guidances) * len(seeds)}]"
             say(
-                f"sampling {len(labels)} digits: guidance {guidance:g}, seed {seed}, {sampler}, {steps} steps"
+                f"{place} sampling {len(labels):,} digits: guidance {guidance:g}, seed {seed}, {sampler}, "
+                f"{steps} steps"
             )
             settings = {"guidance": guidance, "sampler": sampler, "steps": steps, "seed": seed}
             with sampling.SamplingProgress() as progress:
@@ -108,8 +111,8 @@ def evaluate_files(
     if not files:
         raise InputError("no file was given")
     scores, loaded = [], []
-    for file in files:
-        say(f"scoring {file}")
+    for place, file in enumerate(files, 1):
+        say(f"[{place}/{len(files)}] scoring {file}")
         try:
             content = np.load(file)
             images, labels = content["arr_0"], content["arr_1"]
@@ -139,10 +142,7 @@ def save(report: Report, out: str | Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "scores.json").write_text(report.json())
         (out / "scores.md").write_text(report.markdown())
-        rows, columns = report.pairs.shape[:2]
-        sampling.grid(report.pairs.reshape(rows * columns, 8, 8, 1), columns=columns).save(
-            out / "nearest.png"
-        )
+        pairs_picture(report.pairs).save(out / "nearest.png")
     except OSError as error:
         raise InputError(f"the scores cannot be written to {out}: {error}") from error
 
@@ -169,7 +169,7 @@ def fit_real(data: str | Path, say: Callable[[str], None]) -> Real:
     if manifest.name != digits.NAME:
         raise InputError(f"{data} holds {manifest.name}; scores exist for {digits.NAME} so far")
     if manifest.digest not in _FITTED:
-        say(f"fitting classifiers and feature spaces on the {len(train)} real training digits of {data}")
+        say(f"fitting classifiers and feature spaces on the {len(train):,} real training digits of {data}")
         images, unseen = (split.gather(np.arange(len(split))) for split in (train, test))
         reference = digit_scores.fit(images, unseen)
         say("scoring the baselines: training images replayed, Gaussian per class, class means, noise")
@@ -187,28 +187,6 @@ def score_baselines(reference: digit_scores.Reference, seeds: Sequence[int] = SE
         ]
         columns.append(Column(name, [digit_scores.score(reference, x, reference.train_labels) for x in made]))
     return columns
-
-
-def nearest_pairs(
-    reference: digit_scores.Reference, images: np.ndarray, labels: np.ndarray, rows: int = 4
-) -> np.ndarray:
-    """To see whether samples are copies: rows of them, one a class, above their nearest training images.
-
-    Args:
-        images: [N, 8, 8, 1] of 0 to 16, with labels [N].
-        rows: samples a class.
-
-    Returns:
-        [2 * rows, classes, 8, 8, 1] uint8 of 0 to 255: a row of samples, the row of the training images
-        nearest to them, and so on.
-    """
-    places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    rows = min(rows, *(len(own) for own in places))
-    chosen = np.array([[own[row] for own in places] for row in range(rows)])
-    samples = np.clip(digit_scores.flat(images)[chosen.ravel()], 0, digit_scores.HIGHEST)
-    nearest = reference.train[digit_scores.distances(samples, reference.train).argmin(axis=1)]
-    both = np.stack([samples.reshape(rows, -1, 64), nearest.reshape(rows, -1, 64)], axis=1)
-    return np.round(both / digit_scores.HIGHEST * 255).astype(np.uint8).reshape(2 * rows, -1, 8, 8, 1)
 
 
 def _report(

@@ -9,42 +9,53 @@ import numpy as np
 
 
 class Metric(NamedTuple):
-    """How a score is shown: its title, its number format, and one line of meaning."""
+    """How a score is shown: its title, its number format, which way is better, and one line of meaning."""
 
     title: str
     format: str
+    better: str
     meaning: str
 
 
 DIGIT_METRICS = {
-    "recognised": Metric("recognised", "{:.1%}", "samples that a classifier of real digits reads as asked"),
-    "worst_class": Metric("worst class", "{:.1%}", "the same for the worst of the ten digits"),
+    "recognised": Metric(
+        "recognised", "{:.1%}", "↑", "samples that a classifier of real digits reads as asked"
+    ),
+    "worst_class": Metric("worst class", "{:.1%}", "↑", "the same for the worst of the ten digits"),
     "frechet_pca": Metric(
         "Fréchet, PCA",
         "{:.2f}",
+        "↓",
         "distance to unseen digits / that of the training images; 1 = as near as they",
     ),
-    "frechet_mlp": Metric("Fréchet, MLP", "{:.2f}", "the same in the hidden layer of five small networks"),
+    "frechet_mlp": Metric(
+        "Fréchet, MLP", "{:.2f}", "↓", "the same in the hidden layer of five small networks"
+    ),
     "two_sample": Metric(
         "two-sample",
         "{:.3f}",
+        "↓",
         "accuracy of telling samples from unseen digits; 0.5 = cannot be told (noise 0.02)",
     ),
     "train_on_synthetic": Metric(
         "train on synthetic",
         "{:.1%}",
+        "↑",
         "unseen digits that a classifier fitted on the samples alone reads rightly",
     ),
-    "coverage": Metric("coverage", "{:.1%}", "unseen digits with a sample in their neighbourhood"),
+    "coverage": Metric("coverage", "{:.1%}", "↑", "unseen digits with a sample in their neighbourhood"),
     "nearest_ratio": Metric(
         "nearest ratio",
         "{:.2f}",
+        "→ 1",
         "median distance to the nearest training image / that of unseen digits; 1 = alike",
     ),
     "copies": Metric(
-        "copies", "{:.1%}", "samples nearer to a training image than 99 % of unseen digits; 1 % = alike"
+        "copies", "{:.1%}", "↓", "samples nearer to a training image than 99 % of unseen digits; 1 % = alike"
     ),
 }
+
+WAYS = "↑ higher is better, ↓ lower is better, → 1 the nearer to 1 the better"
 
 # What the columns beside the samples are.
 COMPARED = {
@@ -92,13 +103,27 @@ class Report:
     def protocol_line(self) -> str:
         return "protocol: " + "; ".join(f"{name} {value}" for name, value in self.protocol.items())
 
+    def in_short(self) -> str:
+        """One sentence: the scores of the first column beside those of real digits and of one Gaussian."""
+        ours = self.samples[0]
+        others = {column.name: column for column in self.baselines}
+        real, simple = others["ideal"], others["Gaussian"]
+        which = f", {ours.name}" if len(self.samples) > 1 else ""
+        return (
+            f"In short{which}: {_percent(ours.mean('recognised'))} recognised "
+            f"(real digits {_percent(real.mean('recognised'))}), Fréchet {ours.mean('frechet_pca'):.2f} "
+            f"(real {real.mean('frechet_pca'):.2f}, one Gaussian a class {simple.mean('frechet_pca'):.2f}), "
+            f"copies {_percent(ours.mean('copies'))} "
+            f"({100 * real.mean('copies'):.0f} % among unseen digits)"
+        )
+
     def table(self) -> list[list[str]]:
         """Cells: a row a score, our columns with mean and spread, the baselines with the mean."""
         rows = [["", *(column.name for column in (*self.samples, *self.baselines))]]
         for name, metric in DIGIT_METRICS.items():
             ours = [_with_spread(metric, column.mean(name), column.spread(name)) for column in self.samples]
             others = [metric.format.format(column.mean(name)) for column in self.baselines]
-            rows.append([metric.title, *ours, *others])
+            rows.append([f"{metric.title} {metric.better}", *ours, *others])
         return rows
 
     def legend(self) -> dict[str, str]:
@@ -116,15 +141,37 @@ class Report:
             )
             for row in rows
         ]
-        legend = [f"  {title:<{widths[0]}}  {meaning}" for title, meaning in self.legend().items()]
-        return "\n".join([f"scores of {self.subject}", "", *lines, "", *legend, "", self.protocol_line()])
+        legend = [
+            "  " + WAYS,
+            *(f"  {title:<{widths[0]}}  {meaning}" for title, meaning in self.legend().items()),
+        ]
+        return "\n".join(
+            [
+                f"scores of {self.subject}",
+                "",
+                self.in_short(),
+                "",
+                *lines,
+                "",
+                *legend,
+                "",
+                self.protocol_line(),
+            ]
+        )
 
     def markdown(self) -> str:
         """For a README or a pull request."""
         head, *rows = self.table()
-        lines = [f"# Scores of {self.subject}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        lines = [
+            f"# Scores of {self.subject}",
+            "",
+            self.in_short(),
+            "",
+            "| " + " | ".join(head) + " |",
+            "|---" * len(head) + "|",
+        ]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines += ["", *(f"- **{title}**: {meaning}" for title, meaning in self.legend().items())]
+        lines += ["", WAYS, "", *(f"- **{title}**: {meaning}" for title, meaning in self.legend().items())]
         return "\n".join([*lines, "", self.protocol_line(), ""])
 
     def json(self) -> str:
@@ -151,6 +198,10 @@ def _with_spread(metric: Metric, mean: float, spread: float) -> str:
     if np.isnan(spread):
         return shown
     return f"{shown} ± {metric.format.format(spread).rstrip('%')}"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.1f} %"
 
 
 def _pad(cell: str, width: int, place: int) -> str:
