@@ -171,7 +171,7 @@ def test_wrong_recipes_are_explained(parse: Callable, recipe: str, message: str)
 
 
 def test_no_recipe_is_explained(parse: Callable) -> None:
-    with pytest.raises(InputError, match=r"Give --config=FILE"):
+    with pytest.raises(InputError, match=r"Give --config=configs/digits.py"):
         parse("--config.train.steps=3")
 
 

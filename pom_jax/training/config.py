@@ -61,10 +61,10 @@ def warnings(config: ConfigDict) -> list[str]:
     warmup, steps = config.optimizer.warmup_steps, config.train.steps
     if 2 * warmup <= steps:
         return []
+    short = f" and gets to {steps / warmup:.0%} of optimizer.learning_rate" if warmup > steps else ""
     return [
         f"warning: the learning rate rises until step {warmup:,} (optimizer.warmup_steps) of {steps:,} "
-        f"(train.steps), and gets no further than {min(1, steps / warmup):.0%} of optimizer.learning_rate; a "
-        f"tenth of the steps is usual: --config.optimizer.warmup_steps={steps // 10}"
+        f"(train.steps){short}; a tenth of the steps is usual: --config.optimizer.warmup_steps={steps // 10}"
     ]
 
 
