@@ -131,7 +131,9 @@ def test_a_program_is_compiled_once(generator):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_says_what_happens_on_a_terminal_and_elsewhere(generator, terminal):
     shown = io.StringIO()
-    with SamplingProgress(Console(file=shown, force_terminal=terminal, highlight=False)) as progress:
+    environment = {"TERM": "xterm"}  # whatever the terminal of this test is
+    console = Console(file=shown, force_terminal=terminal, highlight=False, _environ=environment)
+    with SamplingProgress(console) as progress:
         generator.sample([0, 1, 2], steps=1, batch_size=2, progress=progress)
         progress.compiling()
     lines = shown.getvalue()
