@@ -202,6 +202,8 @@ DAMAGES = {
     "foreign manifest": (_edit(format="zip"), "not a manifest of pom_jax.*'zip'"),
     "other version": (_edit(version=99), "version 99.*reads version 1"),
     "fields changed": (_edit(fields={}), "damaged"),
+    "scale of NaN": (_edit(scale=float("nan")), "damaged.*scale and shift must be finite"),
+    "empty split": (_edit(splits={"train": []}), "split train of .* is empty"),
     "record size": (_edit(record_bytes=70), "68 bytes.*70"),
     "missing shard": (lambda folder: (folder / SHARD).unlink(), f"{SHARD} is missing.*prepare.py"),
     "truncated shard": (

@@ -93,6 +93,14 @@ def test_each_query_sees_what_its_own_row_of_the_mask_lets_it_see(layer: Any) ->
 
 
 @every_layer
+def test_no_context_leaves_the_output_bias_and_no_batch_nothing(layer: Any) -> None:
+    p, x = parameters(layer), normal(1, 2, 4, WIDTH)
+    bias = p["params"]["out"].get("bias", jnp.zeros(WIDTH))
+    np.testing.assert_array_equal(layer.apply(p, x, x[:, :0]), jnp.broadcast_to(bias, x.shape))
+    assert layer.apply(p, x[:0]).shape == (0, 4, WIDTH)
+
+
+@every_layer
 def test_an_empty_mask_leaves_the_output_bias_and_finite_gradients(layer: Any) -> None:
     p, x = parameters(layer), normal(1, 2, 4, WIDTH)
     bias = p["params"]["out"].get("bias", jnp.zeros(WIDTH))

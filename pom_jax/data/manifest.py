@@ -163,6 +163,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 def _parse(content: Mapping[str, Any]) -> Manifest:
     fields = {name: Field(value["dtype"], tuple(value["shape"])) for name, value in content["fields"].items()}
     check_fields(fields)
+    check_affine(content["scale"], content["shift"])
     return Manifest(
         name=str(content["name"]),
         fields=fields,
@@ -217,3 +218,9 @@ def check_fields(fields: Mapping[str, Field]) -> None:
         raise InputError(f"field std has shape {std.shape}, field mean {mean.shape}; they must be equal")
     if label != Field("int32", ()):
         raise InputError(f"field label must be an int32 scalar, found {label}")
+
+
+def check_affine(scale: float, shift: float) -> None:
+    """Raises InputError unless `scale` and `shift` map stored values to finite ones."""
+    if not (math.isfinite(scale) and math.isfinite(shift) and scale):
+        raise InputError(f"scale and shift must be finite and scale not 0; got {scale} and {shift}")

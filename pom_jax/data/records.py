@@ -35,6 +35,10 @@ class Records:
             raise InputError(f"{folder} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
         self._shards = self.manifest.splits[split]
         self._starts = np.cumsum([0] + [shard.records for shard in self._shards])
+        if not len(self):
+            raise InputError(
+                f"split {split} of {folder} is empty; make the data set again with records in it"
+            )
         small = len(self) * self.manifest.record_bytes <= SMALL
         for shard in self._shards:
             self._check(shard, checksum=verify or small)

@@ -15,6 +15,7 @@ from pom_jax.data.manifest import (
     Field,
     Manifest,
     Shard,
+    check_affine,
     check_fields,
     find_bad_record,
     read_manifest,
@@ -61,6 +62,7 @@ class Writer:
         shard_bytes: int = 256 * 2**20,
     ):
         check_fields(fields)
+        check_affine(scale, shift)
         self.out = Path(out)
         self.fields = dict(fields)
         self._manifest: Manifest | None = None

@@ -137,7 +137,8 @@ class PoM(nn.Module):
         gate = plain(gates, fused_features=0 if grouped else expanded, name="gate")
         coefficients = self.param("coefficients", coefficient_init, (expanded, self.degree))
         state = token_state(power_features(features(context), coefficients, self.slope, self.clamp), mask)
-        mean = state_mean(state).reshape(x.shape[0], -1, gates, expanded // gates)
+        mean = state_mean(state)
+        mean = mean.reshape(*mean.shape[:2], gates, expanded // gates)
         return (mean * hard_sigmoid(gate(x))[..., None]).reshape(*x.shape[:2], expanded)
 
     def _check_sizes(self, width: int) -> None:
