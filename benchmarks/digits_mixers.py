@@ -29,11 +29,14 @@ def main(workdirs: list[str]) -> None:
     parts, figures = [], {}
     for guidance in next(iter(columns.values()))[0]:
         rows = []
-        for metric, (title, form, _) in DIGIT_METRICS.items():
+        for metric, shown_as in DIGIT_METRICS.items():
             seeds = {name: [s[guidance]["mean"][metric] for s in each] for name, each in columns.items()}
             figures[f"{guidance}, {metric}"] = seeds
-            cells = [", ".join(form.format(value) for value in values) for values in seeds.values()]
-            rows.append([title, *cells, *(form.format(baselines[name]["mean"][metric]) for name in shown)])
+            cells = [
+                ", ".join(shown_as.format.format(value) for value in values) for values in seeds.values()
+            ]
+            others = [shown_as.format.format(baselines[name]["mean"][metric]) for name in shown]
+            rows.append([shown_as.title, *cells, *others])
         parts.append(report.table([guidance, *columns, *shown], rows))
     report.write("digits_mixers", "\n\n".join([*parts, *sorted(protocols)]), {"scores": figures})
 
