@@ -18,9 +18,9 @@ from pom_jax.errors import InputError, run_command
 from pom_jax.training.command import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py:attention.")
-SCORED = ("digits",)  # data sets that eval.py has scores for
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> if left out.")
 flags.mark_flag_as_required("config")
+SCORED = ("digits",)  # data sets that eval.py has scores for
 
 
 def main(argv: Sequence[str]) -> int:

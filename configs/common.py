@@ -102,6 +102,14 @@ def _model() -> ConfigDict:
 def imagenet(preset: str, variant: str | None = None) -> ConfigDict:
     """The recipe for 256 x 256 ImageNet in 32 x 32 x 4 latents.
 
+    `data.dir` is a folder of shards with such latents of 1,000 classes. The command that makes them from images
+    is not part of this release; `pom_jax.data.Writer` writes the format. Speed can be tried without data:
+    `--config.data.source=synthetic`.
+
+    Training is data-parallel over all devices; `--config.mesh.fsdp=8` also cuts parameters, optimiser and
+    averages over 8 of them, `--config.model.remat=dots` trades time for memory, and
+    `--config.optimizer.accumulate=4` computes the batch in 4 slices.
+
     Args:
         preset: name such as "DiPoM-XL/2"; see `pom_jax.models.presets`.
         variant: what follows the colon of --config; nothing may.

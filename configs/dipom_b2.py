@@ -2,13 +2,8 @@
 
     python train.py --config=configs/dipom_b2.py --config.data.dir=DIR
 
-`data.dir` is a folder of shards with 32 x 32 x 4 latents of 1,000 classes. The command that makes them from
-images is not part of this release; `pom_jax.data.Writer` writes the format. Speed can be tried without data:
-`--config.data.source=synthetic`.
-
-Devices: any number that divides the batch, data-parallel; `--config.mesh.fsdp=8` also cuts parameters,
-optimiser and averages over 8 of them, `--config.model.remat=dots` trades time for memory,
-`--config.optimizer.accumulate=4` computes the batch in 4 slices.
+Devices: any number that divides the batch of 256. `configs.common.imagenet` says what `data.dir` holds, how to
+try the speed without data, and what saves memory.
 
 Cost: 176.7 million parameters; 65.3 GFLOP for a forward pass of one image, 50.2 TFLOP for a step of 256
 images, 15 EFLOP for all 300,000 steps. That is 11 hours of one H100 at 40 % of its bfloat16 peak: arithmetic,

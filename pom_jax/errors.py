@@ -11,10 +11,8 @@ from absl import app, flags, logging
 
 # What a disk says that is full, read-only or not ours, or has a file where a folder should be or the other
 # way round: nothing that a traceback would explain.
-REFUSALS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
-)
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+REFUSALS += (errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 
 
 class InputError(ValueError):
