@@ -102,8 +102,8 @@ def _model() -> ConfigDict:
 def imagenet(preset: str, variant: str | None = None) -> ConfigDict:
     """The recipe for 256 x 256 ImageNet in 32 x 32 x 4 latents.
 
-    `data.dir` is a folder of shards with such latents of 1,000 classes. The command that makes them from images
-    is not part of this release; `pom_jax.data.Writer` writes the format. Speed can be tried without data:
+    `data.dir` is a folder of shards with such latents of 1,000 classes. The command that makes them from
+    images is not part of this release; `pom_jax.data.Writer` writes the format. Without data, try the speed:
     `--config.data.source=synthetic`.
 
     Training is data-parallel over all devices; `--config.mesh.fsdp=8` also cuts parameters, optimiser and
