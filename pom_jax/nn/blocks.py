@@ -1,13 +1,13 @@
 """Residual blocks around a token mixer, and the stack of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from pom_jax.errors import choose
+from pom_jax.errors import InputError, choose
 from pom_jax.nn.dense import Dense
 from pom_jax.ops.norms import gelu, layer_norm
 
@@ -115,6 +115,25 @@ def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array, dtype: DTypeLike 
     return y.astype(dtype or jnp.float32)
 
 
+class Period(nn.Module):
+    """Unlike blocks one after the other, the unit that a stack of them repeats.
+
+    Attributes:
+        layer: the blocks, made with `parent=None`; their parameters lie under `layer_0`, `layer_1`, ...
+    """
+
+    layer: Sequence[nn.Module]
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, condition: jax.Array, run: Callable[[nn.Module, jax.Array, jax.Array], jax.Array]
+    ) -> jax.Array:
+        """x: [B, N, D], condition: [B, 1, D] or [B, N, D], run: calls one block -> [B, N, D]."""
+        for block in self.layer:
+            x = run(block, x, condition)
+        return x
+
+
 def stack(
     block: nn.Module,
     depth: int,
@@ -126,38 +145,45 @@ def stack(
 ) -> jax.Array:
     """Applies `depth` blocks whose parameters are stacked along a leading axis, in a loop or unrolled.
 
-    The parameters lie under the name of `block` with a leading axis L in every case: no choice here changes
-    the numbers or the checkpoints. Call it inside a compact method.
+    The parameters lie under the name of `block` with a leading axis in every case: no choice of `scan` and
+    `remat` changes the numbers or the checkpoints. Call it inside a compact method.
 
     Args:
-        block: one block, a module with the call (x, condition) -> x.
-        depth: number of blocks L.
+        block: one block, a module with the call (x, condition) -> x, or a `Period` of them.
+        depth: number of blocks L; a whole number of periods.
         x: [B, N, D].
         condition: what every block receives, [B, 1, D] or [B, N, D].
-        scan: a loop compiles once, unrolled blocks take longer to compile and can run faster.
-        remat: what the backward pass recomputes, one of `REMAT`.
+        scan: a loop compiles one block (or period), unrolled ones take longer to compile and can run faster.
+        remat: what the backward pass recomputes in each block, one of `REMAT`.
 
     Returns:
         [B, N, D].
 
     Raises:
-        InputError: for another remat policy.
+        InputError: for another remat policy, or a period that does not divide the depth.
     """
     choose("remat", remat, REMAT)
+    period = len(block.layer) if isinstance(block, Period) else 1
+    if depth % period:
+        raise InputError(f"depth = {depth} is not a multiple of the {period} blocks of a period")
 
-    def step(block: nn.Module, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
-        return block(x, condition), None
+    def run(block: nn.Module, x: jax.Array, condition: jax.Array) -> jax.Array:
+        return block(x, condition)
 
     if remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
         # Inside a loop the compiler cannot merge the recomputation with the forward pass; unrolled it would.
-        step = nn.remat(step, policy=policy, prevent_cse=not scan)
+        run = nn.remat(run, policy=policy, prevent_cse=not scan)
+
+    def step(block: nn.Module, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
+        return (block(x, condition, run) if isinstance(block, Period) else run(block, x, condition)), None
+
     loop = nn.scan(
         step,
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
-        length=depth,
-        unroll=1 if scan else depth,
+        length=depth // period,
+        unroll=1 if scan else depth // period,
     )
     return loop(block, x, condition)[0]

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.typing import Initializer
 from jax.typing import DTypeLike
 
-from pom_jax.ops.dense import dense
+from pom_jax.ops.dense import dense, grouped_dense
 
 xavier_uniform: Initializer = nn.initializers.xavier_uniform()
 
@@ -75,10 +75,15 @@ class GroupedDense(nn.Module):
     dtype: DTypeLike | None = None
     kernel_init: Initializer = xavier_uniform
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., D] -> [..., E] in the compute dtype."""
-        shape = (x.shape[-1] // self.groups, self.features // self.groups)
+        kernel, bias = self.weights(x.shape[-1:])
+        return grouped_dense(x.astype(kernel.dtype), kernel, bias)
+
+    @nn.compact
+    def weights(self, inputs: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
+        """The kernel [G, D/G, E/G] and the bias [G, E/G] or None, in the compute dtype."""
+        shape = (inputs[-1] // self.groups, self.features // self.groups)
 
         def init(key: jax.Array) -> jax.Array:
             keys = jax.random.split(key, self.groups)
@@ -86,9 +91,7 @@ class GroupedDense(nn.Module):
 
         dtype = self.dtype or jnp.float32
         kernel = self.param("kernel", init).astype(dtype)
-        split = x.astype(dtype).reshape(*x.shape[:-1], self.groups, shape[0])
-        y = jnp.einsum("...gi,gio->...go", split, kernel)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.groups, shape[1]), jnp.float32)
-            y = y + bias.astype(dtype)
-        return y.reshape(*x.shape[:-1], self.features)
+        if not self.use_bias:
+            return kernel, None
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.groups, shape[1]), jnp.float32)
+        return kernel, bias.astype(dtype)

@@ -17,28 +17,48 @@ Where the authors' tensors go (torch's [out, in] layout; S gates; E = expansion 
 | power, G groups | `se_proj.weight` [S, D], `se_proj.bias` | `gate/kernel` = `.T`, `gate/bias` |
 | power | `po_coeff` [E, K] | `coefficients` |
 | power | `ag_proj.weight` [D, E], `ag_proj.bias` (with `bias=True`) | `out/kernel` = `.T`, `out/bias` |
+| power | `h_scale` [E] (the copy in SD3-PoM) | `feature_scale` |
+
+A layer with several reads has R gates and R output kernels, twice that with a phase: `gate/kernel` is then
+[D, R, K, E] and `out/kernel` [R, K, E, D] (without K in the power form).
 """
 
 import functools
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.typing import Initializer
 from jax.typing import DTypeLike
 
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, choose
 from pom_jax.nn.dense import Dense, GroupedDense, xavier_uniform
-from pom_jax.ops.polynomials import CLAMP, SLOPE, hard_sigmoid, power_features, product_features
-from pom_jax.ops.states import check_tokens, state_mean, token_state
+from pom_jax.ops.mixing import COUNTS, METHODS, READS, mix, read_state
+from pom_jax.ops.phase import Phase
+from pom_jax.ops.polynomials import CLAMP, SLOPE
+from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe
+from pom_jax.ops.rotary import Rotary
+from pom_jax.ops.states import FrameStates, State, check_tokens, empty_state
 
 FORMS = ("product", "power")
+Frames = int | Sequence[int]
+Positions = jax.Array | np.ndarray
+AnyState = State | FrameStates
 torch_uniform: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def coefficient_init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """The authors' start of the power form: normal, clamped to +-1e-3; in effect a random sign times 1e-3."""
     return jnp.clip(jax.random.normal(key, shape, dtype), -1e-3, 1e-3)
+
+
+def scale_init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """The start of SD3-PoM's `h_scale`: the logarithm uniform between those of 0.01 and 5."""
+    return jnp.exp(jax.random.uniform(key, shape, dtype, math.log(0.01), math.log(5.0)))
 
 
 class PoM(nn.Module):
@@ -64,6 +84,15 @@ class PoM(nn.Module):
             features' when grouped; its gate always has one. None: True for product, False for power.
         slope: power form: slope of the activation below zero.
         clamp: power form: bounds of the activation, None for none. SD3-PoM used (-0.1, 1.0).
+        feature_scale: power form: a learned factor of each channel before the activation, as in SD3-PoM.
+        rotary: rotary positions of features and gates, `nn.Rotary(axes=1)` and so on.
+        phase: reads relative to positions, `nn.Phase(periods)`; twice the state, gates and output kernels.
+        reads: states that a token reads, each with gates of its own: "all" (the frames so far and its own),
+            "own" (its own frame), "last" (the frame before), "past" (all frames before).
+        count: what a state's count counts: "tokens", or "frames", which weigh the same whatever their length,
+            as in the authors' `state_forward`.
+        method: "naive", "lean" (recomputes the features in the backward pass; reverse mode only) or "auto",
+            lean from 64 MiB of float32 features on CPU, from 1 GiB elsewhere.
         dtype: compute dtype of the products, None is float32. Polynomials, gates and means are float32.
         kernel_init: initialiser of the matrices, except the groups': the authors leave torch's uniform there.
     """
@@ -76,72 +105,220 @@ class PoM(nn.Module):
     use_bias: bool | None = None
     slope: float = SLOPE
     clamp: tuple[float, float] | None = CLAMP
+    feature_scale: bool = False
+    rotary: Rotary | None = None
+    phase: Phase | None = None
+    reads: tuple[str, ...] = ("all",)
+    count: str = "tokens"
+    method: str = "auto"
     dtype: DTypeLike | None = None
     kernel_init: Initializer = xavier_uniform
 
-    @nn.compact
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, *, mask: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        values: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        causal: bool = False,
+        frames: Frames | None = None,
+        context_frames: Frames | None = None,
+        positions: Positions | None = None,
+        context_positions: Positions | None = None,
+        state: AnyState | None = None,
+        deterministic: bool | None = None,
+        dropout_rng: jax.Array | None = None,
+    ) -> jax.Array | tuple[jax.Array, AnyState]:
         """Mixes context tokens into query tokens, at a cost linear in both.
+
+        The call of `flax.linen.MultiHeadDotProductAttention` works here as it is: queries, keys, values and
+        `mask`, which may have an axis of heads, of size 1.
 
         Args:
             x: [B, M, D], the queries.
             context: [B, N, D]; None mixes x with itself.
-            mask: None, [B, N] or [B, M, N] (B may be 1), booleans or weights; zero leaves a token out.
+            values: nothing but `context` once more, for attention's call.
+            mask: None, [B, N] or [B, M, N] (B may be 1), booleans or weights; zero leaves a token out. Also
+                [B, 1, M, N] and [B, 1, 1, N]. A row for each query costs M N, as in attention; with
+                `causal` or `frames`, give [B, N].
+            causal: token n sees the context tokens 0..n only.
+            frames: a token sees its own frame and those before: the length of all, or of each frame.
+            context_frames: lengths of the context's frames, as many as the queries'; those of the queries if
+                left out.
+            positions: of x, [M, axes] or [B, M, axes], on one axis also [M] or [B, M]; needed by `rotary` and
+                `phase`, by default 0..M-1 on one axis. No gradient flows to them.
+            context_positions: of the context, those of x if x mixes with itself.
+            state: what earlier tokens left (`init_state`); x sees it as if they stood before it.
+            deterministic, dropout_rng: for attention's call; the mixer has no dropout.
 
         Returns:
-            [B, M, D] in the compute dtype; exactly the output bias for a query that sees nothing.
+            [B, M, D] in the compute dtype; exactly the output bias for a query that sees nothing. With
+            `state` also the state after the context tokens.
 
         Raises:
-            InputError: sizes of the layer, shapes or mask do not fit.
+            InputError: sizes of the layer, shapes, lengths, positions, mask or state do not fit.
         """
+        del deterministic, dropout_rng
+        if values is not None and values is not context:
+            raise InputError(
+                "PoM has one context, no values beside the keys: give the keys as values, or nothing"
+            )
         source = x if context is None else context
+        mask = _without_heads(mask)
         check_tokens(x, source, mask)
-        self._check_sizes(x.shape[-1])
-        mix = self._product if self.form == "product" else self._power
-        gated = mix(x, source, mask)
-        biased = self.form == "product" if self.use_bias is None else self.use_bias
-        out = Dense(
-            x.shape[-1],
-            axes=gated.ndim - 2,
-            use_bias=biased,
-            dtype=self.dtype,
-            kernel_init=self.kernel_init,
-            name="out",
+        recipe = self._recipe(x.shape[-1])
+        y, after = mix(
+            recipe,
+            self._weights(recipe, x.shape[-1]),
+            x,
+            context,
+            mask=mask,
+            causal=causal,
+            frames=frames,
+            context_frames=context_frames,
+            positions=positions,
+            context_positions=context_positions,
+            state=state,
+            count=self.count,
+            method=self.method,
         )
-        return out(gated)
+        if state is None:
+            return y
+        assert after is not None
+        return y, after
 
-    def _product(self, x: jax.Array, context: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """[B, M, K, E] float32."""
-        shape = (self.degree, self.expansion * x.shape[-1])
-        biased = self.use_bias is not False
-        plain = functools.partial(
-            Dense, shape, use_bias=biased, dtype=self.dtype, kernel_init=self.kernel_init
-        )
-        state = token_state(product_features(plain(name="features")(context)), mask)
-        return jax.nn.sigmoid(plain(name="gate")(x).astype(jnp.float32)) * state_mean(state)
+    def init_state(self, batch: int, width: int | None = None) -> AnyState:
+        """The state before any token, of `batch` sequences.
 
-    def _power(self, x: jax.Array, context: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """[B, M, E] float32."""
-        expanded = self.expansion * x.shape[-1]
-        gates = self.gate_heads if self.gate_heads > 1 else expanded
-        grouped = self.groups > 1
-        # Ungrouped, the authors keep both projections in one matrix: its fan-out is the sum of theirs.
+        Args:
+            batch: B.
+            width: D. A layer with parameters knows it: `layer.bind(params).init_state(batch)`.
+
+        Returns:
+            A State of zeros, sum [B, 1, *F] with F = [K, E] (product form) or [E] (power form), two of these
+            with a phase, and count [B, 1]; `FrameStates` of two if the layer reads "last".
+
+        Raises:
+            InputError: no width for a layer without parameters, or sizes that do not fit.
+        """
+        if width is None:
+            kernel = (
+                self.variables["params"]["out"]["kernel"]
+                if self.scope is not None and self.has_variable("params", "out")
+                else None
+            )
+            if kernel is None:
+                raise InputError(
+                    "init_state(batch) of a layer without parameters needs width=, the channels D"
+                )
+            width = kernel.shape[-1]
+        none = empty_state(batch, self._recipe(width).features)
+        return FrameStates(none, none) if "last" in self.reads else none
+
+    def leave(
+        self,
+        context: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        positions: Positions | None = None,
+        state: AnyState | None = None,
+    ) -> AnyState:
+        """The state that context tokens leave for others to read: `apply(params, text, method="leave")`.
+
+        Args:
+            context: [B, N, D], one frame.
+            mask: [B, N] or None.
+            positions: as in the call.
+            state: what earlier tokens left.
+
+        Returns:
+            The state after the tokens.
+        """
+        state = self.init_state(context.shape[0], context.shape[-1]) if state is None else state
+        result: Any = self(context, mask=mask, positions=positions, state=state)
+        return result[1]
+
+    def read(self, x: jax.Array, state: AnyState, *, positions: Positions | None = None) -> jax.Array:
+        """Tokens read a state that others left, and add nothing to it: `method="read"`.
+
+        Args:
+            x: [B, M, D].
+            state: of this layer, or of one with the same sizes.
+            positions: as in the call.
+
+        Returns:
+            [B, M, D].
+        """
+        recipe = self._recipe(x.shape[-1])
+        return read_state(recipe, self._weights(recipe, x.shape[-1])[1], x, state, positions=positions)
+
+    @nn.compact
+    def _weights(self, recipe: Recipe, width: int) -> tuple[FeatureWeights, ReadWeights]:
         plain = functools.partial(Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        biased = self.form == "product" if self.use_bias is None else self.use_bias
+        grouped = self.groups > 1
+        scale = coefficients = None
+        shape = gate_shape = (self.degree, recipe.expanded)
+        gate_fused = 0
+        if self.form == "power":
+            shape, gate_shape = (recipe.expanded,), (recipe.expanded if recipe.heads == 1 else recipe.heads,)
+            # Ungrouped, the authors keep both projections in one matrix: its fan-out is the sum of theirs.
+            gate_fused = 0 if grouped else recipe.expanded
+            coefficients = self.param("coefficients", coefficient_init, (recipe.expanded, self.degree))
+            if self.feature_scale:
+                scale = self.param("feature_scale", scale_init, (recipe.expanded,))
         if grouped:
-            biased = bool(self.use_bias)
-            features = GroupedDense(expanded, self.groups, biased, self.dtype, torch_uniform, name="features")
+            dense = GroupedDense(
+                recipe.expanded, self.groups, biased, self.dtype, torch_uniform, name="features"
+            )
+        elif self.form == "power":
+            dense = plain(shape, use_bias=False, fused_features=gate_shape[0], name="features")
         else:
-            features = plain(expanded, use_bias=False, fused_features=gates, name="features")
-        gate = plain(gates, fused_features=0 if grouped else expanded, name="gate")
-        coefficients = self.param("coefficients", coefficient_init, (expanded, self.degree))
-        state = token_state(power_features(features(context), coefficients, self.slope, self.clamp), mask)
-        mean = state_mean(state)
-        mean = mean.reshape(*mean.shape[:2], gates, expanded // gates)
-        return (mean * hard_sigmoid(gate(x))[..., None]).reshape(*x.shape[:2], expanded)
+            dense = plain(shape, use_bias=biased, name="features")
+        slots = () if recipe.slots == 1 else (recipe.slots,)
+        gate_biased = biased or self.form == "power"
+        gate = plain((*slots, *gate_shape), use_bias=gate_biased, fused_features=gate_fused, name="gate")
+        out = plain(width, axes=len(slots) + len(shape), use_bias=biased, name="out")
+        gates, gate_biases = gate.weights((width,))
+        outs, bias = out.weights((*slots, *shape))
+        kernel, kernel_bias = dense.weights((width,))
+        return (
+            FeatureWeights(*_each_degree(kernel, kernel_bias, self.form), scale, coefficients),
+            ReadWeights(
+                tuple(jnp.moveaxis(gates, 1, 0)) if slots else (gates,),
+                None if gate_biases is None else tuple(gate_biases) if slots else (gate_biases,),
+                tuple(outs) if slots else (outs,),
+                bias,
+            ),
+        )
+
+    def _recipe(self, width: int) -> Recipe:
+        """What the layer computes for tokens of D channels, once all its fields have been checked."""
+        self._check_sizes(width)
+        expanded, heads = self.expansion * width, max(self.gate_heads, 1)
+        if self.rotary is not None:
+            self.rotary.check(expanded, heads)
+        if self.phase is not None:
+            self.phase.check()
+        return Recipe(
+            self.form,
+            self.degree,
+            expanded,
+            heads,
+            self.slope,
+            self.clamp,
+            tuple(self.reads),
+            self.rotary,
+            self.phase,
+            jnp.dtype(self.dtype or jnp.float32),
+        )
 
     def _check_sizes(self, width: int) -> None:
+        choose("count", self.count, COUNTS)
+        choose("method", self.method, METHODS)
+        if not self.reads or len(set(self.reads)) < len(self.reads) or not set(self.reads) <= set(READS):
+            raise InputError(f"reads = {self.reads} must be different ones of {', '.join(READS)}")
         if self.form not in FORMS:
             raise InputError(f"form = {self.form!r} is not one of {', '.join(FORMS)}")
         for name in ("degree", "expansion", "groups"):
@@ -154,6 +331,8 @@ class PoM(nn.Module):
                     f"gate_heads = {self.gate_heads} and groups = {self.groups} belong to form = 'power'; "
                     "leave them at 1 with form = 'product'"
                 )
+            if self.feature_scale:
+                raise InputError("feature_scale = True belongs to form = 'power'")
             return
         if width % self.groups:
             raise InputError(f"groups = {self.groups} does not divide the width D = {width}")
@@ -165,3 +344,25 @@ class PoM(nn.Module):
             )
         if self.clamp is not None and self.clamp[0] >= self.clamp[1]:
             raise InputError(f"clamp = {self.clamp}: the lower bound must be below the upper one")
+
+
+def _each_degree(
+    kernel: jax.Array, bias: jax.Array | None, form: str
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...] | None]:
+    """The product form's kernel [D, K, E] and bias [K, E] degree by degree; the power form's in one piece."""
+    if form == "power":
+        return (kernel,), None if bias is None else (bias.reshape(-1),)
+    degrees = range(kernel.shape[1])
+    return tuple(kernel[:, p] for p in degrees), None if bias is None else tuple(bias)
+
+
+def _without_heads(mask: jax.Array | None) -> jax.Array | None:
+    """A mask of attention, [B, 1, M, N] or [B, 1, 1, N], as one of the mixer."""
+    if mask is None or mask.ndim != 4:
+        return mask
+    if mask.shape[1] != 1:
+        raise InputError(
+            f"mask has shape {tuple(mask.shape)} with {mask.shape[1]} heads; the mixer has one state for all "
+            "channels: give a mask with a head axis of 1"
+        )
+    return mask[:, 0, 0] if mask.shape[2] == 1 else mask[:, 0]

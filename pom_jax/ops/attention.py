@@ -29,17 +29,28 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     batch, queries = q.shape[:2]
     check_mask(mask, batch, queries, k.shape[1])
     logits = jnp.einsum("bmhd,bnhd->bhmn", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    times = None if mask is None else jnp.expand_dims(mask, tuple(range(1, 5 - mask.ndim)))
+    return jnp.einsum("bhmn,bnhd->bmhd", softmax(logits, times).astype(v.dtype), v)
+
+
+def softmax(logits: Array, times: Array | None = None) -> Array:
+    """Softmax over the last axis, in which each key counts as often as `times` says.
+
+    Args:
+        logits: [..., N] float32.
+        times: [..., N], broadcast against `logits`; None or weights of at least 0.
+
+    Returns:
+        [..., N] float32; zeros, never NaN, where no key counts.
+    """
     lowest = jnp.finfo(jnp.float32).min  # where there is no token at all
-    if mask is None:
+    if times is None:
         weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True, initial=lowest)))
-        total = weights.sum(-1, keepdims=True)
-    else:
-        times = jnp.expand_dims(mask.astype(jnp.float32), tuple(range(1, 5 - mask.ndim)))
-        seen = jnp.where(times > 0, logits, -jnp.inf)
-        top = lax.stop_gradient(seen.max(-1, keepdims=True, initial=lowest))
-        # Hidden logits are replaced before the exponential: a gradient through an overflow would be NaN.
-        weights = times * jnp.exp(jnp.where(times > 0, logits - top, 0.0))
-        total = weights.sum(-1, keepdims=True)
-        total = jnp.where(total == 0, 1.0, total)
-    probabilities = (weights / total).astype(v.dtype)
-    return jnp.einsum("bhmn,bnhd->bmhd", probabilities, v)
+        return weights / weights.sum(-1, keepdims=True)
+    times = times.astype(jnp.float32)
+    seen = jnp.where(times > 0, logits, -jnp.inf)
+    top = lax.stop_gradient(seen.max(-1, keepdims=True, initial=lowest))
+    # Hidden logits are replaced before the exponential: a gradient through an overflow would be NaN.
+    weights = times * jnp.exp(jnp.where(times > 0, logits - top, 0.0))
+    total = weights.sum(-1, keepdims=True)
+    return weights / jnp.where(total == 0, 1.0, total)

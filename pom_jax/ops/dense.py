@@ -34,13 +34,31 @@ def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) 
         )
     if bias is not None and bias.shape != kernel.shape[axes:]:
         raise InputError(f"dense: bias {bias.shape} does not fit the kernel's output {kernel.shape[axes:]}")
-    if jax.default_backend() == "cpu" and _tokens_are_whole():
+    if jax.default_backend() == "cpu" and tokens_are_whole():
         return _flat_dense(x, kernel, bias, axes)
     y = jnp.tensordot(x, kernel, axes=axes)
     return y if bias is None else y + bias
 
 
-def _tokens_are_whole() -> bool:
+def grouped_dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """Splits the last axis in groups and multiplies each with a matrix of its own.
+
+    Args:
+        x: [..., D].
+        kernel: [G, D/G, E/G].
+        bias: [G, E/G], [E] or None.
+
+    Returns:
+        [..., E]; group g makes channels g E/G to (g + 1) E/G.
+    """
+    groups, width, _ = kernel.shape
+    split = x.reshape(*x.shape[:-1], groups, width)
+    y = jnp.einsum("...gi,gio->...go", split, kernel).reshape(*x.shape[:-1], kernel[:, 0].size)
+    return y if bias is None else y + bias.reshape(-1)
+
+
+def tokens_are_whole() -> bool:
+    """Whether the mesh that is set around the call, if any, leaves the tokens of a sequence on one device."""
     return dict(jax.sharding.get_abstract_mesh().shape).get("context", 1) == 1
 
 

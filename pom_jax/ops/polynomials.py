@@ -1,5 +1,9 @@
 """The polynomials of the mixer, always in float32: a product of k factors loses bits k times."""
 
+import itertools
+import operator
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -10,8 +14,21 @@ CLAMP = (-0.1, 6.0)
 SLOPE = 0.01
 
 
+def cumulative_products(u: Sequence[Array]) -> list[Array]:
+    """Cumulative products of activated projections (PoM v1): m_p = GELU(u_1) ... GELU(u_p).
+
+    Args:
+        u: [..., E] of each degree.
+
+    Returns:
+        [..., E] float32 of each degree.
+    """
+    factors = [gelu(one.astype(jnp.float32)) for one in u]
+    return list(itertools.accumulate(factors, operator.mul))
+
+
 def product_features(u: Array) -> Array:
-    """Cumulative products of k activated projections (PoM v1): m_p = GELU(u_1) ... GELU(u_p).
+    """`cumulative_products` of one array.
 
     Args:
         u: [..., K, E], one projection for each degree.
@@ -19,11 +36,7 @@ def product_features(u: Array) -> Array:
     Returns:
         [..., K, E] float32; chunk p is a polynomial of degree p in the activated projections.
     """
-    factors = gelu(u.astype(jnp.float32))
-    products = [factors[..., 0, :]]
-    for p in range(1, u.shape[-2]):
-        products.append(products[-1] * factors[..., p, :])
-    return jnp.stack(products, axis=-2)
+    return jnp.stack(cumulative_products([u[..., p, :] for p in range(u.shape[-2])]), axis=-2)
 
 
 def clamped_leaky_relu(u: Array, slope: float = SLOPE, clamp: tuple[float, float] | None = CLAMP) -> Array:

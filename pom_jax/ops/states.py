@@ -1,6 +1,6 @@
 """The state of the mixer: how much was seen, and its sum. It adds, and never grows with the tokens."""
 
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -18,6 +18,18 @@ class State(NamedTuple):
 
     sum: Array
     count: Array
+
+
+class FrameStates(NamedTuple):
+    """What a mixer carries from frame to frame if it also reads the last frame apart.
+
+    Attributes:
+        total: of all frames so far.
+        last: of the newest one.
+    """
+
+    total: State
+    last: State
 
 
 def check_mask(mask: Array | None, batch: int, queries: int, tokens: int) -> None:
@@ -79,9 +91,24 @@ def token_state(features: Array, mask: Array | None = None) -> State:
     return State(jnp.einsum("bmn,bn...->bm...", weights, features, precision=lax.Precision.HIGHEST), count)
 
 
-def merge_states(first: State, second: State) -> State:
-    """The state of two disjoint sets of tokens together: states add."""
-    return State(first.sum + second.sum, first.count + second.count)
+def empty_state(batch: int, features: tuple[int, ...]) -> State:
+    """The state of no tokens: sum [B, 1, *F] and count [B, 1] of zeros."""
+    return State(jnp.zeros((batch, 1, *features), jnp.float32), jnp.zeros((batch, 1), jnp.float32))
+
+
+@overload
+def merge_states(first: State, second: State) -> State: ...
+@overload
+def merge_states(first: FrameStates, second: FrameStates) -> FrameStates: ...
+def merge_states(first: State | FrameStates, second: State | FrameStates) -> State | FrameStates:
+    """The state of two disjoint sets of tokens together: states add; the last frame is the second's."""
+    if isinstance(first, FrameStates) and isinstance(second, FrameStates):
+        return FrameStates(merge_states(first.total, second.total), second.last)
+    if isinstance(first, State) and isinstance(second, State):
+        return State(first.sum + second.sum, first.count + second.count)
+    raise InputError(
+        f"merge_states: a {type(first).__name__} and a {type(second).__name__} are of mixers with other reads"
+    )
 
 
 def state_mean(state: State) -> Array:

@@ -1,0 +1,326 @@
+"""The whole mixer as a function: which tokens leave which state, and which states a token reads."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from pom_jax.errors import InputError, choose
+from pom_jax.ops.dense import tokens_are_whole
+from pom_jax.ops.frames import Tiles, frame_lengths, one_frame, tiles
+from pom_jax.ops.prefix import prefix_sum
+from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe, features, gate_projections, gather, read
+from pom_jax.ops.states import FrameStates, State, check_tokens, empty_state, merge_states, state_mean
+from pom_jax.ops.twins import causal as causal_pass
+from pom_jax.ops.twins import frame_sums, read_frames
+
+READS = ("all", "own", "last", "past")
+COUNTS = ("tokens", "frames")
+METHODS = ("auto", "naive", "lean")
+
+# Bytes of the expanded features [B, N, *F] in float32 from which "auto" is lean. Lean takes ten products, not
+# nine, and a sixth of the memory; on accelerators, where its loop is not measured yet, memory has to be dear.
+LEAN_FROM = {"cpu": 64 * 2**20}
+LEAN_FROM_ELSEWHERE = 2**30
+
+
+def mix(
+    recipe: Recipe,
+    weights: tuple[FeatureWeights, ReadWeights],
+    x: Array,
+    context: Array | None = None,
+    *,
+    mask: Array | None = None,
+    causal: bool = False,
+    frames: int | Sequence[int] | None = None,
+    context_frames: int | Sequence[int] | None = None,
+    positions: Array | np.ndarray | None = None,
+    context_positions: Array | np.ndarray | None = None,
+    state: State | FrameStates | None = None,
+    count: str = "tokens",
+    method: str = "auto",
+) -> tuple[Array, State | FrameStates | None]:
+    """Context tokens leave states, query tokens read them: `nn.PoM` without its parameters.
+
+    Arguments are those of `nn.PoM` and its call; `weights` are those of features and reads.
+
+    Returns:
+        [B, M, D] in the compute dtype, and the state after all context tokens, None with a mask for each
+        query, which leaves as many states.
+
+    Raises:
+        InputError: shapes, lengths, positions, mask or state do not fit each other or the recipe.
+    """
+    itself = context is None or context is x
+    context = x if context is None else context
+    check_tokens(x, context, mask)
+    check_state(recipe, state, x.shape[0])
+    choose("method", method, METHODS)
+    choose("count", count, COUNTS)
+    places = _places(recipe, x, context, itself, positions, context_positions, state)
+    x, context = x.astype(recipe.dtype), context.astype(recipe.dtype)
+    if mask is not None and mask.ndim == 3:
+        _check_rows(recipe, causal, frames, state, method)
+        return _mix_rows(recipe, weights, x, context, mask, places), None
+    lean = _is_lean(recipe, context, method)
+    weigh = None if mask is None else jnp.broadcast_to(mask, context.shape[:2]).astype(jnp.float32)
+    if causal:
+        if frames is not None or context_frames is not None:
+            raise InputError(
+                "causal=True lets a token see tokens before it, frames whole frames: give one of them"
+            )
+        if x.shape[1] != context.shape[1]:
+            raise InputError(
+                f"causal=True needs a context token for each query, but there are {x.shape[1]} queries and "
+                f"{context.shape[1]} context tokens; context_frames= relates unequal numbers"
+            )
+        if recipe.reads == ("all",) and count == "tokens" and x.shape[1]:
+            before = empty_state(x.shape[0], recipe.features) if state is None else state
+            assert isinstance(before, State)
+            return causal_pass(recipe, weights, x, context, weigh, places, before, lean)
+        frames = context_frames = (1,) * x.shape[1]
+    cuts = _tiles(x.shape[1], context.shape[1], frames, context_frames, itself)
+    return _mix_frames(recipe, weights, (x, context), weigh, cuts, places, state, count, lean)
+
+
+def read_state(
+    recipe: Recipe,
+    weights: ReadWeights,
+    x: Array,
+    state: State | FrameStates,
+    *,
+    positions: Array | np.ndarray | None = None,
+) -> Array:
+    """Tokens read a state that others left, and leave nothing.
+
+    Args:
+        recipe: of the mixer; its reads are "all" and "past" (the state's total) or "last".
+        weights: of its gates and output.
+        x: [B, M, D].
+        state: sum [B, 1, *F], count [B, 1].
+        positions: of x, as in `mix`.
+
+    Returns:
+        [B, M, D] in the compute dtype.
+
+    Raises:
+        InputError: shapes do not fit, or the mixer reads "own" states, which tokens that leave none lack.
+    """
+    check_tokens(x, x, None)
+    check_state(recipe, state, x.shape[0])
+    if "own" in recipe.reads:
+        raise InputError(
+            f"reads = {recipe.reads}: read takes no state of its own; call the layer with state="
+        )
+    place = _position(recipe, "positions", x, positions, default=state is None)
+    states = {"last": state.last if isinstance(state, FrameStates) else None}
+    total = state.total if isinstance(state, FrameStates) else state
+    means = [state_mean(states.get(name) or total) for name in recipe.reads]
+    z = gate_projections(weights, x.astype(recipe.dtype))
+    return read(recipe, weights, z, means, place)
+
+
+def check_state(recipe: Recipe, state: State | FrameStates | None, batch: int) -> None:
+    """Raises an InputError unless a state is None, or fits the recipe and the batch."""
+    if state is None:
+        return
+    wanted = FrameStates if "last" in recipe.reads else State
+    if not isinstance(state, wanted):
+        raise InputError(
+            f"state is a {type(state).__name__}, but a mixer with reads = {recipe.reads} carries a "
+            f"{wanted.__name__}: start from init_state"
+        )
+    for one in (state.total, state.last) if isinstance(state, FrameStates) else (state,):
+        if one.sum.shape != (batch, 1, *recipe.features) or one.count.shape != (batch, 1):
+            raise InputError(
+                f"state has sum {tuple(one.sum.shape)} and count {tuple(one.count.shape)}; this mixer and "
+                f"batch need {(batch, 1, *recipe.features)} and {(batch, 1)}"
+            )
+
+
+def _is_lean(recipe: Recipe, context: Array, method: str) -> bool:
+    if method != "auto":
+        return method == "lean"
+    size = 4 * context.shape[0] * context.shape[1] * math.prod(recipe.features)
+    return size >= LEAN_FROM.get(jax.default_backend(), LEAN_FROM_ELSEWHERE) and tokens_are_whole()
+
+
+def _check_rows(
+    recipe: Recipe,
+    causal: bool,
+    frames: int | Sequence[int] | None,
+    state: State | FrameStates | None,
+    method: str,
+) -> None:
+    given = {
+        "causal=True": causal,
+        "frames=": frames is not None,
+        "state=": state is not None,
+        f"reads={recipe.reads}": recipe.reads != ("all",),
+        "method='lean'": method == "lean",
+    }
+    for name, present in given.items():
+        if present:
+            raise InputError(
+                f"a mask [B, M, N] has a row for each query and goes without {name}: put the order of tokens "
+                "into the mask, or give a mask [B, N]"
+            )
+
+
+def _mix_rows(
+    recipe: Recipe,
+    weights: tuple[FeatureWeights, ReadWeights],
+    x: Array,
+    context: Array,
+    mask: Array,
+    places: tuple[Array | None, Array | None],
+) -> Array:
+    """A mask for each query gives each a state of its own, at the quadratic cost that such a mask has."""
+    rows = jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:])).astype(jnp.float32)
+    sums = [
+        # The default precision of an accelerator's product would round the features to bfloat16.
+        jnp.einsum("bmn,bne->bme", rows, f, precision=lax.Precision.HIGHEST)
+        for f in features(recipe, weights[0], context, places[1])
+    ]
+    mean = state_mean(State(gather(recipe, sums), rows.sum(-1)))
+    return read(recipe, weights[1], gate_projections(weights[1], x), [mean], places[0])
+
+
+def _tiles(
+    queries: int,
+    tokens: int,
+    frames: int | Sequence[int] | None,
+    context_frames: int | Sequence[int] | None,
+    itself: bool,
+) -> tuple[Tiles, Tiles]:
+    if frames is None:
+        if context_frames is not None:
+            raise InputError(
+                f"context_frames = {context_frames} needs frames, the lengths of the queries' frames"
+            )
+        return one_frame(queries), one_frame(tokens)
+    lengths = frame_lengths(frames, queries)
+    given = lengths if itself and context_frames is None else context_frames
+    others = frame_lengths(frames if given is None else given, tokens, "context_frames")
+    if len(lengths) != len(others):
+        raise InputError(
+            f"frames {lengths} are {len(lengths)} and context_frames {others} are {len(others)}: "
+            "each frame of queries sees the context frames up to its own number"
+        )
+    return tiles(lengths), tiles(others)
+
+
+def _mix_frames(
+    recipe: Recipe,
+    weights: tuple[FeatureWeights, ReadWeights],
+    tokens: tuple[Array, Array],
+    weigh: Array | None,
+    cuts: tuple[Tiles, Tiles],
+    places: tuple[Array | None, Array | None],
+    state: State | FrameStates | None,
+    count: str,
+    lean: bool,
+) -> tuple[Array, State | FrameStates]:
+    (x, context), (to, of) = tokens, cuts
+    if weigh is not None:
+        weigh = of.split(weigh)
+    elif not of.used.all():
+        weigh = jnp.ones((1, *of.used.shape))
+    if weigh is not None and not of.used.all():
+        weigh = weigh * of.used
+    place = None if places[1] is None else of.split(places[1])
+    sums = frame_sums(recipe, weights[0], of.split(context), weigh, place, lean)
+    counts = jnp.full((1, len(of.frame)), of.size, jnp.float32) if weigh is None else weigh.sum(-1)
+    counts = jnp.broadcast_to(counts, (x.shape[0], len(of.frame)))
+    own = State(of.sum_by_frame(sums), of.sum_by_frame(counts))
+    if count == "frames":
+        own = State(state_mean(own), (own.count != 0).astype(jnp.float32))
+    states, after = _reads(recipe, own, state)
+    means = tuple(to.spread(state_mean(one)) for one in states)
+    place = None if places[0] is None else to.split(places[0])
+    return to.join(read_frames(recipe, weights[1], to.split(x), means, place, lean)), after
+
+
+def _reads(
+    recipe: Recipe, own: State, state: State | FrameStates | None
+) -> tuple[list[State], State | FrameStates]:
+    """The state [B, T, *F] that each read sees in each frame, and what is carried on."""
+    total = state.total if isinstance(state, FrameStates) else state
+    none = empty_state(own.sum.shape[0], recipe.features)
+    total = none if total is None else total
+    last = state.last if isinstance(state, FrameStates) else none
+    seen = {}
+    if own.count.shape[1] == 1:
+        seen = {"own": own, "past": total, "last": last, "all": merge_states(own, total)}
+    else:
+        seen["own"] = own
+        seen["last"] = State(
+            jnp.concatenate([last.sum, own.sum[:, :-1]], 1),
+            jnp.concatenate([last.count, own.count[:, :-1]], 1),
+        )
+        for name in ("past", "all"):
+            running = [prefix_sum(part, exclusive=name == "past") for part in own]
+            seen[name] = State(running[0] + total.sum, running[1] + total.count)
+    after = State(own.sum.sum(1, keepdims=True), own.count.sum(1, keepdims=True))
+    after = merge_states(total, after)
+    carried = (
+        after if "last" not in recipe.reads else FrameStates(after, State(own.sum[:, -1:], own.count[:, -1:]))
+    )
+    return [seen[name] for name in recipe.reads], carried
+
+
+def _places(
+    recipe: Recipe,
+    x: Array,
+    context: Array,
+    itself: bool,
+    positions: Array | np.ndarray | None,
+    context_positions: Array | np.ndarray | None,
+    state: State | FrameStates | None,
+) -> tuple[Array | None, Array | None]:
+    """The positions of queries and context, [B or 1, tokens, axes] float32, None if the recipe needs none."""
+    if recipe.axes == 0:
+        if positions is not None or context_positions is not None:
+            raise InputError(
+                "positions were given to a mixer with neither rotary nor phase; it has no use for them"
+            )
+        return None, None
+    first = _position(recipe, "positions", x, positions, default=state is None)
+    if itself and context_positions is None:
+        return first, first
+    return first, _position(recipe, "context_positions", context, context_positions, default=state is None)
+
+
+def _position(
+    recipe: Recipe, name: str, tokens: Array, given: Array | np.ndarray | None, default: bool
+) -> Array | None:
+    batch, length, _ = tokens.shape
+    axes = recipe.axes
+    if axes == 0:
+        if given is not None:
+            raise InputError(
+                "positions were given to a mixer with neither rotary nor phase; it has no use for them"
+            )
+        return None
+    if given is None:
+        if axes > 1 or not default:
+            why = (
+                "a stream does not know where its tokens are"
+                if not default
+                else f"{axes} axes have no default"
+            )
+            raise InputError(f"{name} [{length}, {axes}] are needed: {why}; see ops.grid_positions")
+        given = np.arange(length, dtype=np.float32)
+    given = jnp.asarray(given, jnp.float32)
+    if axes == 1 and given.shape in ((length,), (1, length), (batch, length)):
+        given = given[..., None]
+    given = given[None] if given.ndim == 2 else given
+    if given.ndim != 3 or given.shape[1:] != (length, axes) or given.shape[0] not in (1, batch):
+        raise InputError(
+            f"{name} has shape {tuple(given.shape)}; {length} tokens on {axes} axes need [{length}, {axes}], "
+            f"or [{batch}, {length}, {axes}] for each sequence its own"
+        )
+    return lax.stop_gradient(given)

@@ -1,0 +1,67 @@
+"""The phase read: a state that knows where its tokens were, read at a place relative to them."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pom_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """State = mean of features times exp(i w.q); a token at p reads exp(-i w.p) state, both quadratures.
+
+    Since exp(i w.(q - p)) is all that a token sees, the layer depends on relative positions alone, as long as
+    features and gates carry no absolute ones. The state has twice the size, and still adds, streams and
+    shards like any other. Each quadrature has a gate of its own. (Neither paper has it.)
+
+    Attributes:
+        periods: for each axis of a position the periods on it, in units of that axis; `math.inf` is the
+            frequency zero, a negative period turns the other way. The frequencies w = 2 pi / period are all
+            combinations across axes, and channel c uses number c modulo their count.
+    """
+
+    periods: tuple[tuple[float, ...], ...]
+
+    @property
+    def axes(self) -> int:
+        """Coordinates of a position."""
+        return len(self.periods)
+
+    def check(self) -> None:
+        """Raises an InputError unless every axis has periods, and none is zero."""
+        if not self.periods or not all(self.periods):
+            raise InputError(
+                f"Phase(periods={self.periods}): give a tuple of periods for each axis of a position, "
+                "such as ((math.inf, 4.0, -4.0), (math.inf, 4.0, -4.0)) for rows and columns"
+            )
+        if any(math.isnan(p) or p == 0 for axis in self.periods for p in axis):
+            raise InputError(f"Phase(periods={self.periods}): a period is a number other than zero")
+
+    def tables(self, positions: Array, channels: int) -> tuple[Array, Array]:
+        """cos w.q and sin w.q of every channel.
+
+        Args:
+            positions: [..., N, axes].
+            channels: E.
+
+        Returns:
+            Two arrays [..., N, E] float32.
+        """
+        axes = [[2 * math.pi / p for p in axis] for axis in self.periods]
+        combined = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, self.axes)
+        # The sum is written out: a product would round the positions on an accelerator.
+        places = jnp.asarray(positions, jnp.float32)
+        angles = sum(
+            (places[..., i, None] * combined[:, i].astype(np.float32) for i in range(1, self.axes)),
+            places[..., 0, None] * combined[:, 0].astype(np.float32),
+        )
+        repeats = (1,) * (angles.ndim - 1) + (-(-channels // len(combined)),)
+
+        def spread(table: Array) -> Array:
+            return jnp.tile(table, repeats)[..., :channels]
+
+        return spread(jnp.cos(angles)), spread(jnp.sin(angles))

@@ -1,0 +1,87 @@
+"""Rotary positions of features and gates, on one, two or three axes (v2, official `PoMRoPE`)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pom_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Turns pairs of channels by angles that grow with the token's position.
+
+    The channels are cut in one equal part an axis, and channel i of a part of P turns with channel i + P/2 by
+    position * base ** (-2 i / P). The sum of the two channels of a pair then depends on relative positions
+    alone; single channels, and so the layer, do not (`Phase` has that).
+
+    Attributes:
+        axes: coordinates of a position: 1 sequence, 2 (row, column), 3 (time, row, column).
+        base: of the geometric series of frequencies.
+    """
+
+    axes: int = 1
+    base: float = 10000.0
+
+    def check(self, channels: int, heads: int) -> None:
+        """Raises an InputError unless E channels, and `heads` gates if more than one, divide in pairs."""
+        if self.axes not in (1, 2, 3) or not self.base > 0:
+            raise InputError(f"Rotary(axes={self.axes}, base={self.base}): axes is 1, 2 or 3, base above 0")
+        if channels % (2 * self.axes):
+            raise InputError(
+                f"rotary positions on {self.axes} axes turn channels in pairs: the expanded width "
+                f"E = {channels} must be a multiple of {2 * self.axes}; change the width or the expansion"
+            )
+        stride = channels // heads if self.axes > 1 else channels // heads // 2
+        if heads > 1 and (heads % (2 * self.axes) or stride < 1):
+            raise InputError(
+                f"gate_heads = {heads} must be a multiple of {2 * self.axes} for rotary positions on "
+                f"{self.axes} axes, and E / gate_heads = {channels // heads} at least 2"
+            )
+
+    def tables(self, positions: Array, channels: int, heads: int = 1) -> tuple[Array, Array]:
+        """Cosines and sines for every channel, or for every one of `heads` gates.
+
+        Gates that several channels share take every s-th frequency of the channels' table, s being the
+        channels of a head (half of them on one axis), as the authors' code does.
+
+        Args:
+            positions: [..., N, axes].
+            channels: E.
+            heads: gates of a token, 1 if each channel has its own.
+
+        Returns:
+            Two arrays [..., N, E], or [..., N, heads], float32.
+        """
+        half = channels // (2 * self.axes)
+        frequencies = (self.base ** -(np.arange(half) / half)).astype(np.float32)
+        if heads > 1:
+            stride = channels // heads if self.axes > 1 else channels // heads // 2
+            frequencies = frequencies[::stride][: heads // (2 * self.axes)]
+        angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies
+        # Each axis has its part, and both halves of a part the same angles.
+        angles = jnp.concatenate([angles, angles], axis=-1)
+        angles = angles.reshape(*angles.shape[:-2], angles.shape[-2] * angles.shape[-1])
+        return jnp.cos(angles), jnp.sin(angles)
+
+    def rotate(self, x: Array, tables: tuple[Array, Array]) -> Array:
+        """Turns the last axis of x [..., E] by tables [..., E] that broadcast against it."""
+        cos, sin = tables
+        parts = x.reshape(*x.shape[:-1], self.axes, 2, x.shape[-1] // (2 * self.axes))
+        swapped = jnp.stack([-parts[..., 1, :], parts[..., 0, :]], axis=-2).reshape(x.shape)
+        return x * cos + swapped * sin
+
+
+def grid_positions(*sizes: int) -> np.ndarray:
+    """The coordinates of the tokens of a grid in row-major order.
+
+    Args:
+        sizes: of each axis: (N,), (H, W) or (T, H, W).
+
+    Returns:
+        [prod(sizes), len(sizes)] float32.
+    """
+    axes = np.meshgrid(*(np.arange(size) for size in sizes), indexing="ij")
+    return np.stack(axes, axis=-1).reshape(-1, len(sizes)).astype(np.float32)

@@ -1,0 +1,97 @@
+"""Cuts tokens of frames in runs that are computed one after the other, so that few are expanded at a time."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Rows that are expanded at a time. A CPU's caches hold no more; accelerators need more to be busy.
+CPU_ROWS, ACCELERATOR_ROWS = 1024, 16384
+# Each run leaves a partial sum: runs of fewer tokens would keep more of these than they save of features.
+LEAST_TOKENS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """How [B, T, L, ...] becomes [n, B, q, c, ...]: parts of c tokens of a frame, or q whole frames (c = L).
+
+    Attributes:
+        frames: T.
+        tokens: L.
+        run_frames: q.
+        run_tokens: c.
+    """
+
+    frames: int
+    tokens: int
+    run_frames: int
+    run_tokens: int
+
+    @property
+    def groups(self) -> int:
+        """Frames, or groups of frames, that runs hold."""
+        return -(-self.frames // self.run_frames)
+
+    @property
+    def parts(self) -> int:
+        """Runs that a frame is cut in, 1 where runs hold whole frames."""
+        return -(-self.tokens // self.run_tokens)
+
+    @property
+    def padded(self) -> bool:
+        """Whether the last run holds places without a token."""
+        return self.tokens % self.run_tokens > 0 or self.frames % self.run_frames > 0
+
+    def cut(self, x: Array) -> Array:
+        """[B, T, L, ...] -> [n, B, q, c, ...], padded with zeros."""
+        batch, _, _, *rest = x.shape
+        pad = [(0, 0)] * x.ndim
+        pad[1] = 0, self.groups * self.run_frames - self.frames
+        pad[2] = 0, self.parts * self.run_tokens - self.tokens
+        x = jnp.pad(x, pad) if self.padded else x
+        x = x.reshape(batch, self.groups, self.run_frames, self.parts, self.run_tokens, *rest)
+        # Parts of a frame are runs of their own only where a run holds one frame: then q = 1.
+        x = jnp.moveaxis(x, (1, 3), (0, 1))
+        return x.reshape(self.groups * self.parts, batch, self.run_frames, self.run_tokens, *rest)
+
+    def join(self, x: Array) -> Array:
+        """[n, B, q, c, ...] -> [B, T, L, ...]."""
+        _, batch, _, _, *rest = x.shape
+        x = x.reshape(self.groups, self.parts, batch, self.run_frames, self.run_tokens, *rest)
+        x = jnp.moveaxis(x, (0, 1), (1, 3))
+        x = x.reshape(batch, self.groups * self.run_frames, self.parts * self.run_tokens, *rest)
+        return x[:, : self.frames, : self.tokens] if self.padded else x
+
+    def spread(self, x: Array) -> Array:
+        """What belongs to a frame, [B, T, ...], to the runs that hold it: [n, B, q, ...]."""
+        pad = -self.frames % self.run_frames
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2)) if pad else x
+        x = jnp.moveaxis(x.reshape(x.shape[0], self.groups, self.run_frames, *x.shape[2:]), 1, 0)
+        return x if self.parts == 1 else jnp.repeat(x, self.parts, axis=0)
+
+    def total(self, x: Array) -> Array:
+        """The transpose of `spread`: sums of runs [n, B, q, ...] to sums of frames [B, T, ...]."""
+        if self.parts > 1:
+            x = x.reshape(self.groups, self.parts, *x.shape[1:]).sum(1)
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], self.groups * self.run_frames, *x.shape[3:])[:, : self.frames]
+
+
+def plan_runs(batch: int, frames: int, tokens: int) -> Runs:
+    """Runs of about as many rows as the device expands well at a time.
+
+    Args:
+        batch: B.
+        frames: T.
+        tokens: L of each frame.
+    """
+    rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
+    most = max(rows // max(batch, 1), LEAST_TOKENS)
+    if not tokens or not frames:
+        return Runs(frames, tokens, max(frames, 1), max(tokens, 1))
+    if tokens > most:
+        parts = -(-tokens // most)
+        return Runs(frames, tokens, 1, -(-tokens // parts))
+    groups = -(-frames // max(most // tokens, 1))
+    return Runs(frames, tokens, -(-frames // groups), tokens)
