@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pom_jax.interop import layouts
+
 Tensors = dict[str, jax.Array]
 Tree = dict[str, Any]
 
@@ -20,37 +22,19 @@ def linear(p: Tensors, name: str) -> Tree:
     return tree | {"bias": p[f"{name}.bias"]} if f"{name}.bias" in p else tree
 
 
+def mixer(p: Tensors, layout: str, degree: int | None = None) -> Tree:
+    """One of the authors' mixers -> `PoM`, in the layout that `pom_jax.interop` calls so."""
+    return layouts.to_ours(p, layouts.entries(layout, layouts.measure(layout, p, degree)))
+
+
 def product_mixer(p: Tensors, degree: int) -> Tree:
     """`HoM` -> `PoM(form="product")`."""
-
-    def spread(name: str) -> Tree:
-        flat = linear(p, name)
-        width = flat["kernel"].shape[0]
-        tree = {"kernel": flat["kernel"].reshape(width, degree, -1)}
-        return tree | {"bias": flat["bias"].reshape(degree, -1)} if "bias" in flat else tree
-
-    out = linear(p, "ag_proj")
-    width = out["kernel"].shape[-1]
-    out["kernel"] = out["kernel"].reshape(degree, -1, width)
-    return {"features": spread("ho_proj"), "gate": spread("se_proj"), "out": out}
+    return mixer(p, "product", degree)
 
 
 def power_mixer(p: Tensors, groups: int) -> Tree:
     """`PoM` of the second paper -> `PoM(form="power")`."""
-    expanded = p["po_coeff"].shape[0]
-    tree: Tree = {"coefficients": p["po_coeff"], "out": linear(p, "ag_proj")}
-    if groups == 1:
-        fused = p["qc_proj.weight"]
-        tree["features"] = {"kernel": fused[:expanded].T}
-        tree["gate"] = {"kernel": fused[expanded:].T, "bias": p["se_bias"]}
-        return tree
-    width = p["po_proj.weight"].shape[1]
-    kernel = p["po_proj.weight"].reshape(groups, expanded // groups, width).transpose(0, 2, 1)
-    tree["features"] = {"kernel": kernel}
-    if "po_proj.bias" in p:
-        tree["features"]["bias"] = p["po_proj.bias"].reshape(groups, -1)
-    tree["gate"] = linear(p, "se_proj")
-    return tree
+    return mixer(p, "grouped" if groups > 1 else "fused")
 
 
 def attention(p: Tensors, heads: int) -> Tree:

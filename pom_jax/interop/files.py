@@ -1,0 +1,104 @@
+"""Files of tensors: safetensors both ways, torch's to read. Neither package is imported before it is used."""
+
+import importlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from pom_jax.errors import InputError
+from pom_jax.interop.arrays import to_numpy
+
+SAFETENSORS = (".safetensors",)
+TORCH = (".pt", ".pth", ".ckpt", ".bin")
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a file by name, in their own dtype.
+
+    Args:
+        path: .safetensors, or torch's .pt, .pth, .ckpt or .bin, of which nothing but tensors is ever loaded
+            (`weights_only`); of a file that nests them, as Lightning does, those under `state_dict`.
+
+    Raises:
+        InputError: no such file, another ending, a package that is not installed, or contents that are no
+            tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is no file; give a path that ends in {', '.join(SAFETENSORS + TORCH)}")
+    if path.suffix in SAFETENSORS:
+        return _read_safetensors(path)
+    if path.suffix in TORCH:
+        return _read_torch(path)
+    raise InputError(f"{path} ends in {path.suffix!r}, not in one of {', '.join(SAFETENSORS + TORCH)}")
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> None:
+    """Writes a .safetensors file, whole or not at all; torch reads it with `safetensors.torch.load_file`.
+
+    Args:
+        path: ends in .safetensors; its folder is made.
+        tensors: name -> array.
+
+    Raises:
+        InputError: another ending, or safetensors is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in SAFETENSORS:
+        raise InputError(f"{path} ends in {path.suffix!r}, not in .safetensors, the only format written")
+    save = _package("safetensors.numpy", path).save_file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        # The writer takes the memory as it lies, so anything but C order would be written wrong.
+        arrays = {name: np.ascontiguousarray(to_numpy(tensor)) for name, tensor in tensors.items()}
+        save(arrays, part, metadata={"format": "pt"})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def state_dict(loaded: Any) -> dict[str, np.ndarray]:
+    """The tensors of what torch has loaded: the mapping itself, or what it nests under `state_dict`.
+
+    Raises:
+        InputError: there are no named tensors.
+    """
+    while isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"it holds a {type(loaded).__name__}, no mapping of name -> tensor")
+    tensors = {name: to_numpy(value) for name, value in loaded.items() if hasattr(value, "__array__")}
+    if not tensors:
+        raise InputError(f"it holds {', '.join(map(str, loaded)) or 'nothing'}, and no tensor among these")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    package = _package("safetensors", path)
+    try:
+        return _package("safetensors.numpy", path).load_file(path)
+    except package.SafetensorError as error:
+        raise InputError(f"{path} is no file of safetensors: {error}") from error
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    torch = _package("torch", path)
+    try:
+        return state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, InputError) as error:
+        raise InputError(f"{path} is no torch file of tensors alone: {error}") from error
+
+
+def _package(name: str, path: Path) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0]
+        way = "" if package != "torch" else ", or save the tensors as .safetensors where torch is"
+        raise InputError(f"{path} needs the package {package}: pip install {package}{way}") from error
