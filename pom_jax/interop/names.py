@@ -91,4 +91,5 @@ def _where(plain: Mapping[str, str], layers: tuple[str, ...], hint: str) -> str:
         some = ", ".join(list(plain)[:4]) or "none"
         return f"no layer is among the {len(plain)} tensors ({some}, ...): none is called {', '.join(MARKS)}"
     shown = ", ".join(repr(layer) for layer in layers[:8]) + (", ..." if len(layers) > 8 else "")
-    return f"the {len(plain)} tensors hold {len(layers)} layers, at {shown}; {hint}"
+    several = "a layer" if len(layers) == 1 else f"{len(layers)} layers"
+    return f"the {len(plain)} tensors hold {several}, at {shown}; {hint}"
