@@ -105,7 +105,10 @@ def compare_module(case: Case, apply: Callable[[Tensors, Tensors], Tensors]) -> 
             return apply(parameters | some, inputs | other)
 
         value, pull = jax.vjp(outputs, some, other)
-        return value, pull(cotangents) if cotangents else ({}, {})
+        if not cotangents:
+            return value, ({}, {})
+        # The counts of a state have none.
+        return value, pull({k: cotangents.get(k, jnp.zeros_like(v)) for k, v in value.items()})
 
     some, other = {k: parameters[k] for k in trainable}, {k: inputs[k] for k in varied}
     value, (by_parameter, by_input) = run(some, other, cotangents)

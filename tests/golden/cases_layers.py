@@ -1,4 +1,4 @@
-"""Mixers, residual layers, blocks and whole image models, with their gradients."""
+"""Blocks and whole image models, with their gradients; time features; initial values."""
 
 import functools
 from typing import Any
@@ -7,65 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pom_jax import models, nn, ops
-from pom_jax.nn.blocks import ModulatedBlock, PolymorpherLayer
+from pom_jax import models, nn
+from pom_jax.nn.blocks import ModulatedBlock
 from pom_jax.nn.embeddings import TimeEmbedding, time_features, time_frequencies
 from tests.golden import torch_layout
 from tests.golden.case import Case, Check, Findings, LeftOut, Tensors, apply, compare_module, unit_time
 
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
-
-
-def product_mixer(case: Case) -> Findings:
-    """`HoM`, alone or in its residual layer `HoMLayer`."""
-    c = case.meta["constructor"]
-    mixer = functools.partial(
-        nn.PoM, degree=c["order"], expansion=c["order_expand"], use_bias=c.get("bias", True)
-    )
-
-    def layer(p: Tensors, x: Tensors) -> Tensors:
-        if "ffw_expand" not in c:
-            tree = torch_layout.product_mixer(p, c["order"])
-            return {"y": apply(mixer(), tree, x["xq"], x.get("xc"), mask=x.get("mask"))}
-        tree = {
-            "mixer": torch_layout.product_mixer(torch_layout.below(p, "hom."), c["order"]),
-            "feed_forward": {
-                "hidden": torch_layout.linear(p, "ffw.1"),
-                "out": torch_layout.linear(p, "ffw.3"),
-            },
-        }
-        module = PolymorpherLayer(mixer, c["ffw_expand"])
-        return {"y": apply(module, tree, x["xq"], x.get("xc"), mask=x.get("mask"))}
-
-    return compare_module(case, layer)
-
-
-def power_mixer(case: Case) -> Findings:
-    """`PoM` of the second paper."""
-    c = case.meta["constructor"]
-    module = nn.PoM(
-        form="power",
-        degree=c["degree"],
-        expansion=c["expand"],
-        gate_heads=c["n_sel_heads"],
-        groups=c["n_groups"],
-        use_bias=c["bias"],
-    )
-
-    def layer(p: Tensors, x: Tensors) -> Tensors:
-        tree = torch_layout.power_mixer(p, c["n_groups"])
-        return {"y": apply(module, tree, x["xq"], x.get("xc"), mask=x.get("mask"))}
-
-    return compare_module(case, layer)
-
-
-def activation(case: Case) -> Findings:
-    """The clamped leaky ReLU and its slope at the special points."""
-    x = jnp.asarray(case.arrays["in/x"])
-    y = ops.clamped_leaky_relu(x)
-    slope = jax.grad(lambda x: ops.clamped_leaky_relu(x).sum())(x)
-    yield Check("out/y", y, case.arrays["out/y"], case.tolerance("out"))
-    yield Check("grad/in/x", slope, case.arrays["grad/in/x"], case.tolerance("out"))
 
 
 def block(case: Case) -> Findings:

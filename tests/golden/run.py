@@ -18,19 +18,28 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 
-from tests.golden import cases_diffusion, cases_embeddings, cases_layers, cases_training  # noqa: E402
+from tests.golden import (  # noqa: E402
+    cases_diffusion,
+    cases_embeddings,
+    cases_layers,
+    cases_mixers,
+    cases_training,
+)
 from tests.golden.case import Adapter, Check, LeftOut, load  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
 
 # The first pattern that fits a file's name decides; a sentence says why a family is left out.
 ADAPTERS: tuple[tuple[str, Adapter | str], ...] = (
-    ("homm_*", cases_layers.product_mixer),
-    ("pom_activation", cases_layers.activation),
-    ("pom_*_causal", "causal masks are not built yet"),
-    ("pom_state_*", "streaming states are not built yet"),
-    ("pom_*", cases_layers.power_mixer),
-    ("rope*", "rotary positions are not built yet"),
+    ("homm_*", cases_mixers.product_mixer),
+    ("pom_activation", cases_mixers.activation),
+    ("pom_*_causal", cases_mixers.power_mixer),
+    ("pom_state_*", cases_mixers.streamed_mixer),
+    ("pom_*", cases_mixers.power_mixer),
+    ("rope_tables", cases_mixers.rotary_tables),
+    ("rope1d_state_forward", cases_mixers.streamed_mixer),
+    ("rope1d_*", cases_mixers.power_mixer),
+    ("rope2d_*", cases_mixers.power_mixer),
     ("dihblock_*", cases_layers.block),
     ("ditblock", cases_layers.block),
     ("dih_*", cases_layers.image_model),
