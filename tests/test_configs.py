@@ -106,10 +106,10 @@ def test_every_field_has_its_place_in_common() -> None:
 
 @pytest.mark.smoke
 def test_digits_variants_differ_in_their_mixer_only() -> None:
-    default, power, attention = (load("digits", v) for v in (None, "power", "attention"))
-    for other in (power, attention):
+    default, power, *others = (load("digits", v) for v in (None, "power", "attention", "hybrid"))
+    for other in (power, *others):
         changed = {line.split(":")[0] for line in config.differences(default, other)}
-        allowed = {"mixer", "form", "degree", "expansion", "num_heads", "ffn_expansion"}
+        allowed = {"mixer", "form", "degree", "expansion", "window", "ffn_expansion"}
         assert changed <= {"name"} | {f"model.{field}" for field in allowed}
     assert load("digits", "power,quick").model == power.model
     assert load("digits", "power,quick").name == "digits_power_quick"
@@ -117,7 +117,8 @@ def test_digits_variants_differ_in_their_mixer_only() -> None:
 
 def test_digits_variants_have_nearly_the_same_size() -> None:
     sizes = [
-        models.count_parameters(models.build(load("digits", v).model)) for v in ("pom", "power", "attention")
+        models.count_parameters(models.build(load("digits", v).model))
+        for v in ("pom", "power", "attention", "hybrid")
     ]
     assert max(sizes) < 1.05 * min(sizes)
 

@@ -9,6 +9,7 @@ import pytest
 
 from pom_jax import models, nn
 from pom_jax.errors import InputError
+from pom_jax.models.mixers import layer_mixers
 from pom_jax.nn import blocks, embeddings
 
 TINY = {"image_size": 8, "channels": 2, "num_classes": 10, "patch_size": 2, "width": 16, "depth": 2}
@@ -17,6 +18,7 @@ VARIANTS = {
     "product": {},
     "power": {"form": "power", "gate_heads": 4, "groups": 2},
     "attention": {"mixer": "attention", "num_heads": 4},
+    "hybrid": {"mixer": "hybrid", "num_heads": 2, "head_width": 4, "window": 1},
     "registers": REGISTERS,
 }
 LABELS = jnp.array([0, 7, 10])
@@ -106,7 +108,7 @@ def test_output_is_exactly_zero_at_the_start(variant):
     params, y = start(jax.random.key(0, impl="rbg"))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     np.testing.assert_array_equal(y, np.zeros((3, 8, 8, 2)))
-    block = blocks.ModulatedBlock(model._mixer())
+    block = blocks.ModulatedBlock(layer_mixers(model, (1, 5))[0])
     x = jnp.ones((2, 5, 16))
     np.testing.assert_array_equal(apply(block, first_block(params), x, jnp.ones((2, 1, 16))), x)
 
@@ -289,6 +291,15 @@ def test_learned_positions_follow_the_shape_not_the_count():
         ({"form": "power", "gate_heads": 5}, "gate_heads"),
         ({"form": "power", "groups": 3}, "groups=3"),
         ({"groups": 2}, "power"),
+        ({"mixer": "hybrid", "groups": 2}, "power"),
+        ({"mixer": "hybrid", "num_heads": 3}, "num_heads=3"),
+        ({"attention_every": 2, "num_heads": 3}, "num_heads=3"),
+        ({"attention_every": 1}, "attention_every=1 .* model.mixer='attention'"),
+        ({"attention_every": 3}, "depth=2 .*attention_every=3"),
+        ({"attention_every": -1}, "attention_every=-1 must be at least 0"),
+        ({"attention_every": 2, "mixer": "attention", "num_heads": 4}, "attention_every=2 with .*attention"),
+        ({"window": 2}, "window=2 .* no layer has any"),
+        ({"head_width": 4}, "head_width=4 .* no layer has any"),
     ],
 )
 def test_configurations_that_cannot_be_are_refused(change, words):

@@ -30,6 +30,8 @@ KINDS = [
     ("DiT-S/8", {}),
     ("DiPoM-S/2", {"form": "power", "gate_heads": 4}),
     ("DiPoM-S/2", {"form": "power", "groups": 2}),
+    ("DiPoM-S/2", {"mixer": "hybrid", "window": 2, "form": "power", "gate_heads": 4}),
+    ("DiPoM-S/2", {"attention_every": 3, "window": 2}),
 ]
 
 

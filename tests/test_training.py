@@ -161,7 +161,14 @@ def test_heldout_loss_ignores_padding_and_repeats_itself(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"form": "power", "expansion": 2}, {"mixer": "attention", "num_heads": 2}]
+    "changes",
+    [
+        {},
+        {"form": "power", "expansion": 2},
+        {"mixer": "attention", "num_heads": 2},
+        {"mixer": "hybrid", "num_heads": 2, "head_width": 32, "attention_every": 2},
+        {"attention_every": 2, "num_heads": 2, "window": 2, "registers": 3},
+    ],
 )
 def test_flops_are_those_that_the_compiler_counts(changes: dict) -> None:
     fields = models.preset("DiPoM-S/2") | {"image_size": 16, "channels": 4, "num_classes": 3, "scan": False}

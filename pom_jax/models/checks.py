@@ -4,20 +4,21 @@ import dataclasses
 from typing import Any
 
 from pom_jax.errors import InputError, choose
+from pom_jax.models.mixers import MIXERS
 from pom_jax.nn.blocks import REMAT
 from pom_jax.nn.embeddings import POSITIONS
 from pom_jax.nn.pom import FORMS
 
 # The words a field of a model can be.
 CHOICES = {
-    "mixer": ("pom", "attention"),
+    "mixer": MIXERS,
     "form": FORMS,
     "positions": (*POSITIONS, "learned"),
     "remat": REMAT,
 }
 
 # Smallest values of number fields; 1 where a field is not listed.
-LEAST = {"registers": 0, "clamp": 0.0, "gate_heads": 0}
+LEAST = {"registers": 0, "clamp": 0.0, "gate_heads": 0, "attention_every": 0, "window": 0, "head_width": 0}
 
 
 def own_fields(model: Any) -> dict[str, dataclasses.Field]:
@@ -43,18 +44,20 @@ def _check_value(key: str, value: Any, kind: Any) -> None:
 
 
 def _check_sizes(m: Any) -> None:
+    _check_layers(m)
     expanded = m.expansion * m.width
     heads = max(m.gate_heads, 1)
+    has_pom = m.mixer != "attention"
     rules = [(m.image_size % m.patch_size, "image_size", m.image_size, "patch_size", m.patch_size)]
-    if m.mixer == "attention":
+    if (m.mixer != "pom" or m.attention_every) and not m.head_width:
         rules.append((m.width % m.num_heads, "width", m.width, "num_heads", m.num_heads))
-    elif m.form == "power":
+    if has_pom and m.form == "power":
         rules.append((m.width % m.groups, "width", m.width, "groups", m.groups))
         rules.append((expanded % heads, "expansion * width", expanded, "gate_heads", heads))
     for remainder, whole, a, part, b in rules:
         if remainder:
             raise InputError(f"model.{whole}={a} is not a multiple of model.{part}={b}: change one of them")
-    if m.mixer == "pom" and m.form == "product" and (heads > 1 or m.groups > 1):
+    if has_pom and m.form == "product" and (heads > 1 or m.groups > 1):
         raise InputError(
             f"model.gate_heads={m.gate_heads} and model.groups={m.groups} belong to the power form: "
             "set both to 1 or model.form='power'"
@@ -63,3 +66,24 @@ def _check_sizes(m: Any) -> None:
         raise InputError(f"model.width={m.width} must be a multiple of 4 for positions={m.positions!r}")
     if m.width % 2:
         raise InputError(f"model.width={m.width} must be even: time features come in pairs")
+
+
+def _check_layers(m: Any) -> None:
+    every = m.attention_every
+    if every and m.mixer == "attention":
+        raise InputError(
+            f"model.attention_every={every} with model.mixer='attention', where every layer is: set it to 0, "
+            "or model.mixer to what the other layers are"
+        )
+    if every == 1:
+        raise InputError("model.attention_every=1 makes every layer attention: say model.mixer='attention'")
+    if every and m.depth % every:
+        raise InputError(
+            f"model.depth={m.depth} is not a multiple of model.attention_every={every}: change one of them"
+        )
+    for name in ("window", "head_width"):
+        if getattr(m, name) and m.mixer == "pom" and not every:
+            raise InputError(
+                f"model.{name}={getattr(m, name)} is of attention, and no layer has any: set "
+                "model.attention_every, or model.mixer to 'hybrid' or 'attention'"
+            )

@@ -1,6 +1,6 @@
 """Class-conditional diffusion transformer over images: DiPoM, and DiT when the mixer is attention."""
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError
 from pom_jax.models.checks import check_fields
-from pom_jax.nn.attention import MultiHeadAttention
-from pom_jax.nn.blocks import ModulatedBlock, modulate, modulation, stack
+from pom_jax.models.mixers import layer_mixers
+from pom_jax.nn.blocks import ModulatedBlock, Period, modulate, modulation, stack
 from pom_jax.nn.dense import Dense
 from pom_jax.nn.embeddings import (
     POSITIONS,
@@ -21,7 +21,6 @@ from pom_jax.nn.embeddings import (
     resize_positions,
     unpatchify,
 )
-from pom_jax.nn.pom import PoM
 
 
 class DiPoM(nn.Module):
@@ -37,9 +36,12 @@ class DiPoM(nn.Module):
         patch_size: side of a patch.
         width: D, channels of a token.
         depth: L, number of blocks.
-        mixer: "pom" or "attention".
-        form, degree, expansion, gate_heads, groups: of the mixer, see `nn.PoM`.
-        num_heads: of attention.
+        mixer: of a layer, "pom", "attention", or "hybrid", which is both side by side, see `nn.Hybrid`.
+        form, degree, expansion, gate_heads, groups: of PoM, see `nn.PoM`.
+        attention_every: k makes every k-th layer attention instead (layer i where k divides i + 1); 0 none.
+        num_heads, head_width: of attention; heads of width 0 share the width D.
+        window: radius of attention's windows on the grid of patches; registers see and are seen by all. 0
+            for attention to all tokens.
         ffn_expansion: hidden width of the feed-forward networks as a multiple of the width.
         registers: learned tokens put before the patches and dropped at the end.
         positions: "sincos" (official v1), "sincos_phase" (its later branches), "dit" (MAE and DiT), or
@@ -64,7 +66,10 @@ class DiPoM(nn.Module):
     expansion: int = 2
     gate_heads: int = 1
     groups: int = 1
+    attention_every: int = 0
     num_heads: int = 1
+    head_width: int = 0
+    window: int = 0
     ffn_expansion: int = 4
     registers: int = 0
     positions: str = "sincos"
@@ -99,10 +104,9 @@ class DiPoM(nn.Module):
         condition = TimeEmbedding(self.width, self.n_timesteps, name="time_embedding")(t)
         condition += ClassEmbedding(self.num_classes, self.width, name="class_embedding")(labels)
         tokens, condition = self._place(tokens, condition[:, None], rows, columns)
-        block = ModulatedBlock(
-            self._mixer(), self.ffn_expansion, clamp=self.clamp, dtype=self.dtype, name="blocks"
+        tokens = stack(
+            self._block(rows, columns), self.depth, tokens, condition, scan=self.scan, remat=self.remat
         )
-        tokens = stack(block, self.depth, tokens, condition, scan=self.scan, remat=self.remat)
         scale, shift = modulation(condition, 2, self.dtype)
         tokens = modulate(tokens, scale, shift, self.dtype)[:, self.registers :]
         features = self.patch_size**2 * self.channels
@@ -135,18 +139,18 @@ class DiPoM(nn.Module):
             tokens = jnp.concatenate([first, tokens], axis=1)
         return tokens, condition
 
-    def _mixer(self) -> functools.partial[nn.Module]:
-        if self.mixer == "attention":
-            return functools.partial(MultiHeadAttention, self.num_heads, dtype=self.dtype)
-        return functools.partial(
-            PoM,
-            form=self.form,
-            degree=self.degree,
-            expansion=self.expansion,
-            gate_heads=self.gate_heads,
-            groups=self.groups,
-            dtype=self.dtype,
-        )
+    def _block(self, rows: int, columns: int) -> nn.Module:
+        """What the stack repeats, `blocks`: a block, or a period of unlike ones."""
+        mixers = layer_mixers(self, (rows, columns))
+        sizes: dict[str, Any] = {
+            "ffn_expansion": self.ffn_expansion,
+            "clamp": self.clamp,
+            "dtype": self.dtype,
+        }
+        if len(mixers) == 1:
+            return ModulatedBlock(mixers[0], **sizes, name="blocks")
+        layers = [ModulatedBlock(mixer, **sizes, parent=None) for mixer in mixers]
+        return Period(tuple(layers), name="blocks")
 
     def _check_inputs(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> None:
         if x.ndim != 4 or x.shape[-1] != self.channels:

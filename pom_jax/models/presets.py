@@ -19,6 +19,9 @@ _POM = {
     "expansion": 2,
     "gate_heads": 1,
     "groups": 1,
+    "attention_every": 0,
+    "window": 0,
+    "head_width": 0,
 }
 _PLAIN = {"registers": 0, "positions": "sincos", "clamp": 0.0}
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from pom_jax.ops.windows import window_pairs
+
 # Dense peak of one device in FLOP/s by its `device_kind`: (bfloat16, float32), from the makers' data sheets.
 # XLA runs float32 products at the TF32 rate on GPUs and at the bfloat16 rate on TPUs by default.
 PEAKS: Mapping[str, tuple[float, float]] = {
@@ -33,26 +35,37 @@ def forward_flops(model: Mapping[str, Any]) -> int:
         model: fields of `config.model`.
     """
     width, depth = model["width"], model["depth"]
-    tokens = (model["image_size"] // model["patch_size"]) ** 2 + model["registers"]
+    side = model["image_size"] // model["patch_size"]
+    tokens = side**2 + model["registers"]
     conditions = tokens if model["positions"] == "learned" else 1
     patch = model["patch_size"] ** 2 * model["channels"]
-    block = tokens * (_mixer_products(model, tokens) + 2 * model["ffn_expansion"] * width**2)
-    block += conditions * 6 * width**2
+    block = tokens * 2 * model["ffn_expansion"] * width**2 + conditions * 6 * width**2
+    pom, attention = tokens * _pom_products(model), _attention_products(model, side, tokens)
+    usual = {"pom": pom, "attention": attention, "hybrid": pom + attention}[model["mixer"]]
+    every = model["attention_every"]
+    attention_layers = depth // every if every else 0
+    layers = depth * block + attention_layers * attention + (depth - attention_layers) * usual
     embeddings = tokens * patch * width + 2 * 4 * width**2
     head = tokens * width * patch + conditions * 2 * width**2
-    return 2 * (depth * block + embeddings + head)
+    return 2 * (layers + embeddings + head)
 
 
-def _mixer_products(model: Mapping[str, Any], tokens: int) -> int:
+def _pom_products(model: Mapping[str, Any]) -> int:
     """Multiply-adds of one mixer per token."""
     width = model["width"]
-    if model["mixer"] == "attention":
-        return 4 * width**2 + 2 * tokens * width
     expanded = model["expansion"] * width
     if model["form"] == "product":
         return 3 * model["degree"] * expanded * width
     gates = model["gate_heads"] if model["gate_heads"] > 1 else expanded
     return expanded * width // model["groups"] + gates * width + expanded * width
+
+
+def _attention_products(model: Mapping[str, Any], side: int, tokens: int) -> int:
+    """Multiply-adds of attention for one image: projections, and the pairs in its windows, exactly."""
+    window, width = model["window"], model["width"]
+    inner = model["num_heads"] * model["head_width"] or width
+    pairs = window_pairs((side, side), window, model["registers"]) if window else tokens**2
+    return 4 * tokens * width * inner + 2 * pairs * inner
 
 
 def step_flops(model: Mapping[str, Any], batch_size: int) -> int:

@@ -20,19 +20,24 @@ MESH_AXES: Mapping[str, str | None] = {
     "layers": None,  # every device runs every layer
 }
 
+# Blocks alike lie under `blocks`, those of a period under `layer_0`, ... of it, the halves of a hybrid mixer
+# under `pom` and `attention` of that.
+_BLOCK = r"blocks/(layer_\d+/)?"
+_MIXER = rf"{_BLOCK}mixer/((pom|attention)/)?"
+
 # Parameter -> logical axes, from the first match of the whole path below `params`. `...` stands for any
 # number of whole axes. Parameters under `blocks` have the layers in front, which the table leaves out.
 PARAMETER_AXES: tuple[tuple[str, tuple[str | EllipsisType | None, ...]], ...] = (
     (r".*/bias", (...,)),
-    (r"blocks/mixer/coefficients", (...,)),
+    (rf"{_MIXER}coefficients", (...,)),
     (r"patch_embedding/kernel|class_embedding/table", (None, "embed")),
     (r"(time_embedding/\w+|out)/kernel", ("embed", ...)),
-    (r"(blocks/)?modulation/kernel", ("embed", ...)),
+    (rf"({_BLOCK})?modulation/kernel", ("embed", ...)),
     # Grouped kernels lie as [G, D/G, E/G]: there it is the groups that are cut.
-    (r"blocks/mixer/(features|gate|query|key|value)/kernel", ("embed", ...)),
-    (r"blocks/mixer/out/kernel", (..., "embed")),
-    (r"blocks/feed_forward/hidden/kernel", ("embed", None)),
-    (r"blocks/feed_forward/out/kernel", (None, "embed")),
+    (rf"{_MIXER}(features|gate|query|key|value)/kernel", ("embed", ...)),
+    (rf"{_MIXER}out/kernel", (..., "embed")),
+    (rf"{_BLOCK}feed_forward/hidden/kernel", ("embed", None)),
+    (rf"{_BLOCK}feed_forward/out/kernel", (None, "embed")),
     (r"(condition_)?(registers|positions)", (..., "embed")),
 )
 

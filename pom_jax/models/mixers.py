@@ -1,0 +1,49 @@
+"""Which mixer each layer of a network has, from the fields that all models share."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from flax import linen as nn
+
+from pom_jax.nn.attention import LocalAttention, MultiHeadAttention
+from pom_jax.nn.hybrid import Hybrid
+from pom_jax.nn.pom import PoM
+
+MIXERS = ("pom", "attention", "hybrid")
+
+Mixer = functools.partial[nn.Module]
+
+
+def layer_mixers(model: Any, grid: Sequence[int]) -> list[Mixer]:
+    """Makers of the mixers of one period of layers, each called with `name`.
+
+    A period is one layer, or `attention_every` of them, of which the last is attention: layer i is attention
+    where i + 1 is a multiple of it.
+
+    Args:
+        model: with the fields of the mixers, see `DiPoM`, checked before.
+        grid: sizes of the grid that the tokens lie on, after the model's `registers`.
+    """
+    attention = _attention(model, grid)
+    pom = functools.partial(
+        PoM,
+        form=model.form,
+        degree=model.degree,
+        expansion=model.expansion,
+        gate_heads=model.gate_heads,
+        groups=model.groups,
+        dtype=model.dtype,
+    )
+    kinds = {"pom": pom, "attention": attention, "hybrid": functools.partial(Hybrid, pom, attention)}
+    usual = kinds[model.mixer]
+    return [*[usual] * (model.attention_every - 1), attention] if model.attention_every else [usual]
+
+
+def _attention(model: Any, grid: Sequence[int]) -> Mixer:
+    heads = {"num_heads": model.num_heads, "head_width": model.head_width, "dtype": model.dtype}
+    if not model.window:
+        return functools.partial(MultiHeadAttention, **heads)
+    return functools.partial(
+        LocalAttention, grid=tuple(grid), radius=model.window, global_tokens=model.registers, **heads
+    )
