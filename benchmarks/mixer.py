@@ -1,72 +1,205 @@
-"""One mixing layer, forward and backward, over sequence lengths: PoM in both forms against attention.
+"""One mixing layer over sequence lengths: PoM's two twins, causal and by frames, beside attention.
 
-    python -m benchmarks.mixer [--tokens 256 1024 4096] [--width=384] [--batch=2]
+    python -m benchmarks.mixer [--tokens 256 1024 4096 16384 65536] [--widths 384 1152] [--batch=1]
 
-The layers of a length take turns. Attention stops at --max-attention tokens, for its memory grows with their
-square: 2.5 GB at 4,096. Needs 4 GiB of memory and two minutes on two CPU cores.
+Forward, and forward with backward, of all forms in turns in one run, beside the time of the product form's
+matrix products alone: three forward, nine in all, recomputation not counted. A form whose arrays exceed the
+memory is printed as "does not fit". Makes a table, a JSON file and a plot. On two CPU cores the default takes
+about a quarter of an hour; --tokens 256 1024 4096 takes two minutes.
 """
 
 import argparse
+import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks import matmuls, report
+from benchmarks import report
 from pom_jax.host_memory import keep_freed_memory
 from pom_jax.nn import MultiHeadAttention, PoM
 
+# Tokens of a frame in the form that mixes by frames.
+FRAME = 256
+PRODUCTS = "products alone"
+LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "naive": (PoM(method="naive"), {}),
+    "lean": (PoM(method="lean"), {}),
+    "lean, by frames": (PoM(method="lean"), {"frames": FRAME}),
+    "lean, causal": (PoM(method="lean"), {"causal": True}),
+    "attention": (None, {}),
+}
+DIRECTIONS = ("forward", "forward + backward")
 
-def step(layer: Any, x: jax.Array) -> tuple[Any, tuple[Any, jax.Array]]:
-    """The jitted value and gradients of one layer, and its arguments."""
-    params = layer.init(jax.random.key(0), x)
-    return jax.jit(jax.value_and_grad(lambda p, x: jnp.square(layer.apply(p, x)).mean(), (0, 1))), (params, x)
+
+def calls_of(
+    name: str, heads: int, x: jax.Array, memory: float
+) -> dict[str, tuple[Callable[[], object] | None, float]]:
+    """The call in each direction, None where it needs more than `memory` bytes, and its temporaries in MB."""
+    layer, options = LAYERS[name]
+    layer = MultiHeadAttention(heads) if layer is None else layer
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    scale = 1 / x.shape[-1] ** 0.5
+    params = jax.tree.map(lambda s: scale * jax.random.normal(jax.random.key(s.size), s.shape), shapes)
+
+    def forward(params: Any, x: jax.Array) -> Any:
+        return layer.apply(params, x, **options)
+
+    def both(params: Any, x: jax.Array) -> Any:
+        y, pull = jax.vjp(forward, params, x)
+        return y, pull(x)
+
+    calls: dict[str, tuple[Callable[[], object] | None, float]] = {}
+    for direction, function in zip(DIRECTIONS, (forward, both), strict=True):
+        compiled: Any = jax.jit(function).lower(params, x).compile()
+        needed = compiled.memory_analysis()
+        temporaries = needed.temp_size_in_bytes
+        fits = temporaries + needed.output_size_in_bytes + needed.argument_size_in_bytes < memory
+        calls[direction] = functools.partial(compiled, params, x) if fits else None, temporaries / 1e6
+    return calls
 
 
-def measure(layers: dict[str, Any], x: jax.Array, rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds, the seconds of its matrix products alone and megabytes of temporaries of each layer."""
-    steps = {name: step(layer, x) for name, layer in layers.items()}
-    compiled: dict[str, Any] = {name: f.lower(*args).compile() for name, (f, args) in steps.items()}
-    calls = {name: lambda c=compiled[name], a=args: c(*a) for name, (_, args) in steps.items()}
-    times = report.in_turns(calls, rounds)
-    floors = {
-        name: matmuls.floor_seconds(matmuls.products(jax.make_jaxpr(f)(*args).jaxpr), rounds)
-        for name, (f, args) in steps.items()
+def products_of(
+    width: int, rows: int, degree: int = 2, expansion: int = 2
+) -> dict[str, Callable[[], object]]:
+    """The matrix products of the product form: [N, D] x [D, F], [N, F] x [F, D] and those of the weights."""
+    inner = degree * expansion * width
+    key = jax.random.key(2)
+
+    def product(left: tuple[int, int], right: tuple[int, int]) -> Callable[[], jax.Array]:
+        a, b = jax.random.normal(key, left), jax.random.normal(key, right)
+        return functools.partial(jax.jit(jnp.matmul), a, b)
+
+    into, out = product((rows, width), (width, inner)), product((rows, inner), (inner, width))
+    of_weights = product((width, rows), (rows, inner)), product((inner, rows), (rows, width))
+    return {"into": into, "out": out, "weights in": of_weights[0], "weights out": of_weights[1]}
+
+
+def floor_of(times: dict[str, float]) -> dict[str, float]:
+    """Seconds of the products alone in each direction."""
+    forward = 2 * times["into"] + times["out"]
+    backward = times["into"] + 2 * times["out"] + 2 * times["weights in"] + times["weights out"]
+    return {DIRECTIONS[0]: forward, DIRECTIONS[1]: forward + backward}
+
+
+def measure(width: int, tokens: int, heads: int, batch: int, memory: float, most: float) -> dict[str, Any]:
+    """Seconds and megabytes of temporaries of each form and direction, and of the products alone.
+
+    Every direction is repeated for about `most` seconds, at most nine times.
+    """
+    x = jax.random.normal(jax.random.key(1), (batch, tokens, width))
+    forms = {
+        name: calls_of(name, heads, x, memory)
+        for name in LAYERS
+        if "frames" not in LAYERS[name][1] or tokens % FRAME == 0
     }
-    return {
-        name: {
-            "seconds": times[name],
-            "floor_s": floors[name],
-            "temporaries_mb": compiled[name].memory_analysis().temp_size_in_bytes / 1e6,
+    figures: dict[str, Any] = {}
+    products = products_of(width, batch * tokens)
+    for direction in DIRECTIONS:
+        calls = {name: call for name, found in forms.items() if (call := found[direction][0]) is not None}
+        times = {name: report.seconds(call) for name, call in (calls | products).items()}
+        rounds = int(min(most / sum(times.values()), 9))
+        # One call that takes most of a minute is its own warm-up.
+        if rounds > 1:
+            times = report.in_turns(calls | products, rounds)
+        figures[direction] = {
+            name: {"seconds": times.get(name), "temporaries_mb": found[direction][1]}
+            for name, found in forms.items()
         }
-        for name in layers
-    }
+        floor = floor_of(times)[direction]
+        figures[direction][PRODUCTS] = {"seconds": floor, "temporaries_mb": 0.0}
+    return figures
+
+
+def rows_of(width: int, tokens: int, figures: dict[str, Any]) -> list[list[object]]:
+    """The table's rows: milliseconds, times the products alone, megabytes."""
+    rows: list[list[object]] = []
+    for name in (PRODUCTS, *LAYERS):
+        row: list[object] = [width, tokens, name]
+        for direction in DIRECTIONS:
+            found = figures[direction].get(name)
+            if found is None:
+                row += ["-", "-"]
+            elif found["seconds"] is None:
+                row += ["does not fit", "-"]
+            else:
+                floor = figures[direction][PRODUCTS]["seconds"]
+                row += [1e3 * found["seconds"], f"{found['seconds'] / floor:.2f}"]
+        found = figures[DIRECTIONS[1]].get(name)
+        rows.append([*row, "-" if found is None or name == PRODUCTS else f"{found['temporaries_mb']:,.0f}"])
+    return rows
+
+
+def plot(path: Path, figures: dict[str, dict[str, Any]]) -> None:
+    """Time and temporaries of forward + backward over the tokens, a column for each width."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    axes = plt.subplots(2, len(figures), figsize=(5 * len(figures), 7), squeeze=False, layout="constrained")[
+        1
+    ]
+    for column, (width, by_tokens) in enumerate(figures.items()):
+        for row, (field, label) in enumerate((("seconds", "s"), ("temporaries_mb", "temporaries, MB"))):
+            axis = axes[row][column]
+            for name in (PRODUCTS, *LAYERS):
+                if name == PRODUCTS and row:
+                    continue
+                points = [
+                    (int(tokens), found[DIRECTIONS[1]][name][field])
+                    for tokens, found in by_tokens.items()
+                    if name in found[DIRECTIONS[1]]
+                ]
+                points = [point for point in points if point[1] is not None]
+                style = {"linestyle": "--", "color": "grey"} if name == PRODUCTS else {"marker": "o"}
+                axis.plot(*zip(*points, strict=True), label=name, **style)
+            axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
+            axis.set_title(f"forward + backward, width {width}" if not row else "")
+            axis.set_xticks([int(t) for t in by_tokens], [f"{int(t):,}" for t in by_tokens])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    plt.savefig(path, dpi=120)
 
 
 def main() -> None:
     """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096], help="sequence lengths")
-    parser.add_argument("--width", type=int, default=384, help="D")
-    parser.add_argument("--batch", type=int, default=2, help="B")
-    parser.add_argument("--heads", type=int, default=6, help="attention heads")
-    parser.add_argument("--max-attention", type=int, default=4096, help="longest sequence given to attention")
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each layer")
+    tokens = [256, 1024, 4096, 16384, 65536]
+    parser.add_argument("--tokens", type=int, nargs="+", default=tokens, help="sequence lengths")
+    parser.add_argument("--widths", type=int, nargs="+", default=[384, 1152], help="D")
+    parser.add_argument("--batch", type=int, default=1, help="B")
+    parser.add_argument("--head-width", type=int, default=64, help="channels of an attention head")
+    parser.add_argument("--memory", type=float, default=16, help="GB that a form may need")
+    parser.add_argument("--seconds", type=float, default=20, help="time spent on each length and direction")
     arguments = parser.parse_args()
 
     keep_freed_memory()
     rows: list[list[object]] = []
-    figures: dict[str, dict[str, dict[str, float]]] = {}
-    for tokens in arguments.tokens:
-        layers: dict[str, Any] = {"PoM product": PoM(), "PoM power": PoM(form="power")}
-        if tokens <= arguments.max_attention:
-            layers["attention"] = MultiHeadAttention(arguments.heads)
-        x = jax.random.normal(jax.random.key(1), (arguments.batch, tokens, arguments.width))
-        figures[str(tokens)] = measured = measure(layers, x, arguments.rounds)
-        for name, m in measured.items():
-            rows.append([tokens, name, 1e3 * m["seconds"], m["seconds"] / m["floor_s"], m["temporaries_mb"]])
-    header = ["tokens", "mixer", "forward + backward, ms", "x its products alone", "temporaries, MB"]
+    figures: dict[str, dict[str, Any]] = {}
+    for width in arguments.widths:
+        figures[str(width)] = {}
+        for tokens in arguments.tokens:
+            print(f"width {width}, {tokens} tokens ...", flush=True)
+            found = measure(
+                width,
+                tokens,
+                width // arguments.head_width,
+                arguments.batch,
+                1e9 * arguments.memory,
+                arguments.seconds,
+            )
+            figures[str(width)][str(tokens)] = found
+            rows += rows_of(width, tokens, found)
+    header = ["width", "tokens", "form", "forward, ms", "x products"]
+    header += ["forward + backward, ms", "x products", "temporaries, MB"]
+    path = report.RESULTS / "mixer.png"
+    plot(path, figures)
     report.write("mixer", report.table(header, rows), {**vars(arguments), "figures": figures})
+    print(f"plot: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
 if __name__ == "__main__":

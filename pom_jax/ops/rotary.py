@@ -1,6 +1,7 @@
 """Rotary positions of features and gates, on one, two or three axes (v2, official `PoMRoPE`)."""
 
 import dataclasses
+from numbers import Real
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ class Rotary:
 
     def check(self, channels: int, heads: int) -> None:
         """Raises an InputError unless E channels, and `heads` gates if more than one, divide in pairs."""
-        if self.axes not in (1, 2, 3) or not self.base > 0:
+        if self.axes not in (1, 2, 3) or not isinstance(self.base, Real) or not self.base > 0:
             raise InputError(f"Rotary(axes={self.axes}, base={self.base}): axes is 1, 2 or 3, base above 0")
         if channels % (2 * self.axes):
             raise InputError(
@@ -61,10 +62,13 @@ class Rotary:
             stride = channels // heads if self.axes > 1 else channels // heads // 2
             frequencies = frequencies[::stride][: heads // (2 * self.axes)]
         angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies
-        # Each axis has its part, and both halves of a part the same angles.
-        angles = jnp.concatenate([angles, angles], axis=-1)
-        angles = angles.reshape(*angles.shape[:-2], angles.shape[-2] * angles.shape[-1])
-        return jnp.cos(angles), jnp.sin(angles)
+
+        def spread(table: Array) -> Array:
+            # Each axis has its part, and both halves of a part the same angles.
+            table = jnp.concatenate([table, table], axis=-1)
+            return table.reshape(*table.shape[:-2], table.shape[-2] * table.shape[-1])
+
+        return spread(jnp.cos(angles)), spread(jnp.sin(angles))
 
     def rotate(self, x: Array, tables: tuple[Array, Array]) -> Array:
         """Turns the last axis of x [..., E] by tables [..., E] that broadcast against it."""

@@ -4,10 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 # Rows that are expanded at a time. A CPU's caches hold no more; accelerators need more to be busy.
-CPU_ROWS, ACCELERATOR_ROWS = 1024, 16384
+CPU_ROWS, ACCELERATOR_ROWS = 512, 16384
 # Each run leaves a partial sum: runs of fewer tokens would keep more of these than they save of features.
 LEAST_TOKENS = 32
 
@@ -39,6 +39,11 @@ class Runs:
         return -(-self.tokens // self.run_tokens)
 
     @property
+    def count(self) -> int:
+        """n."""
+        return self.groups * self.parts
+
+    @property
     def padded(self) -> bool:
         """Whether the last run holds places without a token."""
         return self.tokens % self.run_tokens > 0 or self.frames % self.run_frames > 0
@@ -53,7 +58,7 @@ class Runs:
         x = x.reshape(batch, self.groups, self.run_frames, self.parts, self.run_tokens, *rest)
         # Parts of a frame are runs of their own only where a run holds one frame: then q = 1.
         x = jnp.moveaxis(x, (1, 3), (0, 1))
-        return x.reshape(self.groups * self.parts, batch, self.run_frames, self.run_tokens, *rest)
+        return x.reshape(self.count, batch, self.run_frames, self.run_tokens, *rest)
 
     def join(self, x: Array) -> Array:
         """[n, B, q, c, ...] -> [B, T, L, ...]."""
@@ -63,19 +68,34 @@ class Runs:
         x = x.reshape(batch, self.groups * self.run_frames, self.parts * self.run_tokens, *rest)
         return x[:, : self.frames, : self.tokens] if self.padded else x
 
-    def spread(self, x: Array) -> Array:
-        """What belongs to a frame, [B, T, ...], to the runs that hold it: [n, B, q, ...]."""
+    def group(self, x: Array) -> Array:
+        """What belongs to a frame, [B, T, ...] -> [groups, B, q, ...], padded with zeros."""
         pad = -self.frames % self.run_frames
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2)) if pad else x
-        x = jnp.moveaxis(x.reshape(x.shape[0], self.groups, self.run_frames, *x.shape[2:]), 1, 0)
-        return x if self.parts == 1 else jnp.repeat(x, self.parts, axis=0)
+        return jnp.moveaxis(x.reshape(x.shape[0], self.groups, self.run_frames, *x.shape[2:]), 1, 0)
+
+    def of_run(self, groups: Array, run: Array) -> Array:
+        """What belongs to the frames of a run: [groups, B, q, ...] and its number -> [B, q, ...]."""
+        return pick(groups, run // self.parts)
 
     def total(self, x: Array) -> Array:
-        """The transpose of `spread`: sums of runs [n, B, q, ...] to sums of frames [B, T, ...]."""
+        """Sums of runs [n, B, q, ...] to sums of frames [B, T, ...]."""
         if self.parts > 1:
             x = x.reshape(self.groups, self.parts, *x.shape[1:]).sum(1)
         x = jnp.moveaxis(x, 0, 1)
         return x.reshape(x.shape[0], self.groups * self.run_frames, *x.shape[3:])[:, : self.frames]
+
+
+def pick(x: Array, index: Array) -> Array:
+    """x[index] of a long array of small ones, for use in a loop.
+
+    On CPU a plain slice would end up within the elementwise work that uses it, which is then not vectorised
+    and takes seven times as long; a sum stays apart.
+    """
+    if len(x) == 1:
+        return x[0]
+    rows = lax.dynamic_slice_in_dim(jnp.pad(x, [(0, 1)] + [(0, 0)] * (x.ndim - 1)), index, 2)
+    return jnp.where(jnp.arange(2).reshape(2, *(1,) * (x.ndim - 1)) == 0, rows, 0).sum(0)
 
 
 def plan_runs(batch: int, frames: int, tokens: int) -> Runs:
@@ -91,7 +111,12 @@ def plan_runs(batch: int, frames: int, tokens: int) -> Runs:
     if not tokens or not frames:
         return Runs(frames, tokens, max(frames, 1), max(tokens, 1))
     if tokens > most:
-        parts = -(-tokens // most)
-        return Runs(frames, tokens, 1, -(-tokens // parts))
-    groups = -(-frames // max(most // tokens, 1))
-    return Runs(frames, tokens, -(-frames // groups), tokens)
+        return Runs(frames, tokens, 1, _part(tokens, most))
+    return Runs(frames, tokens, _part(frames, most // tokens), tokens)
+
+
+def _part(total: int, most: int) -> int:
+    """The size, at most `most`, of equal parts of a total; padded only if equal ones were less than half."""
+    least = -(-total // most)
+    parts = next((n for n in range(least, min(2 * least, total) + 1) if total % n == 0), least)
+    return -(-total // parts)

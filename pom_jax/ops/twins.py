@@ -26,7 +26,7 @@ from pom_jax.ops.recipe import (
     gather,
     read,
 )
-from pom_jax.ops.runs import Runs, plan_runs
+from pom_jax.ops.runs import Runs, pick, plan_runs
 from pom_jax.ops.states import State, state_mean
 
 Means = tuple[Array, ...]
@@ -168,15 +168,16 @@ def _lean_sums_forward(recipe: Recipe, runs: Runs, *arguments: Any) -> tuple[Arr
 
 def _lean_sums_backward(recipe: Recipe, runs: Runs, kept: Any, slope: Array) -> Any:
     weights, x, token_weights, positions = kept
+    slopes = runs.group(slope)
 
     def step(total: Any, run: Any) -> tuple[Any, Any]:
-        x, token_weights, positions, slope = run
+        number, x, token_weights, positions = run
         _, pull = jax.vjp(lambda w, x, t: _sums(recipe, w, x, t, positions), weights, x, token_weights)
-        by_weights, *by_tokens = pull(slope)
+        by_weights, *by_tokens = pull(runs.of_run(slopes, number))
         return _add(total, by_weights), by_tokens
 
     cut = jax.tree.map(runs.cut, (x, token_weights, positions))
-    by_weights, by_tokens = lax.scan(step, _in_float32(weights), (*cut, runs.spread(slope)))
+    by_weights, by_tokens = lax.scan(step, _in_float32(weights), (jnp.arange(runs.count), *cut))
     return _like(by_weights, weights), *jax.tree.map(runs.join, by_tokens), _none(positions)
 
 
@@ -193,22 +194,26 @@ def _lean_read(
 def _lean_read_forward(
     recipe: Recipe, runs: Runs, weights: ReadWeights, x: Array, means: Means, positions: Array | None
 ) -> tuple[Array, Any]:
+    grouped = [runs.group(mean[:, :, None]) for mean in means]
+
     def step(_: None, run: Any) -> tuple[None, tuple[Array, list[Array]]]:
-        x, positions, means = run
+        number, x, positions = run
         z = gate_projections(weights, x)
+        means = [runs.of_run(mean, number) for mean in grouped]
         return None, (read(recipe, weights, z, means, positions), z)
 
     cut = jax.tree.map(runs.cut, (x, positions))
-    spread = [runs.spread(mean)[:, :, :, None] for mean in means]
-    _, (y, z) = lax.scan(step, None, (*cut, spread))
+    _, (y, z) = lax.scan(step, None, (jnp.arange(runs.count), *cut))
     return runs.join(y), (weights, x, means, positions, z)
 
 
 def _lean_read_backward(recipe: Recipe, runs: Runs, kept: Any, slope: Array) -> Any:
     weights, x, means, positions, z = kept
+    grouped = [runs.group(mean[:, :, None]) for mean in means]
 
     def step(total: Any, run: Any) -> tuple[Any, Any]:
-        x, positions, slope, means, z = run
+        number, x, positions, slope, z = run
+        means = [runs.of_run(mean, number) for mean in grouped]
         _, pull = jax.vjp(lambda w, z, means: read(recipe, w, z, means, positions), weights, z, means)
         by_outputs, by_z, by_means = pull(slope)
         _, pull = jax.vjp(gate_projections, weights, x)
@@ -216,8 +221,7 @@ def _lean_read_backward(recipe: Recipe, runs: Runs, kept: Any, slope: Array) -> 
         return _add(_add(total, by_outputs), by_gates), (by_x, by_means)
 
     cut = jax.tree.map(runs.cut, (x, positions, slope))
-    spread = [runs.spread(mean)[:, :, :, None] for mean in means]
-    by_weights, (by_x, by_means) = lax.scan(step, _in_float32(weights), (*cut, spread, z))
+    by_weights, (by_x, by_means) = lax.scan(step, _in_float32(weights), (jnp.arange(runs.count), *cut, z))
     by_means = tuple(runs.total(mean[:, :, :, 0]) for mean in by_means)
     return _like(by_weights, weights), runs.join(by_x), by_means, _none(positions)
 
@@ -282,7 +286,8 @@ def _lean_causal_backward(recipe: Recipe, runs: Runs, kept: Any, slopes: tuple[A
 
     def step(carry: Any, run: Any) -> tuple[Any, Any]:
         (by_features, by_reads), by_after = carry
-        (x, context, token_weights, positions), slope, z, before = run
+        number, (x, context, token_weights, positions), slope, z = run
+        before = jax.tree.map(lambda leaf: pick(leaf, number), starts)
 
         def outputs(weights: Any, z: Any, context: Array, token_weights: Any, before: State) -> Any:
             return _causal_run(recipe, weights, z, context, token_weights, before, positions)
@@ -296,7 +301,8 @@ def _lean_causal_backward(recipe: Recipe, runs: Runs, kept: Any, slopes: tuple[A
 
     cut = jax.tree.map(functools.partial(_cut_one, runs), (tokens, slopes[0]))
     start = _in_float32(weights), slopes[1]
-    (by_weights, by_before), by_tokens = lax.scan(step, start, (*cut, z, starts), reverse=True)
+    runs_in_turn = (jnp.arange(runs.count), *cut, z)
+    (by_weights, by_before), by_tokens = lax.scan(step, start, runs_in_turn, reverse=True)
     by_tokens = jax.tree.map(functools.partial(_join_one, runs), by_tokens)
     return _like(by_weights, weights), *by_tokens, _none(tokens[3]), by_before
 
