@@ -148,6 +148,11 @@ def test_a_token_depends_on_its_window_and_on_nothing_else(
     np.testing.assert_array_equal(reached, allowed(grid, radius, global_tokens, causal))
 
 
+def test_no_batch_leaves_nothing() -> None:
+    empty = jnp.zeros((0, 40, 2, 3))
+    assert ops.local_attention(empty, empty, empty, grid=(40,), radius=2).shape == empty.shape
+
+
 def test_pairs_are_counted_without_listing_them() -> None:
     for grid, radius, global_tokens in (((9, 4), 2, 3), ((5,), 7, 0), ((3, 4, 5), 1, 2)):
         assert window_pairs(grid, radius, global_tokens) == allowed(grid, radius, global_tokens).sum()
@@ -319,11 +324,13 @@ def test_a_model_with_both_kinds_of_hybrid_learns_and_runs_at_other_resolutions(
         ({"grid": ()}, r"grid = \(\) must have one to three axes"),
         ({"grid": (1, 1, 2, 5)}, "one to three axes"),
         ({"grid": (0, 10)}, "at least one token"),
-        ({"radius": -1}, "radius = -1 must be at least 0"),
+        ({"radius": -1}, "radius = -1 must be whole and at least 0"),
+        ({"radius": 0.5}, "radius = 0.5 must be whole"),
         ({"radius": (1,)}, r"radius = \(1,\) .* 2 axes"),
         ({"mask": jnp.ones((1, 10, 10))}, r"mask has shape \(1, 10, 10\)"),
         ({"mask": jnp.ones((1, 9))}, r"mask has shape \(1, 9\)"),
-        ({"k": jnp.ones((1, 9, 2, 3))}, r"as many keys as queries"),
+        ({"k": jnp.ones((1, 9, 2, 3))}, "as many keys as queries"),
+        (dict.fromkeys("qkv", jnp.ones((1, 10, 3))), r"queries, \[B, N, H, d\]"),
     ],
 )
 def test_windows_that_do_not_fit_are_refused_in_words(change: dict[str, Any], message: str) -> None:

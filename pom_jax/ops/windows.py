@@ -77,10 +77,12 @@ def local_attention(
     Raises:
         InputError: shapes, grid, radius or mask do not fit each other.
     """
-    radii = check_window(q.shape[1], grid, radius, global_tokens)
+    if q.ndim != 4 or k.shape != q.shape or v.shape != q.shape:
+        raise InputError(
+            f"windows need as many keys as queries, [B, N, H, d]: q is {q.shape}, k {k.shape}, v {v.shape}"
+        )
     batch, tokens, heads, width = q.shape
-    if k.shape != q.shape or v.shape != q.shape:
-        raise InputError(f"windows need as many keys as queries: q is {q.shape}, k {k.shape}, v {v.shape}")
+    radii = check_window(tokens, grid, radius, global_tokens)
     if mask is not None and mask.ndim != 2:
         raise InputError(
             f"mask has shape {tuple(mask.shape)}; windows take one weight a key, [B, N] = {(batch, tokens)}"
@@ -95,7 +97,7 @@ def local_attention(
     seen_by_all = [x[:, :global_tokens] for x in (k, v, times)]
     on_grid = [x[:, global_tokens:].reshape(x.shape[0], *grid, *x.shape[2:]) for x in (q, k, v, times)]
     local = _by_slabs(on_grid, seen_by_all, axes, window, most_floats // max(floats, 1))
-    local = local[(slice(None), *map(slice, grid))].reshape(batch, -1, heads, width)
+    local = local[(slice(None), *map(slice, grid))].reshape(batch, math.prod(grid), heads, width)
     if not global_tokens:
         return local
     k, v, times = seen_by_all if causal else (k, v, times)
@@ -110,12 +112,12 @@ def check_window(
     Raises:
         InputError: it cannot.
     """
-    if not 1 <= len(grid) <= 3 or min(grid) < 1:
+    if not 1 <= len(grid) <= 3 or not all(isinstance(size, int) and size >= 1 for size in grid):
         raise InputError(f"grid = {tuple(grid)} must have one to three axes of at least one token")
-    radii = (radius,) * len(grid) if isinstance(radius, int) else tuple(radius)
-    if len(radii) != len(grid) or min(radii) < 0:
+    radii = tuple(radius) if isinstance(radius, Sequence) else (radius,) * len(grid)
+    if len(radii) != len(grid) or not all(isinstance(r, int) and r >= 0 for r in radii):
         raise InputError(
-            f"radius = {radius} must be at least 0, for each of the {len(grid)} axes of the grid"
+            f"radius = {radius} must be whole and at least 0, for each of the {len(grid)} axes of the grid"
         )
     if global_tokens < 0 or global_tokens + math.prod(grid) != tokens:
         raise InputError(
@@ -196,7 +198,7 @@ def _by_slabs(
 
     out = lax.map(one, [jnp.moveaxis(x, 1 + long, 0) for x in cut])
     out = jnp.moveaxis(out, 0, 1 + long)
-    return out.reshape(*out.shape[: 1 + long], -1, *out.shape[3 + long :])
+    return out.reshape(*out.shape[: 1 + long], slabs * side, *out.shape[3 + long :])
 
 
 def _blocks(
@@ -275,7 +277,8 @@ def _to_blocks(x: Array, extents: Sequence[int], axes: Sequence[_Axis]) -> Array
     across = range(1, 1 + 2 * len(axes), 2)
     within = range(2, 2 + 2 * len(axes), 2)
     x = x.transpose(0, *across, *within, *range(1 + 2 * len(axes), x.ndim))
-    return x.reshape(x.shape[0], -1, math.prod(extents), *x.shape[1 + 2 * len(axes) :])
+    blocks = math.prod(axis.count for axis in axes)
+    return x.reshape(x.shape[0], blocks, math.prod(extents), *x.shape[1 + 2 * len(axes) :])
 
 
 def _from_blocks(x: Array, axes: Sequence[_Axis]) -> Array:
