@@ -4,8 +4,8 @@
 
 One layer takes a stream of frames; the states and caches at some of them are kept, and the steps from there
 timed in turns. Memory is that of the arrays that are carried and of the compiled program's temporaries. The
-mixer reads all frames so far, rotary positions included. Makes a table, a JSON file and a plot. Two minutes on
-two CPU cores.
+mixer reads all frames so far, rotary positions included. Makes a table, a JSON file and a plot. Two minutes
+on two CPU cores.
 """
 
 import argparse

@@ -20,6 +20,7 @@ VARIANTS = {
     "attention": {"mixer": "attention", "num_heads": 4},
     "hybrid": {"mixer": "hybrid", "num_heads": 2, "head_width": 4, "window": 1},
     "registers": REGISTERS,
+    "relative": {"rotary": True, "phase_periods": (4.0,)},
 }
 LABELS = jnp.array([0, 7, 10])
 TIMES = jnp.array([0.0, 0.4, 1.0])
@@ -294,6 +295,8 @@ def test_learned_positions_follow_the_shape_not_the_count():
         ({"mixer": "hybrid", "groups": 2}, "power"),
         ({"mixer": "hybrid", "num_heads": 3}, "num_heads=3"),
         ({"attention_every": 2, "num_heads": 3}, "num_heads=3"),
+        ({"phase_periods": (0.0,)}, r"phase_periods=\(0.0,\) must be"),
+        ({"rotary": True, "width": 6, "expansion": 1, "positions": "learned"}, "expansion \\* width=6"),
         ({"attention_every": 1}, "attention_every=1 .* model.mixer='attention'"),
         ({"attention_every": 3}, "depth=2 .*attention_every=3"),
         ({"attention_every": -1}, "attention_every=-1 must be at least 0"),

@@ -32,6 +32,7 @@ KINDS = [
     ("DiPoM-S/2", {"form": "power", "groups": 2}),
     ("DiPoM-S/2", {"mixer": "hybrid", "window": 2, "form": "power", "gate_heads": 4}),
     ("DiPoM-S/2", {"attention_every": 3, "window": 2}),
+    ("DiPoM-S/2", {"rotary": True, "phase_periods": (16.0, 4.0)}),
 ]
 
 

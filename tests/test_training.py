@@ -165,6 +165,8 @@ def test_heldout_loss_ignores_padding_and_repeats_itself(run: Run) -> None:
     [
         {},
         {"form": "power", "expansion": 2},
+        {"form": "power", "gate_heads": 8},
+        {"rotary": True, "phase_periods": (4.0,)},
         {"mixer": "attention", "num_heads": 2},
         {"mixer": "hybrid", "num_heads": 2, "head_width": 32, "attention_every": 2},
         {"attention_every": 2, "num_heads": 2, "window": 2, "registers": 3},

@@ -34,6 +34,9 @@ def check_fields(model: Any) -> None:
 
 
 def _check_value(key: str, value: Any, kind: Any) -> None:
+    if key == "phase_periods":
+        _check_periods(value)
+        return
     allowed = int | float if kind is float else kind
     if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
         raise InputError(f"model.{key}={value!r} must be of type {kind.__name__}")
@@ -41,6 +44,13 @@ def _check_value(key: str, value: Any, kind: Any) -> None:
         choose(f"model.{key}", value, CHOICES[key])
     if kind in (int, float) and not LEAST.get(key, 1) <= value < float("inf"):
         raise InputError(f"model.{key}={value} must be at least {LEAST.get(key, 1)}")
+
+
+def _check_periods(value: Any) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(p, int | float) and p > 0 for p in value):
+        raise InputError(
+            f"model.phase_periods={value!r} must be a tuple of periods in patches, above 0, such as (16.0,)"
+        )
 
 
 def _check_sizes(m: Any) -> None:
@@ -54,6 +64,8 @@ def _check_sizes(m: Any) -> None:
     if has_pom and m.form == "power":
         rules.append((m.width % m.groups, "width", m.width, "groups", m.groups))
         rules.append((expanded % heads, "expansion * width", expanded, "gate_heads", heads))
+    if has_pom and m.rotary:
+        rules.append((expanded % 4, "expansion * width", expanded, "rotary pairs on two axes", 4))
     for remainder, whole, a, part, b in rules:
         if remainder:
             raise InputError(f"model.{whole}={a} is not a multiple of model.{part}={b}: change one of them")

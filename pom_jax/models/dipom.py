@@ -38,6 +38,9 @@ class DiPoM(nn.Module):
         depth: L, number of blocks.
         mixer: of a layer, "pom", "attention", or "hybrid", which is both side by side, see `nn.Hybrid`.
         form, degree, expansion, gate_heads, groups: of PoM, see `nn.PoM`.
+        rotary: rotary positions of PoM's features and gates on the grid of patches, see `nn.Rotary`.
+        phase_periods: periods, in patches, of a phase read (see `nn.Phase`): its frequencies on each axis are
+            zero and both directions of each period. () for none.
         attention_every: k makes every k-th layer attention instead (layer i where k divides i + 1); 0 none.
         num_heads, head_width: of attention; heads of width 0 share the width D.
         window: radius of attention's windows on the grid of patches; registers see and are seen by all. 0
@@ -66,6 +69,8 @@ class DiPoM(nn.Module):
     expansion: int = 2
     gate_heads: int = 1
     groups: int = 1
+    rotary: bool = False
+    phase_periods: tuple[float, ...] = ()
     attention_every: int = 0
     num_heads: int = 1
     head_width: int = 0

@@ -1,6 +1,7 @@
 """Which mixer each layer of a network has, from the fields that all models share."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from flax import linen as nn
 from pom_jax.nn.attention import LocalAttention, MultiHeadAttention
 from pom_jax.nn.hybrid import Hybrid
 from pom_jax.nn.pom import PoM
+from pom_jax.ops.phase import Phase
+from pom_jax.ops.rotary import Rotary
 
 MIXERS = ("pom", "attention", "hybrid")
 
@@ -33,11 +36,23 @@ def layer_mixers(model: Any, grid: Sequence[int]) -> list[Mixer]:
         expansion=model.expansion,
         gate_heads=model.gate_heads,
         groups=model.groups,
+        rotary=Rotary(len(grid)) if model.rotary else None,
+        phase=_phase(model.phase_periods, len(grid)),
+        grid=tuple(grid),
+        global_tokens=model.registers,
         dtype=model.dtype,
     )
     kinds = {"pom": pom, "attention": attention, "hybrid": functools.partial(Hybrid, pom, attention)}
     usual = kinds[model.mixer]
     return [*[usual] * (model.attention_every - 1), attention] if model.attention_every else [usual]
+
+
+def _phase(periods: Sequence[float], axes: int) -> Phase | None:
+    """Standing still, and both directions of every period, on each axis."""
+    if not periods:
+        return None
+    each = (math.inf, *(sign * float(period) for period in periods for sign in (1, -1)))
+    return Phase((each,) * axes)
 
 
 def _attention(model: Any, grid: Sequence[int]) -> Mixer:

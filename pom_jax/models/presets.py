@@ -1,5 +1,7 @@
 """Sizes by name: "DiPoM-XL/2", "DiPoM-R-B/4" (with registers), "DiT-S/8"."""
 
+from typing import Any
+
 from pom_jax.errors import choose
 
 # Width, depth and heads of attention, shared by every family (official v1; the same as DiT's).
@@ -19,6 +21,8 @@ _POM = {
     "expansion": 2,
     "gate_heads": 1,
     "groups": 1,
+    "rotary": False,
+    "phase_periods": (),
     "attention_every": 0,
     "window": 0,
     "head_width": 0,
@@ -35,7 +39,7 @@ FAMILIES = {
 NAMES = tuple(f"{family}-{size}/{patch}" for family in FAMILIES for size in SIZES for patch in PATCHES)
 
 
-def preset(name: str) -> dict[str, int | float | str]:
+def preset(name: str) -> dict[str, Any]:
     """The architecture fields of a model configuration.
 
     Args:

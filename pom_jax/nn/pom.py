@@ -26,6 +26,7 @@ A layer with several reads has R gates and R output kernels, twice that with a p
 import functools
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -37,12 +38,12 @@ from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError, choose
 from pom_jax.nn.dense import Dense, GroupedDense, xavier_uniform
-from pom_jax.ops.mixing import COUNTS, METHODS, READS, mix, read_state
+from pom_jax.ops.mixing import COUNTS, METHODS, READS, initial_state, mix, read_state
 from pom_jax.ops.phase import Phase
 from pom_jax.ops.polynomials import CLAMP, SLOPE
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe
-from pom_jax.ops.rotary import Rotary
-from pom_jax.ops.states import FrameStates, State, check_tokens, empty_state
+from pom_jax.ops.rotary import Rotary, grid_positions
+from pom_jax.ops.states import FrameStates, State, check_numbers, check_tokens
 
 FORMS = ("product", "power")
 Frames = int | Sequence[int]
@@ -87,6 +88,8 @@ class PoM(nn.Module):
         feature_scale: power form: a learned factor of each channel before the activation, as in SD3-PoM.
         rotary: rotary positions of features and gates, `nn.Rotary(axes=1)` and so on.
         phase: reads relative to positions, `nn.Phase(periods)`; twice the state, gates and output kernels.
+        grid: sizes of the grid that the tokens lie on, row by row: their positions where none are given.
+        global_tokens: tokens before those of the grid (registers), which lie at its origin.
         reads: states that a token reads, each with gates of its own: "all" (the frames so far and its own),
             "own" (its own frame), "last" (the frame before), "past" (all frames before).
         count: what a state's count counts: "tokens", or "frames", which weigh the same whatever their length,
@@ -108,6 +111,8 @@ class PoM(nn.Module):
     feature_scale: bool = False
     rotary: Rotary | None = None
     phase: Phase | None = None
+    grid: tuple[int, ...] = ()
+    global_tokens: int = 0
     reads: tuple[str, ...] = ("all",)
     count: str = "tokens"
     method: str = "auto"
@@ -147,7 +152,7 @@ class PoM(nn.Module):
             context_frames: lengths of the context's frames, as many as the queries'; those of the queries if
                 left out.
             positions: of x, [M, axes] or [B, M, axes], on one axis also [M] or [B, M]; needed by `rotary` and
-                `phase`, by default 0..M-1 on one axis. No gradient flows to them.
+                `phase`, by default those of `grid`, or 0..M-1 on one axis. No gradient flows to them.
             context_positions: of the context, those of x if x mixes with itself.
             state: what earlier tokens left (`init_state`); x sees it as if they stood before it.
             deterministic, dropout_rng: for attention's call; the mixer has no dropout.
@@ -168,6 +173,8 @@ class PoM(nn.Module):
         mask = _without_heads(mask)
         check_tokens(x, source, mask)
         recipe = self._recipe(x.shape[-1])
+        if positions is None and recipe.axes:
+            positions = self._grid_positions(x.shape[1], recipe.axes)
         y, after = mix(
             recipe,
             self._weights(recipe, x.shape[-1]),
@@ -213,8 +220,11 @@ class PoM(nn.Module):
                     "init_state(batch) of a layer without parameters needs width=, the channels D"
                 )
             width = kernel.shape[-1]
-        none = empty_state(batch, self._recipe(width).features)
-        return FrameStates(none, none) if "last" in self.reads else none
+        recipe = self._recipe(width)
+        try:
+            return initial_state(recipe, batch)
+        except TypeError as error:
+            raise InputError(f"batch = {batch!r} must be a whole number of at least 0") from error
 
     def leave(
         self,
@@ -252,6 +262,19 @@ class PoM(nn.Module):
         """
         recipe = self._recipe(x.shape[-1])
         return read_state(recipe, self._weights(recipe, x.shape[-1])[1], x, state, positions=positions)
+
+    def _grid_positions(self, tokens: int, axes: int) -> np.ndarray | None:
+        """Positions [N, axes] on the layer's grid, None if it has none."""
+        if not self.grid:
+            return None
+        places = grid_positions(*self.grid)
+        if places.shape != (tokens - self.global_tokens, axes):
+            raise InputError(
+                f"grid = {self.grid} after global_tokens = {self.global_tokens} gives {len(places)} + "
+                f"{self.global_tokens} tokens positions on {len(self.grid)} axes, but there are {tokens} "
+                f"tokens, and positions on {axes} axes are needed"
+            )
+        return np.concatenate([np.zeros((self.global_tokens, axes), np.float32), places])
 
     @nn.compact
     def _weights(self, recipe: Recipe, width: int) -> tuple[FeatureWeights, ReadWeights]:
@@ -297,6 +320,9 @@ class PoM(nn.Module):
         """What the layer computes for tokens of D channels, once all its fields have been checked."""
         self._check_sizes(width)
         expanded, heads = self.expansion * width, max(self.gate_heads, 1)
+        for name, option, kind in (("rotary", self.rotary, Rotary), ("phase", self.phase, Phase)):
+            if option is not None and not isinstance(option, kind):
+                raise InputError(f"{name} = {option!r} must be None or nn.{kind.__name__}(...)")
         if self.rotary is not None:
             self.rotary.check(expanded, heads)
         if self.phase is not None:
@@ -311,20 +337,32 @@ class PoM(nn.Module):
             tuple(self.reads),
             self.rotary,
             self.phase,
-            jnp.dtype(self.dtype or jnp.float32),
+            self._compute_dtype(),
         )
 
+    def _compute_dtype(self) -> np.dtype:
+        try:
+            dtype = jnp.dtype(jnp.float32 if self.dtype is None else self.dtype)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"dtype = {self.dtype!r}: {error}; give one such as jnp.bfloat16") from error
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(f"dtype = {dtype} has no fractions; give one such as jnp.bfloat16")
+        return dtype
+
     def _check_sizes(self, width: int) -> None:
+        choose("form", self.form, FORMS)
         choose("count", self.count, COUNTS)
         choose("method", self.method, METHODS)
-        if not self.reads or len(set(self.reads)) < len(self.reads) or not set(self.reads) <= set(READS):
-            raise InputError(f"reads = {self.reads} must be different ones of {', '.join(READS)}")
-        if self.form not in FORMS:
-            raise InputError(f"form = {self.form!r} is not one of {', '.join(FORMS)}")
-        for name in ("degree", "expansion", "groups"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} = {value} must be a whole number of at least 1")
+        reads = {*self.reads} if isinstance(self.reads, tuple) else set()
+        if not reads or len(reads) < len(self.reads) or not reads <= {*READS}:
+            raise InputError(f"reads = {self.reads!r} must be a tuple of some of {', '.join(READS)}")
+        for name, value in (("use_bias", self.use_bias), ("feature_scale", self.feature_scale)):
+            if value is not None and not isinstance(value, bool | np.bool_):
+                raise InputError(f"{name} = {value!r} must be True or False")
+        for name, least in (("width", 1), ("degree", 1), ("expansion", 1), ("groups", 1), ("gate_heads", 0)):
+            value = width if name == "width" else getattr(self, name)
+            if not isinstance(value, Integral) or value < least:
+                raise InputError(f"{name} = {value!r} must be a whole number of at least {least}")
         if self.form == "product":
             if self.gate_heads > 1 or self.groups > 1:
                 raise InputError(
@@ -337,13 +375,20 @@ class PoM(nn.Module):
         if width % self.groups:
             raise InputError(f"groups = {self.groups} does not divide the width D = {width}")
         expanded = self.expansion * width
-        if self.gate_heads < 0 or (self.gate_heads > 1 and expanded % self.gate_heads):
+        if self.gate_heads > 1 and expanded % self.gate_heads:
             raise InputError(
                 f"gate_heads = {self.gate_heads} does not divide the expanded width "
                 f"E = {self.expansion} * {width} = {expanded}"
             )
-        if self.clamp is not None and self.clamp[0] >= self.clamp[1]:
-            raise InputError(f"clamp = {self.clamp}: the lower bound must be below the upper one")
+        if not isinstance(self.slope, Real):
+            raise InputError(f"slope = {self.slope!r} must be a number")
+        bounds: Any = self.clamp
+        if bounds is None:
+            return
+        if not isinstance(bounds, tuple) or len(bounds) != 2 or not all(isinstance(b, Real) for b in bounds):
+            raise InputError(f"clamp = {bounds!r} must be None or two numbers, a lower and an upper bound")
+        if not bounds[0] < bounds[1]:
+            raise InputError(f"clamp = {bounds}: the lower bound must be below the upper one")
 
 
 def _each_degree(
@@ -358,7 +403,10 @@ def _each_degree(
 
 def _without_heads(mask: jax.Array | None) -> jax.Array | None:
     """A mask of attention, [B, 1, M, N] or [B, 1, 1, N], as one of the mixer."""
-    if mask is None or mask.ndim != 4:
+    if mask is None:
+        return None
+    check_numbers("mask", mask)
+    if mask.ndim != 4:
         return mask
     if mask.shape[1] != 1:
         raise InputError(

@@ -102,16 +102,15 @@ def one_frame(tokens: int) -> Tiles:
 def tiles(lengths: tuple[int, ...]) -> Tiles:
     """The largest tiles that lengthen the sequence by at most an eighth."""
     counts = np.asarray(lengths, np.int64)
-    size = int(counts[0])
+    size = int(counts.max(initial=1))
     if (counts != size).any():
         size = 1 << int(counts.max()).bit_length()
         while size > 1 and (-(-counts // size) * size).sum() > MAX_PADDING * counts.sum():
             size //= 2
     per_frame = -(-counts // size)
     frame = np.repeat(np.arange(len(counts)), per_frame)
-    first_place = np.concatenate([[0], np.cumsum(per_frame * size)[:-1]])
-    place = np.repeat(first_place - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
-    place = place + np.arange(counts.sum())
+    moved = (np.cumsum(per_frame * size) - per_frame * size) - (np.cumsum(counts) - counts)
+    place = np.repeat(moved, counts) + np.arange(counts.sum())
     index = np.zeros(len(frame) * size, np.int64)
     used = np.zeros(len(frame) * size, bool)
     index[place], used[place] = np.arange(counts.sum()), True

@@ -13,7 +13,15 @@ from pom_jax.ops.dense import tokens_are_whole
 from pom_jax.ops.frames import Tiles, frame_lengths, one_frame, tiles
 from pom_jax.ops.prefix import prefix_sum
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe, features, gate_projections, gather, read
-from pom_jax.ops.states import FrameStates, State, check_tokens, empty_state, merge_states, state_mean
+from pom_jax.ops.states import (
+    FrameStates,
+    State,
+    check_numbers,
+    check_tokens,
+    empty_state,
+    merge_states,
+    state_mean,
+)
 from pom_jax.ops.twins import causal as causal_pass
 from pom_jax.ops.twins import frame_sums, read_frames
 
@@ -65,6 +73,8 @@ def mix(
     if mask is not None and mask.ndim == 3:
         _check_rows(recipe, causal, frames, state, method)
         return _mix_rows(recipe, weights, x, context, mask, places), None
+    if not isinstance(causal, bool | np.bool_):
+        raise InputError(f"causal = {causal!r} must be True or False")
     lean = _is_lean(recipe, context, method)
     weigh = None if mask is None else jnp.broadcast_to(mask, context.shape[:2]).astype(jnp.float32)
     if causal:
@@ -83,7 +93,15 @@ def mix(
             return causal_pass(recipe, weights, x, context, weigh, places, before, lean)
         frames = context_frames = (1,) * x.shape[1]
     cuts = _tiles(x.shape[1], context.shape[1], frames, context_frames, itself)
+    if not cuts[0].frames:  # nobody reads, and nothing is left
+        return x, initial_state(recipe, x.shape[0]) if state is None else state
     return _mix_frames(recipe, weights, (x, context), weigh, cuts, places, state, count, lean)
+
+
+def initial_state(recipe: Recipe, batch: int) -> State | FrameStates:
+    """The state before any token, of `batch` sequences; of two parts if the recipe reads "last"."""
+    none = empty_state(batch, recipe.features)
+    return FrameStates(none, none) if "last" in recipe.reads else none
 
 
 def read_state(
@@ -134,6 +152,10 @@ def check_state(recipe: Recipe, state: State | FrameStates | None, batch: int) -
             f"{wanted.__name__}: start from init_state"
         )
     for one in (state.total, state.last) if isinstance(state, FrameStates) else (state,):
+        if not isinstance(one, State):
+            raise InputError(f"state holds a {type(one).__name__} for a State: start from init_state")
+        check_numbers("the sum of the state", one.sum)
+        check_numbers("the count of the state", one.count)
         if one.sum.shape != (batch, 1, *recipe.features) or one.count.shape != (batch, 1):
             raise InputError(
                 f"state has sum {tuple(one.sum.shape)} and count {tuple(one.count.shape)}; this mixer and "
@@ -314,7 +336,10 @@ def _position(
             )
             raise InputError(f"{name} [{length}, {axes}] are needed: {why}; see ops.grid_positions")
         given = np.arange(length, dtype=np.float32)
-    given = jnp.asarray(given, jnp.float32)
+    try:
+        given = jnp.asarray(given, jnp.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be numbers [{length}, {axes}]: {error}") from error
     if axes == 1 and given.shape in ((length,), (1, length), (batch, length)):
         given = given[..., None]
     given = given[None] if given.ndim == 2 else given

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from numbers import Real
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,12 +34,13 @@ class Phase:
 
     def check(self) -> None:
         """Raises an InputError unless every axis has periods, and none is zero."""
-        if not self.periods or not all(self.periods):
+        nested = isinstance(self.periods, tuple) and all(isinstance(axis, tuple) for axis in self.periods)
+        if not nested or not self.periods or not all(self.periods):
             raise InputError(
                 f"Phase(periods={self.periods}): give a tuple of periods for each axis of a position, "
                 "such as ((math.inf, 4.0, -4.0), (math.inf, 4.0, -4.0)) for rows and columns"
             )
-        if any(math.isnan(p) or p == 0 for axis in self.periods for p in axis):
+        if any(not isinstance(p, Real) or math.isnan(p) or p == 0 for axis in self.periods for p in axis):
             raise InputError(f"Phase(periods={self.periods}): a period is a number other than zero")
 
     def tables(self, positions: Array, channels: int) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from typing import NamedTuple, overload
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from pom_jax.errors import InputError
@@ -36,16 +37,25 @@ def check_mask(mask: Array | None, batch: int, queries: int, tokens: int) -> Non
     """Checks that a mask is None, [B, N] or [B, M, N] (B may be 1).
 
     Raises:
-        InputError: any other shape.
+        InputError: any other shape, or no array of numbers.
     """
     if mask is None:
         return
+    check_numbers("mask", mask)
     allowed = {2: (batch, tokens), 3: (batch, queries, tokens)}.get(mask.ndim)
     if allowed is None or mask.shape[1:] != allowed[1:] or mask.shape[0] not in (1, batch):
         raise InputError(
             f"mask has shape {tuple(mask.shape)}; give [B, N] = {(batch, tokens)} to weigh tokens, or "
             f"[B, M, N] = {(batch, queries, tokens)} to weigh them for each query (B may be 1)"
         )
+
+
+def check_numbers(name: str, array: object) -> None:
+    """Raises an InputError unless `array` is a JAX or NumPy array of real numbers or booleans."""
+    if not isinstance(array, Array | np.ndarray):
+        raise InputError(f"{name} is a {type(array).__name__}; give an array of numbers")
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise InputError(f"{name} has dtype {array.dtype}; give real numbers or booleans")
 
 
 def check_tokens(x: Array, context: Array, mask: Array | None) -> None:
@@ -55,6 +65,7 @@ def check_tokens(x: Array, context: Array, mask: Array | None) -> None:
         InputError: ranks, batch sizes or widths differ, or the mask fits neither form.
     """
     for name, tokens in (("x", x), ("context", context)):
+        check_numbers(name, tokens)
         if tokens.ndim != 3:
             raise InputError(f"{name} has shape {tuple(tokens.shape)}; tokens are [batch, tokens, width]")
     if x.shape[0] != context.shape[0] or x.shape[2] != context.shape[2]:

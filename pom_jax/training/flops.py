@@ -40,7 +40,7 @@ def forward_flops(model: Mapping[str, Any]) -> int:
     conditions = tokens if model["positions"] == "learned" else 1
     patch = model["patch_size"] ** 2 * model["channels"]
     block = tokens * 2 * model["ffn_expansion"] * width**2 + conditions * 6 * width**2
-    pom, attention = tokens * _pom_products(model), _attention_products(model, side, tokens)
+    pom, attention = _pom_products(model, tokens), _attention_products(model, side, tokens)
     usual = {"pom": pom, "attention": attention, "hybrid": pom + attention}[model["mixer"]]
     every = model["attention_every"]
     attention_layers = depth // every if every else 0
@@ -50,14 +50,20 @@ def forward_flops(model: Mapping[str, Any]) -> int:
     return 2 * (layers + embeddings + head)
 
 
-def _pom_products(model: Mapping[str, Any]) -> int:
-    """Multiply-adds of one mixer per token."""
+def _pom_products(model: Mapping[str, Any], tokens: int) -> int:
+    """Multiply-adds of PoM for one image."""
     width = model["width"]
     expanded = model["expansion"] * width
+    reads = 2 if model["phase_periods"] else 1
     if model["form"] == "product":
-        return 3 * model["degree"] * expanded * width
-    gates = model["gate_heads"] if model["gate_heads"] > 1 else expanded
-    return expanded * width // model["groups"] + gates * width + expanded * width
+        return tokens * (1 + 2 * reads) * model["degree"] * expanded * width
+    features = tokens * expanded * width // model["groups"]
+    if model["gate_heads"] < 2:
+        return features + 2 * tokens * reads * expanded * width
+    gates = tokens * reads * model["gate_heads"] * width
+    # Without a phase all tokens read one state, which makes the output's kernel as small as the gate's.
+    out = reads * expanded * width * tokens if model["phase_periods"] else gates + expanded * width
+    return features + gates + out
 
 
 def _attention_products(model: Mapping[str, Any], side: int, tokens: int) -> int:

@@ -29,7 +29,7 @@ _MIXER = rf"{_BLOCK}mixer/((pom|attention)/)?"
 # number of whole axes. Parameters under `blocks` have the layers in front, which the table leaves out.
 PARAMETER_AXES: tuple[tuple[str, tuple[str | EllipsisType | None, ...]], ...] = (
     (r".*/bias", (...,)),
-    (rf"{_MIXER}coefficients", (...,)),
+    (rf"{_MIXER}(coefficients|feature_scale)", (...,)),
     (r"patch_embedding/kernel|class_embedding/table", (None, "embed")),
     (r"(time_embedding/\w+|out)/kernel", ("embed", ...)),
     (rf"({_BLOCK})?modulation/kernel", ("embed", ...)),
