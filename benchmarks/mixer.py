@@ -87,7 +87,8 @@ def floor_of(times: dict[str, float]) -> dict[str, float]:
 def measure(width: int, tokens: int, heads: int, batch: int, memory: float, most: float) -> dict[str, Any]:
     """Seconds and megabytes of temporaries of each form and direction, and of the products alone.
 
-    Every direction is repeated for about `most` seconds, at most nine times.
+    Forms take turns for about `most` seconds, at least twice and at most nine times; one that needs longer
+    runs once.
     """
     x = jax.random.normal(jax.random.key(1), (batch, tokens, width))
     forms = {
@@ -99,11 +100,12 @@ def measure(width: int, tokens: int, heads: int, batch: int, memory: float, most
     products = products_of(width, batch * tokens)
     for direction in DIRECTIONS:
         calls = {name: call for name, found in forms.items() if (call := found[direction][0]) is not None}
-        times = {name: report.seconds(call) for name, call in (calls | products).items()}
-        rounds = int(min(most / sum(times.values()), 9))
-        # One call that takes most of a minute is its own warm-up.
-        if rounds > 1:
-            times = report.in_turns(calls | products, rounds)
+        calls |= products
+        times = {name: report.seconds(call) for name, call in calls.items()}
+        # A call that takes so long is its own warm-up.
+        quick = {name: call for name, call in calls.items() if times[name] < most}
+        spent = sum(times[name] for name in quick)
+        times |= report.in_turns(quick, max(2, min(9, int(most / spent)))) if quick else {}
         figures[direction] = {
             name: {"seconds": times.get(name), "temporaries_mb": found[direction][1]}
             for name, found in forms.items()
@@ -174,7 +176,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="B")
     parser.add_argument("--head-width", type=int, default=64, help="channels of an attention head")
     parser.add_argument("--memory", type=float, default=16, help="GB that a form may need")
-    parser.add_argument("--seconds", type=float, default=20, help="time spent on each length and direction")
+    parser.add_argument("--seconds", type=float, default=12, help="for which forms take turns")
     arguments = parser.parse_args()
 
     keep_freed_memory()
