@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pom_jax import interop, nn
 from pom_jax.errors import InputError
 from pom_jax.interop.files import state_dict
+from pom_jax.nn import pom_fields
 from tests.golden import run
 from tests.golden.case import load
 
@@ -120,7 +121,7 @@ def test_official_layers_are_recognised_and_come_back_bit_for_bit(path):
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[nn.PoM, int]:
     """A mixer that the authors have too, and its width."""
-    form, degree = draw(st.sampled_from(nn.pom.FORMS)), draw(st.integers(1, 5))
+    form, degree = draw(st.sampled_from(pom_fields.FORMS)), draw(st.integers(1, 5))
     use_bias, expansion = draw(st.sampled_from([None, True, False])), draw(st.integers(1, 3))
     if form == "product":
         return nn.PoM(form, degree, expansion, use_bias=use_bias), draw(st.integers(1, 9))

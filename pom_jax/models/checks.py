@@ -7,7 +7,7 @@ from pom_jax.errors import InputError, choose
 from pom_jax.models.mixers import MIXERS
 from pom_jax.nn.blocks import REMAT
 from pom_jax.nn.embeddings import POSITIONS
-from pom_jax.nn.pom import FORMS
+from pom_jax.nn.pom_fields import FORMS
 
 # The words a field of a model can be.
 CHOICES = {

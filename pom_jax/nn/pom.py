@@ -2,31 +2,14 @@
 
 Both forms are one recipe: features of the context, their mean over tokens, the query's gate, one product.
 
-Where the authors' tensors go (torch's [out, in] layout; S gates; E = expansion * D, the width of one degree):
-
-| form | theirs | ours |
-|---|---|---|
-| product | `ho_proj.weight` [K E, D] | `features/kernel` = `.T.reshape(D, K, E)` |
-| product | `ho_proj.bias` [K E] | `features/bias` = `.reshape(K, E)` |
-| product | `se_proj.weight`, `se_proj.bias` | `gate/kernel`, `gate/bias`, reshaped alike |
-| product | `ag_proj.weight` [D, K E], `ag_proj.bias` | `out/kernel` = `.T.reshape(K, E, D)`, `out/bias` |
-| power | `qc_proj.weight` [E + S, D] | `features/kernel` = first E rows `.T`, `gate/kernel` = the rest `.T` |
-| power | `se_bias` [S] | `gate/bias` |
-| power, G groups | `po_proj.weight` [E, D/G, 1] | `features/kernel` = `.reshape(G, E/G, D/G).mT` |
-| power, G groups | `po_proj.bias` [E] (with `bias=True`) | `features/bias` = `.reshape(G, E/G)` |
-| power, G groups | `se_proj.weight` [S, D], `se_proj.bias` | `gate/kernel` = `.T`, `gate/bias` |
-| power | `po_coeff` [E, K] | `coefficients` |
-| power | `ag_proj.weight` [D, E], `ag_proj.bias` (with `bias=True`) | `out/kernel` = `.T`, `out/bias` |
-| power | `h_scale` [E] (the copy in SD3-PoM) | `feature_scale` |
-
-A layer with several reads has R gates and R output kernels, twice that with a phase: `gate/kernel` is then
-[D, R, K, E] and `out/kernel` [R, K, E, D] (without K in the power form).
+The table in `pom_jax.interop.layouts` says where the authors' tensors go. A layer with several reads has R
+gates and R output kernels, twice that with a phase: `gate/kernel` is then [D, R, K, E] and `out/kernel`
+[R, K, E, D] (without K in the power form).
 """
 
 import functools
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -36,16 +19,16 @@ from flax import linen as nn
 from flax.typing import Initializer
 from jax.typing import DTypeLike
 
-from pom_jax.errors import InputError, choose
+from pom_jax.errors import InputError
 from pom_jax.nn.dense import Dense, GroupedDense, xavier_uniform
-from pom_jax.ops.mixing import COUNTS, METHODS, READS, initial_state, mix, read_state
+from pom_jax.nn.pom_fields import recipe_of
+from pom_jax.ops.mixing import initial_state, mix, read_state
 from pom_jax.ops.phase import Phase
 from pom_jax.ops.polynomials import CLAMP, SLOPE
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe
 from pom_jax.ops.rotary import Rotary, grid_positions
 from pom_jax.ops.states import FrameStates, State, check_numbers, check_tokens
 
-FORMS = ("product", "power")
 Frames = int | Sequence[int]
 Positions = jax.Array | np.ndarray
 AnyState = State | FrameStates
@@ -172,7 +155,7 @@ class PoM(nn.Module):
         source = x if context is None else context
         mask = _without_heads(mask)
         check_tokens(x, source, mask)
-        recipe = self._recipe(x.shape[-1])
+        recipe = recipe_of(self, x.shape[-1])
         if positions is None and recipe.axes:
             positions = self._grid_positions(x.shape[1], recipe.axes)
         y, after = mix(
@@ -220,7 +203,7 @@ class PoM(nn.Module):
                     "init_state(batch) of a layer without parameters needs width=, the channels D"
                 )
             width = kernel.shape[-1]
-        recipe = self._recipe(width)
+        recipe = recipe_of(self, width)
         try:
             return initial_state(recipe, batch)
         except TypeError as error:
@@ -260,7 +243,7 @@ class PoM(nn.Module):
         Returns:
             [B, M, D].
         """
-        recipe = self._recipe(x.shape[-1])
+        recipe = recipe_of(self, x.shape[-1])
         return read_state(recipe, self._weights(recipe, x.shape[-1])[1], x, state, positions=positions)
 
     def _grid_positions(self, tokens: int, axes: int) -> np.ndarray | None:
@@ -315,80 +298,6 @@ class PoM(nn.Module):
                 bias,
             ),
         )
-
-    def _recipe(self, width: int) -> Recipe:
-        """What the layer computes for tokens of D channels, once all its fields have been checked."""
-        self._check_sizes(width)
-        expanded, heads = self.expansion * width, max(self.gate_heads, 1)
-        for name, option, kind in (("rotary", self.rotary, Rotary), ("phase", self.phase, Phase)):
-            if option is not None and not isinstance(option, kind):
-                raise InputError(f"{name} = {option!r} must be None or nn.{kind.__name__}(...)")
-        if self.rotary is not None:
-            self.rotary.check(expanded, heads)
-        if self.phase is not None:
-            self.phase.check()
-        return Recipe(
-            self.form,
-            self.degree,
-            expanded,
-            heads,
-            self.slope,
-            self.clamp,
-            tuple(self.reads),
-            self.rotary,
-            self.phase,
-            self._compute_dtype(),
-        )
-
-    def _compute_dtype(self) -> np.dtype:
-        try:
-            dtype = jnp.dtype(jnp.float32 if self.dtype is None else self.dtype)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"dtype = {self.dtype!r}: {error}; give one such as jnp.bfloat16") from error
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise InputError(f"dtype = {dtype} has no fractions; give one such as jnp.bfloat16")
-        return dtype
-
-    def _check_sizes(self, width: int) -> None:
-        choose("form", self.form, FORMS)
-        choose("count", self.count, COUNTS)
-        choose("method", self.method, METHODS)
-        reads = {*self.reads} if isinstance(self.reads, tuple) else set()
-        if not reads or len(reads) < len(self.reads) or not reads <= {*READS}:
-            raise InputError(f"reads = {self.reads!r} must be a tuple of some of {', '.join(READS)}")
-        for name, value in (("use_bias", self.use_bias), ("feature_scale", self.feature_scale)):
-            if value is not None and not isinstance(value, bool | np.bool_):
-                raise InputError(f"{name} = {value!r} must be True or False")
-        for name, least in (("width", 1), ("degree", 1), ("expansion", 1), ("groups", 1), ("gate_heads", 0)):
-            value = width if name == "width" else getattr(self, name)
-            if not isinstance(value, Integral) or value < least:
-                raise InputError(f"{name} = {value!r} must be a whole number of at least {least}")
-        if self.form == "product":
-            if self.gate_heads > 1 or self.groups > 1:
-                raise InputError(
-                    f"gate_heads = {self.gate_heads} and groups = {self.groups} belong to form = 'power'; "
-                    "leave them at 1 with form = 'product'"
-                )
-            if self.feature_scale:
-                raise InputError("feature_scale = True belongs to form = 'power'")
-            return
-        if width % self.groups:
-            raise InputError(f"groups = {self.groups} does not divide the width D = {width}")
-        expanded = self.expansion * width
-        if self.gate_heads > 1 and expanded % self.gate_heads:
-            raise InputError(
-                f"gate_heads = {self.gate_heads} does not divide the expanded width "
-                f"E = {self.expansion} * {width} = {expanded}"
-            )
-        if not isinstance(self.slope, Real):
-            raise InputError(f"slope = {self.slope!r} must be a number")
-        bounds: Any = self.clamp
-        if bounds is None:
-            return
-        if not isinstance(bounds, tuple) or len(bounds) != 2 or not all(isinstance(b, Real) for b in bounds):
-            raise InputError(f"clamp = {bounds!r} must be None or two numbers, a lower and an upper bound")
-        if not bounds[0] < bounds[1]:
-            raise InputError(f"clamp = {bounds}: the lower bound must be below the upper one")
 
 
 def _each_degree(

@@ -1,0 +1,104 @@
+"""What the fields of `PoM` can be, and the recipe that they make."""
+
+from numbers import Integral, Real
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pom_jax.errors import InputError, choose
+from pom_jax.ops.mixing import COUNTS, METHODS, READS
+from pom_jax.ops.phase import Phase
+from pom_jax.ops.recipe import Recipe
+from pom_jax.ops.rotary import Rotary
+
+FORMS = ("product", "power")
+
+
+def recipe_of(layer: Any, width: int) -> Recipe:
+    """What a layer computes for tokens of D channels, once all its fields have been checked.
+
+    Args:
+        layer: a `PoM`.
+        width: D.
+
+    Raises:
+        InputError: a field that cannot be, alone or beside another.
+    """
+    _check_sizes(layer, width)
+    expanded, heads = layer.expansion * width, max(layer.gate_heads, 1)
+    for name, option, kind in (("rotary", layer.rotary, Rotary), ("phase", layer.phase, Phase)):
+        if option is not None and not isinstance(option, kind):
+            raise InputError(f"{name} = {option!r} must be None or nn.{kind.__name__}(...)")
+    if layer.rotary is not None:
+        layer.rotary.check(expanded, heads)
+    if layer.phase is not None:
+        layer.phase.check()
+    return Recipe(
+        layer.form,
+        layer.degree,
+        expanded,
+        heads,
+        layer.slope,
+        layer.clamp,
+        tuple(layer.reads),
+        layer.rotary,
+        layer.phase,
+        _compute_dtype(layer),
+    )
+
+
+def _compute_dtype(layer: Any) -> np.dtype:
+    try:
+        dtype = jnp.dtype(jnp.float32 if layer.dtype is None else layer.dtype)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"dtype = {layer.dtype!r}: {error}; give one such as jnp.bfloat16") from error
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f"dtype = {dtype} has no fractions; give one such as jnp.bfloat16")
+    return dtype
+
+
+def _check_sizes(layer: Any, width: int) -> None:
+    choose("form", layer.form, FORMS)
+    choose("count", layer.count, COUNTS)
+    choose("method", layer.method, METHODS)
+    reads = {*layer.reads} if isinstance(layer.reads, tuple) else set()
+    if not reads or len(reads) < len(layer.reads) or not reads <= {*READS}:
+        raise InputError(f"reads = {layer.reads!r} must be a tuple of some of {', '.join(READS)}")
+    for name, value in (("use_bias", layer.use_bias), ("feature_scale", layer.feature_scale)):
+        if value is not None and not isinstance(value, bool | np.bool_):
+            raise InputError(f"{name} = {value!r} must be True or False")
+    for name, least in (("width", 1), ("degree", 1), ("expansion", 1), ("groups", 1), ("gate_heads", 0)):
+        value = width if name == "width" else getattr(layer, name)
+        if not isinstance(value, Integral) or value < least:
+            raise InputError(f"{name} = {value!r} must be a whole number of at least {least}")
+    if layer.form == "product":
+        if layer.gate_heads > 1 or layer.groups > 1:
+            raise InputError(
+                f"gate_heads = {layer.gate_heads} and groups = {layer.groups} belong to form = 'power'; "
+                "leave them at 1 with form = 'product'"
+            )
+        if layer.feature_scale:
+            raise InputError("feature_scale = True belongs to form = 'power'")
+    else:
+        _check_power(layer, width)
+
+
+def _check_power(layer: Any, width: int) -> None:
+    if width % layer.groups:
+        raise InputError(f"groups = {layer.groups} does not divide the width D = {width}")
+    expanded = layer.expansion * width
+    if layer.gate_heads > 1 and expanded % layer.gate_heads:
+        raise InputError(
+            f"gate_heads = {layer.gate_heads} does not divide the expanded width "
+            f"E = {layer.expansion} * {width} = {expanded}"
+        )
+    if not isinstance(layer.slope, Real):
+        raise InputError(f"slope = {layer.slope!r} must be a number")
+    bounds: Any = layer.clamp
+    if bounds is None:
+        return
+    if not isinstance(bounds, tuple) or len(bounds) != 2 or not all(isinstance(b, Real) for b in bounds):
+        raise InputError(f"clamp = {bounds!r} must be None or two numbers, a lower and an upper bound")
+    if not bounds[0] < bounds[1]:
+        raise InputError(f"clamp = {bounds}: the lower bound must be below the upper one")
