@@ -115,6 +115,15 @@ def test_digits_variants_differ_in_their_mixer_only() -> None:
     assert load("digits", "power,quick").name == "digits_power_quick"
 
 
+def test_a_run_older_than_a_field_of_the_model_goes_on_with_its_default() -> None:
+    older, now = load("digits"), load("digits")
+    with older.unlocked():
+        del older.model["window"], older.model["phase_periods"]
+    assert config.differences(older, now) == []
+    now.model.window = 2
+    assert config.differences(older, now) == ["model.window: 0 there, 2 now"]
+
+
 def test_digits_variants_have_nearly_the_same_size() -> None:
     sizes = [
         models.count_parameters(models.build(load("digits", v).model))

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from pom_jax.errors import InputError, choose
-from pom_jax.models.checks import check_fields, own_fields
+from pom_jax.models.checks import check_fields
+from pom_jax.models.checks import own_fields as own_fields
 from pom_jax.models.dipom import DiPoM as DiPoM
 from pom_jax.models.presets import NAMES as NAMES
 from pom_jax.models.presets import preset as preset

@@ -1,5 +1,6 @@
 """The configuration of a run: checked before anything starts, kept in the workdir, compared on resume."""
 
+import dataclasses
 import json
 import math
 import re
@@ -9,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pom_jax import models
 from pom_jax.errors import InputError
 
 FILE = "config.json"
@@ -119,8 +121,13 @@ def keep_config(workdir: str | Path, config: ConfigDict) -> None:
 
 
 def differences(kept: ConfigDict, config: ConfigDict) -> list[str]:
-    """Fields that decide what is trained and are not the same, one line each."""
-    old, new = _flat(kept.to_dict()), _flat(config.to_dict())
+    """Fields that decide what is trained and are not the same, one line each.
+
+    A field of the model that one side lacks has its default there: a run may be older than the field.
+    """
+    fields = models.own_fields(models.DiPoM).items()
+    usual = {f"model.{name}": f.default for name, f in fields if f.default is not dataclasses.MISSING}
+    old, new = usual | _flat(kept.to_dict()), usual | _flat(config.to_dict())
     return [
         f"{name}: {old.get(name, 'missing')!r} there, {new.get(name, 'missing')!r} now"
         for name in sorted(old.keys() | new.keys())
