@@ -1,0 +1,157 @@
+"""What the compiled mixer costs: nothing of all pairs, all linear in tokens, one sum over devices."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import Array
+
+from pom_jax.nn import Phase, PoM, Rotary
+from pom_jax.ops import runs
+from tests.layers import WIDTH, parameters
+
+TOKENS = 1021  # a prime, which no other size is near
+RAGGED = (1, 300, 7, 500, 213)
+PHASE = Phase(((math.inf, 5.0),))
+
+
+def compiled(
+    layer: Any, tokens: int, options: dict[str, Any], width: int = WIDTH, slopes: bool = True
+) -> Any:
+    """The program of a forward pass, or of value and gradients, on tokens that are never made."""
+    p, x = parameters(layer, width), jax.ShapeDtypeStruct((1, tokens, width), jnp.float32)
+    state = layer.init_state(1, width) if options.get("state") else None
+    options = {k: v for k, v in options.items() if k != "state"}
+
+    def run(p: Any, x: Array) -> Any:
+        return layer.apply(p, x, state=state, **options)
+
+    def loss(p: Any, x: Array) -> Any:
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(run(p, x)))
+
+    return jax.jit(jax.grad(loss, (0, 1)) if slopes else run).lower(p, x).compile()
+
+
+def array_shapes(program: Any) -> list[tuple[int, ...]]:
+    """Shapes of all arrays that a compiled program names."""
+    found = re.findall(r"\b(?:pred|[bsuf]\d+|bf16)\[([\d,]+)\]", program.as_text())
+    return [tuple(map(int, sizes.split(","))) for sizes in set(found)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (PoM(), {"causal": True, "state": True}),
+        (PoM(method="lean"), {"causal": True, "state": True}),
+        (PoM(form="power", phase=PHASE, method="lean"), {"frames": RAGGED}),
+        (PoM(reads=("own", "last", "past"), expansion=1, method="naive"), {"frames": 1}),
+        (PoM(form="power", rotary=Rotary(), method="lean"), {"frames": TOKENS}),
+    ],
+)
+def test_no_array_has_two_axes_of_tokens_forwards_or_backwards(layer: PoM, options: dict[str, Any]) -> None:
+    shapes = array_shapes(compiled(layer, TOKENS, options))
+    assert any(TOKENS in shape for shape in shapes)
+    assert all(sum(size >= TOKENS for size in shape) < 2 for shape in shapes)
+    assert max(map(math.prod, shapes)) < TOKENS**2 / 4
+
+
+def test_the_search_finds_an_array_of_all_pairs() -> None:
+    """Under a mask for each query there is one, which the test above would tell."""
+    rows = jnp.zeros((1, TOKENS, TOKENS))
+    shapes = array_shapes(compiled(PoM(), TOKENS, {"mask": rows}, slopes=False))
+    assert any(sum(size >= TOKENS for size in shape) == 2 for shape in shapes)
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"frames": 64}], ids=["causal", "frames"])
+def test_operations_double_with_the_tokens(options: dict[str, Any]) -> None:
+    layer = PoM(method="naive")
+    once, twice = (compiled(layer, n, options).cost_analysis()["flops"] for n in (1024, 2048))
+    assert twice / once == pytest.approx(2, rel=0.02)
+
+
+def test_naive_takes_nine_products_and_lean_ten() -> None:
+    """Forwards and backwards, each of tokens with a matrix [D, K E]; the count takes one run of a loop."""
+    width = 256
+    for method, expected, counted in (("naive", 9, 2), ("lean", 10, 1)):
+        program = compiled(PoM(method=method), 2 * runs.CPU_ROWS, {}, width)
+        product = 2 * counted * runs.CPU_ROWS * width * 2 * 2 * width
+        assert expected < program.cost_analysis()["flops"] / product < expected + 0.7
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"frames": 64}], ids=["causal", "frames"])
+def test_lean_memory_is_linear_and_a_third_of_naive(options: dict[str, Any]) -> None:
+    """Beside arrays like the tokens lean keeps the projections of the gates, and features of one run."""
+    layer, width, tokens = PoM(), 32, 2**14
+
+    def temporary(method: str, tokens: int) -> int:
+        program = compiled(layer.clone(method=method), tokens, options, width)
+        return program.memory_analysis().temp_size_in_bytes
+
+    lean = temporary("lean", tokens)
+    gates, like_tokens = 4 * tokens * 2 * 64, 4 * tokens * width
+    assert lean <= 4.1 * temporary("lean", tokens // 4)
+    assert lean <= temporary("naive", tokens) / 3
+    assert lean <= gates + 5 * like_tokens
+
+
+SHARDED = """
+import json, re, sys
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from pom_jax.nn import Phase, PoM
+from tests.layers import normal, parameters, quick_jit, uniform
+
+found = []
+x, mask, at = normal(1, 2, 64, 8), uniform(2, 2, 64), 4 * normal(3, 64, 1)
+mesh = jax.make_mesh((8,), ("context",), axis_types=(AxisType.Auto,))
+tokens = NamedSharding(mesh, P(None, "context"))
+for layer in (PoM(), PoM(form="power", gate_heads=4), PoM(phase=Phase(((5.0,),)))):
+    p = jax.device_put(parameters(layer), NamedSharding(mesh, P()))
+    place = {"positions": at} if layer.phase else {}
+    for masked in (False, True):
+        def forward(p, x, mask):
+            return layer.apply(p, x, mask=mask if masked else None, **place)
+        def slopes(p, x, mask):
+            return jax.grad(lambda p, x: (forward(p, x, mask) ** 2).sum(), (0, 1))(p, x)
+        for run in (forward, slopes):
+            one = quick_jit(run)(jax.device_get(p), x, mask)
+            with jax.set_mesh(mesh):
+                args = p, *jax.device_put((x, mask), tokens)
+                program = quick_jit(run).lower(*args).compile()
+            many = program(*args)
+            text = program.as_text()
+            count = lambda names: len(re.findall(rf"= [^=]*? (?:{names})(?:-start)?\\(", text))
+            close = lambda a, b: float(abs(np.asarray(a) - np.asarray(b)).max() / abs(np.asarray(b)).max())
+            found.append({
+                "run": f"{run.__name__} masked={masked} {layer.form} phase={layer.phase}",
+                "forward": run is forward,
+                "sums": count("all-reduce"),
+                "moves": count("all-gather|all-to-all|collective-permute|reduce-scatter"),
+                "gap": max(jax.tree.leaves(jax.tree.map(close, many, one))),
+            })
+print(json.dumps(found))
+"""
+
+
+def test_split_tokens_meet_in_one_sum_of_the_state_and_move_nowhere() -> None:
+    """Eight devices give the values and gradients of one."""
+    run = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    for found in json.loads(run.stdout.splitlines()[-1]):
+        assert found["moves"] == 0, found
+        assert found["gap"] < 1e-5, found
+        assert not found["forward"] or found["sums"] == 1, found
