@@ -18,11 +18,11 @@ def quick_jit(function: Callable[..., Any], **options: Any) -> Any:
     return jax.jit(function, compiler_options=QUICK, **options)
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
+def normal(seed: int, *shape: int) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def uniform(seed: int, *shape: int) -> np.ndarray:
+def uniform(seed: int, *shape: int) -> Any:
     return np.random.default_rng(seed).random(shape, dtype=np.float32)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import Array
 
@@ -21,24 +21,13 @@ from pom_jax.ops import (
     layer_norm,
     merge_states,
     power_features,
+    prefix_sum,
     product_features,
     state_mean,
     token_state,
 )
-
-few = settings(max_examples=5, deadline=None)
-
-
-def normal(seed: int, *shape: int) -> Array:
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-def assert_close(a: object, b: object, rtol: float = 2e-6) -> None:
-    """Equal to `rtol` of each array's maximum."""
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        assert x.shape == y.shape
-        np.testing.assert_allclose(x, y, rtol=0, atol=rtol * max(np.abs(y).max(initial=0), 1e-30))
+from pom_jax.ops.frames import MAX_PADDING, frame_lengths, tiles
+from tests.layers import assert_close, few, normal, quick_jit, uniform
 
 
 def value_and_vjp(f: Callable[..., Array], *args: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -46,7 +35,7 @@ def value_and_vjp(f: Callable[..., Array], *args: Array) -> tuple[Array, tuple[A
         y, vjp = jax.vjp(f, *args)
         return y, vjp(normal(99, *y.shape).astype(y.dtype))
 
-    return jax.jit(both)(*args)
+    return quick_jit(both)(*args)
 
 
 def plain_dense(x: Array, kernel: Array, bias: Array, axes: int = 1) -> Array:
@@ -124,7 +113,7 @@ def test_analytic_derivatives_equal_those_of_the_plain_formulas() -> None:
         assert_close(jax.jvp(fast, (x,), (t,)), jax.jvp(plain, (x,), (t,)))
         slopes = [jax.grad(lambda x, f=f: (f(x) ** 3).sum()) for f in (fast, plain)]
         twice = [jax.jit(jax.grad(lambda x, s=s: jnp.sin(s(x)).sum())) for s in slopes]
-        assert_close(twice[0](x), twice[1](x), 2e-5)
+        assert_close(twice[0](x), twice[1](x), 5e-5)
 
 
 def test_gelu_is_exact_to_float32() -> None:
@@ -189,17 +178,74 @@ def test_degree_one_cannot_tell_contexts_of_equal_mean_and_degree_two_can() -> N
 
 
 @few
-@given(tokens=st.sampled_from([2, 9]), split=st.sampled_from([1, 8]), seed=st.integers(0, 99))
-def test_states_of_parts_add_up_to_the_state_of_the_whole(tokens: int, split: int, seed: int) -> None:
-    x, mask = normal(seed, 2, tokens, 2, 3), jax.random.uniform(jax.random.key(seed), (2, tokens))
-    cut = min(split, tokens - 1)
-    for m in (None, mask, jnp.stack([mask, 1 - mask], 1)):
-        parts = [
-            token_state(x[:, s], None if m is None else m[..., s]) for s in (slice(cut), slice(cut, None))
-        ]
-        whole = token_state(x, m)
-        assert_close(merge_states(*parts), whole)
-        assert_close(state_mean(merge_states(*parts)), state_mean(whole))
+@given(tokens=st.integers(2, 9), cut=st.integers(1, 8), seed=st.integers(0, 99))
+def test_states_of_parts_add_up_to_the_state_of_the_whole(tokens: int, cut: int, seed: int) -> None:
+    x, mask = normal(seed, 2, tokens, 2, 3), uniform(seed, 2, tokens)
+
+    @quick_jit
+    def outputs(x: Array, mask: Array) -> list[object]:
+        found = []
+        for m in (None, mask, jnp.stack([mask, 1 - mask], 1)):
+            halves = slice(min(cut, tokens - 1)), slice(min(cut, tokens - 1), None)
+            parts = merge_states(*(token_state(x[:, s], None if m is None else m[..., s]) for s in halves))
+            whole = token_state(x, m)
+            found += [((parts, state_mean(parts)), (whole, state_mean(whole)))]
+        return found
+
+    for parts, whole in outputs(x, mask):
+        assert_close(parts, whole)
+
+
+@few
+@given(
+    tokens=st.one_of(st.integers(0, 3), st.integers(30, 70), st.integers(1000, 1100)), exclusive=st.booleans()
+)
+def test_running_sums_are_those_of_float64(tokens: int, exclusive: bool) -> None:
+    """Of any length, the element itself left out or not; the gradient is the sum of what follows."""
+    x, weigh = normal(tokens, 2, tokens, 2, 3), normal(99, 2, tokens, 2, 3)
+    y, (slope,) = value_and_vjp(lambda x: prefix_sum(x, exclusive=exclusive), x)
+    exact, after = (
+        np.cumsum(x.astype(np.float64), 1),
+        np.cumsum(weigh[:, ::-1].astype(np.float64), 1)[:, ::-1],
+    )
+    if exclusive:
+        exact, after = exact - x, after - weigh
+    assert_close(y, exact, 2e-6, least=1.0)
+    assert_close(slope, after, 2e-6, least=1.0)
+
+
+def test_running_sums_in_any_dtype_are_float32_and_do_not_drift() -> None:
+    x = (1 + normal(0, 1, 2**16, 1)).astype(jnp.bfloat16)
+    y = quick_jit(prefix_sum)(x)
+    assert y.dtype == jnp.float32
+    assert_close(y, np.cumsum(x.astype(np.float64), 1), 3e-7)
+
+
+@few
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=9).map(tuple))
+def test_tiles_hold_each_token_of_ragged_frames_once_with_little_padding(lengths: tuple[int, ...]) -> None:
+    tokens, number = sum(lengths), np.repeat(np.arange(len(lengths)), lengths)
+    cut = tiles(frame_lengths(lengths, tokens))
+    assert cut.used.sum() == tokens
+    assert cut.used.size <= MAX_PADDING * tokens
+    x = np.arange(1.0, tokens + 1, dtype=np.float32)[None]
+
+    @quick_jit
+    def outputs(x: Array) -> object:
+        split = cut.split(x)
+        return (
+            split,
+            cut.join(split),
+            cut.sum_by_frame((split * cut.used).sum(-1)),
+            cut.spread(x[:, : cut.frames]),
+        )
+
+    split, joined, sums, spread = outputs(x)
+    np.testing.assert_array_equal(joined, x)
+    np.testing.assert_array_equal(split[0][cut.used], x[0])
+    np.testing.assert_array_equal(sums[0], np.bincount(number, x[0]))
+    np.testing.assert_array_equal(spread[0], 1 + cut.frame)
+    assert (number[cut.index.reshape(cut.used.shape)] == cut.frame[:, None])[cut.used].all()
 
 
 def test_weights_of_a_mask_count_tokens_that_often() -> None:
@@ -227,7 +273,8 @@ def test_an_empty_mask_gives_zeros_and_finite_gradients() -> None:
 
 def test_attention_is_the_softmax_average_of_values() -> None:
     q, k, v = normal(0, 2, 3, 2, 4), normal(1, 2, 5, 2, 4), normal(2, 2, 5, 2, 4)
-    mask = jax.random.bernoulli(jax.random.key(3), 0.7, (2, 3, 5)).at[..., 0].set(True)
+    mask = uniform(3, 2, 3, 5) < 0.7
+    mask[..., 0] = True
 
     def naive(q: Array, k: Array, v: Array) -> Array:
         logits = jnp.einsum("bmhd,bnhd->bhmn", q, k) / 2
