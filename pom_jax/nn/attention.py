@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from pom_jax.errors import InputError
 from pom_jax.nn.dense import Dense, xavier_uniform
 from pom_jax.ops.attention import attention
-from pom_jax.ops.states import check_tokens
+from pom_jax.ops.states import check_tokens, without_heads
 from pom_jax.ops.windows import local_attention
 
 
@@ -43,7 +43,7 @@ class MultiHeadAttention(nn.Module):
         Args:
             x: [B, M, D], the queries.
             context: [B, N, D]; None mixes x with itself.
-            mask: None, [B, N] or [B, M, N] (B may be 1); zero hides a context token.
+            mask: None, [B, N] or [B, M, N] (B may be 1), or [B, 1, M, N] as in Flax; zero hides a token.
 
         Returns:
             [B, M, D] in the compute dtype; the output bias for a query that sees nothing.
@@ -115,6 +115,7 @@ def _attend(
     attend: Callable[..., jax.Array],
 ) -> jax.Array:
     """Projects to heads, attends, projects back; for the compact methods above."""
+    mask = without_heads(mask)
     check_tokens(x, source, mask)
     width = x.shape[-1]
     if layer.head_width < 0 or layer.num_heads < 1:

@@ -13,7 +13,7 @@ class Hybrid(nn.Module):
     end before one output product. Both read whole tokens and write all channels, and neither gives up its own
     parameters, masks or state; how much goes to either is the matter of `expansion` and of the number and
     width of the heads. The authors' SD3-PoM puts the kinds in layers of their own instead: `attention_every`
-    of the models.
+    of the models. It takes masks, but neither mixes causally or by frames nor streams.
 
     Attributes:
         pom: makes the one half, called with `name`; any module with the call of `nn.PoM`.

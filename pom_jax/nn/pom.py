@@ -27,7 +27,7 @@ from pom_jax.ops.phase import Phase
 from pom_jax.ops.polynomials import CLAMP, SLOPE
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe
 from pom_jax.ops.rotary import Rotary, grid_positions
-from pom_jax.ops.states import FrameStates, State, check_numbers, check_tokens
+from pom_jax.ops.states import FrameStates, State, check_tokens, without_heads
 
 Frames = int | Sequence[int]
 Positions = jax.Array | np.ndarray
@@ -75,6 +75,7 @@ class PoM(nn.Module):
         global_tokens: tokens before those of the grid (registers), which lie at its origin.
         reads: states that a token reads, each with gates of its own: "all" (the frames so far and its own),
             "own" (its own frame), "last" (the frame before), "past" (all frames before).
+        causal: a token sees itself and those before it only, where the call does not say otherwise.
         count: what a state's count counts: "tokens", or "frames", which weigh the same whatever their length,
             as in the authors' `state_forward`.
         method: "naive", "lean" (recomputes the features in the backward pass; reverse mode only) or "auto",
@@ -97,6 +98,7 @@ class PoM(nn.Module):
     grid: tuple[int, ...] = ()
     global_tokens: int = 0
     reads: tuple[str, ...] = ("all",)
+    causal: bool = False
     count: str = "tokens"
     method: str = "auto"
     dtype: DTypeLike | None = None
@@ -109,7 +111,7 @@ class PoM(nn.Module):
         values: jax.Array | None = None,
         *,
         mask: jax.Array | None = None,
-        causal: bool = False,
+        causal: bool | None = None,
         frames: Frames | None = None,
         context_frames: Frames | None = None,
         positions: Positions | None = None,
@@ -130,7 +132,7 @@ class PoM(nn.Module):
             mask: None, [B, N] or [B, M, N] (B may be 1), booleans or weights; zero leaves a token out. Also
                 [B, 1, M, N] and [B, 1, 1, N]. A row for each query costs M N, as in attention; with
                 `causal` or `frames`, give [B, N].
-            causal: token n sees the context tokens 0..n only.
+            causal: token n sees the context tokens 0..n only; None is the layer's own `causal`.
             frames: a token sees its own frame and those before: the length of all, or of each frame.
             context_frames: lengths of the context's frames, as many as the queries'; those of the queries if
                 left out.
@@ -150,10 +152,11 @@ class PoM(nn.Module):
         del deterministic, dropout_rng
         if values is not None and values is not context:
             raise InputError(
-                "PoM has one context, no values beside the keys: give the keys as values, or nothing"
+                "PoM has one context and no values beside the keys: call layer(queries, keys); under jit "
+                "and remat an array that is given twice counts as two"
             )
         source = x if context is None else context
-        mask = _without_heads(mask)
+        mask = without_heads(mask)
         check_tokens(x, source, mask)
         recipe = recipe_of(self, x.shape[-1])
         if positions is None and recipe.axes:
@@ -164,7 +167,7 @@ class PoM(nn.Module):
             x,
             context,
             mask=mask,
-            causal=causal,
+            causal=self.causal and frames is None if causal is None else causal,
             frames=frames,
             context_frames=context_frames,
             positions=positions,
@@ -308,18 +311,3 @@ def _each_degree(
         return (kernel,), None if bias is None else (bias.reshape(-1),)
     degrees = range(kernel.shape[1])
     return tuple(kernel[:, p] for p in degrees), None if bias is None else tuple(bias)
-
-
-def _without_heads(mask: jax.Array | None) -> jax.Array | None:
-    """A mask of attention, [B, 1, M, N] or [B, 1, 1, N], as one of the mixer."""
-    if mask is None:
-        return None
-    check_numbers("mask", mask)
-    if mask.ndim != 4:
-        return mask
-    if mask.shape[1] != 1:
-        raise InputError(
-            f"mask has shape {tuple(mask.shape)} with {mask.shape[1]} heads; the mixer has one state for all "
-            "channels: give a mask with a head axis of 1"
-        )
-    return mask[:, 0, 0] if mask.shape[2] == 1 else mask[:, 0]

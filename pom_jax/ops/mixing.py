@@ -74,7 +74,10 @@ def mix(
         _check_rows(recipe, causal, frames, state, method)
         return _mix_rows(recipe, weights, x, context, mask, places), None
     if not isinstance(causal, bool | np.bool_):
-        raise InputError(f"causal = {causal!r} must be True or False")
+        raise InputError(
+            f"causal = {causal!r} must be True or False, known when the call is compiled: set it in the "
+            'layer, close over it, or jax.jit(layer.apply, static_argnames=("causal", "frames"))'
+        )
     lean = _is_lean(recipe, context, method)
     weigh = None if mask is None else jnp.broadcast_to(mask, context.shape[:2]).astype(jnp.float32)
     if causal:
@@ -329,12 +332,12 @@ def _position(
         return None
     if given is None:
         if axes > 1 or not default:
-            why = (
-                "a stream does not know where its tokens are"
-                if not default
-                else f"{axes} axes have no default"
+            way = (
+                f"{axes} axes have no default: see ops.grid_positions, or the layer's grid"
+                if default
+                else "a stream does not know where its tokens are: on one axis, say jnp.arange(start, stop)"
             )
-            raise InputError(f"{name} [{length}, {axes}] are needed: {why}; see ops.grid_positions")
+            raise InputError(f"{name} [{length}, {axes}] are needed; {way}")
         given = np.arange(length, dtype=np.float32)
     try:
         given = jnp.asarray(given, jnp.float32)

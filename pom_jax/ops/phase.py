@@ -22,7 +22,8 @@ class Phase:
     Attributes:
         periods: for each axis of a position the periods on it, in units of that axis; `math.inf` is the
             frequency zero, a negative period turns the other way. The frequencies w = 2 pi / period are all
-            combinations across axes, and channel c uses number c modulo their count.
+            combinations across axes, and channel c uses number c modulo their count. For a sequence
+            `Phase(((math.inf, 16.0, -16.0),))`, for rows and columns that tuple of three twice.
     """
 
     periods: tuple[tuple[float, ...], ...]

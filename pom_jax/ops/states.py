@@ -5,6 +5,7 @@ from typing import NamedTuple, overload
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from pom_jax.errors import InputError
 
@@ -19,6 +20,9 @@ class State(NamedTuple):
 
     sum: Array
     count: Array
+
+    def __add__(self, other: object) -> "State":  # a tuple's would join the fields
+        return merge_states(self, other) if isinstance(other, State) else NotImplemented
 
 
 class FrameStates(NamedTuple):
@@ -48,6 +52,28 @@ def check_mask(mask: Array | None, batch: int, queries: int, tokens: int) -> Non
             f"mask has shape {tuple(mask.shape)}; give [B, N] = {(batch, tokens)} to weigh tokens, or "
             f"[B, M, N] = {(batch, queries, tokens)} to weigh them for each query (B may be 1)"
         )
+    if jnp.issubdtype(mask.dtype, jnp.floating) and not isinstance(mask, Tracer):
+        least = float(np.min(np.asarray(mask), initial=0.0))
+        if not least >= 0:
+            raise InputError(
+                f"mask has the weight {least}: a mask multiplies, with 0 for tokens left out and 1 for the "
+                "others; it is not a bias that is added"
+            )
+
+
+def without_heads(mask: Array | None) -> Array | None:
+    """A mask of attention in other libraries, [B, 1, M, N] or [B, 1, 1, N], without its axis of heads."""
+    if mask is None:
+        return None
+    check_numbers("mask", mask)
+    if mask.ndim != 4:
+        return mask
+    if mask.shape[1] != 1:
+        raise InputError(
+            f"mask has shape {tuple(mask.shape)} with {mask.shape[1]} heads; all channels "
+            "see the same tokens here: give a mask with a head axis of 1"
+        )
+    return mask[:, 0, 0] if mask.shape[2] == 1 else mask[:, 0]
 
 
 def check_numbers(name: str, array: object) -> None:
