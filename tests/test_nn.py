@@ -318,7 +318,7 @@ def test_a_causal_mask_with_a_head_axis_is_causal_mixing() -> None:
     masked, causal = both(x)
     assert_close(masked, causal)
     for wrong in (np.ones((2, 2, 5, 5)), np.ones((1, 3, 1, 5))):
-        with pytest.raises(InputError, match=f"with {wrong.shape[1]} heads; the mixer has one state"):
+        with pytest.raises(InputError, match=f"with {wrong.shape[1]} heads; all channels see the same"):
             jax.eval_shape(lambda x, wrong=wrong: layer.apply(p, x, x, x, mask=wrong), x)
     with pytest.raises(InputError, match="no values beside the keys"):
         jax.eval_shape(lambda x: layer.apply(p, x, x, 2 * x), x)
