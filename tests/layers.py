@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 WIDTH = 8
 # Without the slow optimisations, which take most of a test's time.
 QUICK: Any = {"xla_backend_optimization_level": 0}
-few = settings(max_examples=5, deadline=None)
+# Each example compiles, so a failure is told as it was found, not in its smallest form.
+few = settings(max_examples=5, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 
 
 def quick_jit(function: Callable[..., Any], **options: Any) -> Any:
