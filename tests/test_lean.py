@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jax import Array
 from jax.sharding import AbstractMesh
@@ -30,7 +30,7 @@ RAGGED = {"frames": (3, 1, 5, 2)}
 MODES: dict[str, dict[str, Any]] = {
     "global": {},
     "causal": {"causal": True},
-    "frames": {"frames": 3},
+    "frames": {"frames": 6},
     "ragged": RAGGED,
     "cross": {"context": 13},
     "cross_causal": {"context": 11, "causal": True},
@@ -80,7 +80,7 @@ def drawn(
     """Static options of a call, and its arrays."""
     options = dict(mode)
     others = options.pop("context", None)
-    tokens = 12 if options.get("frames") == 3 else tokens
+    tokens = 12 if options.get("frames") == 6 else tokens
     axes = position_axes(layer)
     inputs: dict[str, Any] = {"p": parameters(layer), "x": normal(1, 2, tokens, WIDTH)}
     if others is not None:
@@ -100,8 +100,9 @@ def drawn(
     return options, inputs
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize(("name", "mode", "extra"), CASES)
+@pytest.mark.parametrize(
+    ("name", "mode", "extra"), [pytest.param(*CASES[0], marks=pytest.mark.smoke), *CASES[1:]]
+)
 def test_lean_is_naive_in_value_and_every_gradient(
     short_runs: None, name: str, mode: str, extra: str
 ) -> None:
@@ -142,6 +143,9 @@ def test_lean_is_naive_with_runs_of_full_size(causal: bool, masked: bool) -> Non
     rows=st.integers(1, 40),
     least=st.integers(1, 4),
 )
+@example(batch=1, frames=3, tokens=7, rows=4, least=1)  # parts of frames
+@example(batch=2, frames=7, tokens=2, rows=9, least=1)  # several frames a run
+@example(batch=1, frames=7, tokens=11, rows=3, least=1)  # padded
 def test_runs_hold_each_token_once(batch: int, frames: int, tokens: int, rows: int, least: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "CPU_ROWS", rows)

@@ -55,8 +55,7 @@ def streamed(
     return jnp.concatenate(outputs, 1), state
 
 
-@pytest.mark.smoke
-@every_layer
+@pytest.mark.parametrize("name", [pytest.param("product", marks=pytest.mark.smoke), *list(LAYERS)[1:]])
 def test_streamed_is_parallel(name: str) -> None:
     """Ragged frames one by one, in chunks of several, and all at once: outputs and states agree."""
     layer = LAYERS[name]
@@ -221,16 +220,22 @@ def test_counting_frames_gives_each_the_same_weight() -> None:
     """As the authors' `state_forward` counts; with frames of equal length it is counting tokens."""
     tokens: Any = PoM()
     frames = tokens.clone(count="frames")
-    p, (x, _) = parameters(tokens), inputs(tokens)
+    p, (x, beside) = parameters(tokens), inputs(tokens)
+    seen = (beside["mask"] > 0).astype(np.float32)
 
     @quick_jit
     def outputs(x: Array) -> Any:
         equal, ragged = {"frames": 5}, {"frames": (9, 1)}
         state = frames.apply(p, x, state=frames.init_state(2, WIDTH), **ragged)[1]
-        return [layer.apply(p, x, **o) for o in (equal, ragged) for layer in (tokens, frames)], state
+        each = (
+            frames.apply(p, x, causal=True, mask=beside["mask"]),
+            tokens.apply(p, x, causal=True, mask=seen),
+        )
+        return [layer.apply(p, x, **o) for o in (equal, ragged) for layer in (tokens, frames)], state, each
 
-    (by_tokens, by_frames, ragged, weighed), state = outputs(x)
+    (by_tokens, by_frames, ragged, weighed), state, (one_by_one, unweighed) = outputs(x)
     assert_close(by_frames, by_tokens, 5e-6)
+    assert_close(one_by_one, unweighed, 5e-6)
     assert gap(weighed[:, -1], ragged[:, -1]) > 1e-2
     assert isinstance(state, State)
     np.testing.assert_array_equal(state.count, [[2], [2]])
