@@ -252,7 +252,7 @@ MISTAKES: list[tuple[PoM, dict[str, Any], str]] = [
     (PoM(method="lean"), {"mask": np.ones((B, N, N))}, "goes without method='lean'"),
     (PoM(reads=("own",)), {"mask": np.ones((B, N, N))}, r"goes without reads=\('own',\)"),
     (PoM(), {"positions": np.arange(N)}, "neither rotary nor phase"),
-    (PoM(rotary=Rotary(2)), {}, r"positions \[6, 2\] are needed: 2 axes have no default"),
+    (PoM(rotary=Rotary(2)), {}, r"positions \[6, 2\] are needed; 2 axes have no default"),
     (PoM(rotary=Rotary()), {"state": STATE}, "a stream does not know where its tokens are"),
     (PoM(rotary=Rotary()), {"positions": ["a"] * N}, "positions must be numbers"),
     (PoM(), {"state": tuple(STATE)}, "state is a tuple, but .* carries a State"),

@@ -255,3 +255,21 @@ def test_no_tokens_leave_the_state_as_it_is(name: str) -> None:
     state, after, y = outputs(x)
     assert_close(after, [state, state])
     assert [one.shape for one in y] == [(2, 0, WIDTH)] * 2
+
+
+@pytest.mark.parametrize("method", ["naive", "lean"])
+def test_a_state_kept_in_another_dtype_comes_back_in_float32(method: str) -> None:
+    """Halved to bfloat16 for storage, its counts as whole numbers: only its own rounding is lost."""
+    layer: Any = PoM(method=method)
+    p, (x, _) = parameters(layer), inputs(layer)
+
+    @quick_jit
+    def outputs(x: Array) -> Any:
+        _, state = layer.apply(p, x[:, :4], state=layer.init_state(2, WIDTH))
+        kept = State(state.sum.astype(jnp.bfloat16), state.count.astype(jnp.int8))
+        found = [layer.apply(p, x[:, 4:], causal=True, state=s) for s in (state, kept)]
+        return found, layer.apply(p, x[:, 4:], kept, method="read")
+
+    ((exact, _), (y, after)), read = outputs(x)
+    assert gap(y, exact) < 0.01
+    assert after.sum.dtype == after.count.dtype == y.dtype == read.dtype == jnp.float32

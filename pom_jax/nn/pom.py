@@ -159,7 +159,7 @@ class PoM(nn.Module):
         mask = without_heads(mask)
         check_tokens(x, source, mask)
         recipe = recipe_of(self, x.shape[-1])
-        if positions is None and recipe.axes:
+        if positions is None and recipe.axes and state is None:
             positions = self._grid_positions(x.shape[1], recipe.axes)
         y, after = mix(
             recipe,

@@ -62,24 +62,29 @@ def mix(
     Raises:
         InputError: shapes, lengths, positions, mask or state do not fit each other or the recipe.
     """
-    itself = context is None or context is x
+    itself = context is None
     context = x if context is None else context
     check_tokens(x, context, mask)
     check_state(recipe, state, x.shape[0])
+    state = _in_float32(state)
     choose("method", method, METHODS)
     choose("count", count, COUNTS)
     places = _places(recipe, x, context, itself, positions, context_positions, state)
     x, context = x.astype(recipe.dtype), context.astype(recipe.dtype)
-    if mask is not None and mask.ndim == 3:
-        _check_rows(recipe, causal, frames, state, method)
-        return _mix_rows(recipe, weights, x, context, mask, places), None
     if not isinstance(causal, bool | np.bool_):
         raise InputError(
             f"causal = {causal!r} must be True or False, known when the call is compiled: set it in the "
             'layer, close over it, or jax.jit(layer.apply, static_argnames=("causal", "frames"))'
         )
-    lean = _is_lean(recipe, context, method)
-    weigh = None if mask is None else jnp.broadcast_to(mask, context.shape[:2]).astype(jnp.float32)
+    if mask is not None and mask.ndim == 3:
+        _check_rows(recipe, causal, frames, state, method)
+        return _mix_rows(recipe, weights, x, context, mask, places), None
+    lean = _is_lean(recipe, x, context, method)
+    weigh = None
+    if mask is not None:
+        weigh = jnp.broadcast_to(mask, context.shape[:2]).astype(jnp.float32)
+        # Zero times what overflows is no number: a token that is left out must not be expanded.
+        context = jnp.where((weigh == 0)[..., None], 0, context)
     if causal:
         if frames is not None or context_frames is not None:
             raise InputError(
@@ -132,6 +137,7 @@ def read_state(
     """
     check_tokens(x, x, None)
     check_state(recipe, state, x.shape[0])
+    state = _in_float32(state)
     if "own" in recipe.reads:
         raise InputError(
             f"reads = {recipe.reads}: read takes no state of its own; call the layer with state="
@@ -166,10 +172,17 @@ def check_state(recipe: Recipe, state: State | FrameStates | None, batch: int) -
             )
 
 
-def _is_lean(recipe: Recipe, context: Array, method: str) -> bool:
+def _in_float32[S: State | FrameStates | None](state: S) -> S:
+    """A state as the mixer carries it, in whatever dtype it was kept meanwhile."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), state)
+
+
+def _is_lean(recipe: Recipe, x: Array, context: Array, method: str) -> bool:
+    if not x.size or not context.size:
+        return False
     if method != "auto":
         return method == "lean"
-    size = 4 * context.shape[0] * context.shape[1] * math.prod(recipe.features)
+    size = 4 * x.shape[0] * max(x.shape[1], context.shape[1]) * math.prod(recipe.features)
     return size >= LEAN_FROM.get(jax.default_backend(), LEAN_FROM_ELSEWHERE) and tokens_are_whole()
 
 
@@ -253,7 +266,7 @@ def _mix_frames(
     if weigh is not None:
         weigh = of.split(weigh)
     elif not of.used.all():
-        weigh = jnp.ones((1, *of.used.shape))
+        weigh = jnp.ones((1, *of.used.shape), jnp.float32)
     if weigh is not None and not of.used.all():
         weigh = weigh * of.used
     place = None if places[1] is None else of.split(places[1])
@@ -316,6 +329,11 @@ def _places(
     first = _position(recipe, "positions", x, positions, default=state is None)
     if itself and context_positions is None:
         return first, first
+    if positions is not None and context_positions is None:
+        raise InputError(
+            "positions were given, and a context without context_positions: give both, or leave the context "
+            "out where x mixes with itself"
+        )
     return first, _position(recipe, "context_positions", context, context_positions, default=state is None)
 
 

@@ -54,15 +54,15 @@ class Phase:
         Returns:
             Two arrays [..., N, E] float32.
         """
-        axes = [[2 * math.pi / p for p in axis] for axis in self.periods]
-        combined = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, self.axes)
-        # The sum is written out: a product would round the positions on an accelerator.
+        periods = np.stack(np.meshgrid(*self.periods, indexing="ij"), axis=-1, dtype=np.float32)
+        periods = periods.reshape(-1, self.axes)
         places = jnp.asarray(positions, jnp.float32)
-        angles = sum(
-            (places[..., i, None] * combined[:, i].astype(np.float32) for i in range(1, self.axes)),
-            places[..., 0, None] * combined[:, 0].astype(np.float32),
-        )
-        repeats = (1,) * (angles.ndim - 1) + (-(-channels // len(combined)),)
+        angles = jnp.zeros((*places.shape[:-1], len(periods)), jnp.float32)
+        for i in range(self.axes):
+            # Remainders are exact: far from the origin an angle loses nothing.
+            left = jnp.fmod(places[..., i, None], periods[:, i])
+            angles += jnp.where(np.isinf(periods[:, i]), 0.0, left * (2 * math.pi / periods[:, i]))
+        repeats = (1,) * (angles.ndim - 1) + (-(-channels // len(periods)),)
 
         def spread(table: Array) -> Array:
             return jnp.tile(table, repeats)[..., :channels]

@@ -36,9 +36,12 @@ class FrameStates(NamedTuple):
     total: State
     last: State
 
+    def __add__(self, other: object) -> "FrameStates":  # a tuple's would join the fields
+        return merge_states(self, other) if isinstance(other, FrameStates) else NotImplemented
+
 
 def check_mask(mask: Array | None, batch: int, queries: int, tokens: int) -> None:
-    """Checks that a mask is None, [B, N] or [B, M, N] (B may be 1).
+    """Checks that a mask is None, [B, N] or [B, M, N] (B may be 1), and its weights where they are known.
 
     Raises:
         InputError: any other shape, or no array of numbers.
@@ -142,6 +145,11 @@ def merge_states(first: State | FrameStates, second: State | FrameStates) -> Sta
     if isinstance(first, FrameStates) and isinstance(second, FrameStates):
         return FrameStates(merge_states(first.total, second.total), second.last)
     if isinstance(first, State) and isinstance(second, State):
+        if first.sum.shape != second.sum.shape or first.count.shape != second.count.shape:
+            raise InputError(
+                f"states with sums of shapes {tuple(first.sum.shape)} and {tuple(second.sum.shape)} do not "
+                "add: they are of other batches or mixers"
+            )
         return State(first.sum + second.sum, first.count + second.count)
     raise InputError(
         f"merge_states: a {type(first).__name__} and a {type(second).__name__} are of mixers with other reads"

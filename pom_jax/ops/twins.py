@@ -58,7 +58,7 @@ def frame_sums(
         return _sums(recipe, weights, x, token_weights, positions)
     runs = plan_runs(*x.shape[:3])
     if runs.padded and token_weights is None:
-        token_weights = jnp.ones((1, *x.shape[1:3]))
+        token_weights = jnp.ones((1, *x.shape[1:3]), jnp.float32)
     return _lean_sums(recipe, runs, weights, x, token_weights, positions)
 
 
@@ -113,7 +113,7 @@ def causal(
     if lean:
         runs = plan_runs(x.shape[0], 1, x.shape[1])
         if runs.padded and token_weights is None:
-            token_weights = jnp.ones(x.shape[:2])
+            token_weights = jnp.ones(x.shape[:2], jnp.float32)
         y, after = _lean_causal(recipe, runs, weights, x, context, token_weights, positions, start)
     else:
         z = gate_projections(weights[1], x)
@@ -140,7 +140,7 @@ def _like(tree: Any, other: Any) -> Any:
 
 
 def _add(first: Any, second: Any) -> Any:
-    return jax.tree.map(jnp.add, first, second)
+    return jax.tree.map(lambda a, b: a + b.astype(a.dtype), first, second)
 
 
 def _none(positions: Any) -> Any:
@@ -241,7 +241,8 @@ def _causal_run(
     """Outputs of one run of tokens [B, c, D] after the state [B, *F] before it, and the state after it."""
     found = features(recipe, weights[0], context, positions[1])
     if token_weights is None:
-        counts = jnp.broadcast_to(jnp.arange(1.0, context.shape[1] + 1), context.shape[:2])
+        counts = jnp.arange(1, context.shape[1] + 1, dtype=jnp.float32)
+        counts = jnp.broadcast_to(counts, context.shape[:2])
     else:
         found = [f * token_weights[..., None] for f in found]
         counts = prefix_sum(token_weights)

@@ -52,6 +52,8 @@ def power_mixer(case: Case) -> Findings:
 
     def layer(p: Tensors, x: Tensors) -> Tensors:
         options = {ours: x[theirs] for theirs, ours in ARGUMENTS.items() if theirs in x}
+        if "xc" in x and "positions" in options:  # theirs count the context from 0 if they are told nothing
+            options.setdefault("context_positions", jnp.arange(x["xc"].shape[1]))
         return {"y": apply(module, tree(p), x["xq"], x.get("xc"), causal=causal, **options)}
 
     return compare_module(case, layer)
