@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +173,7 @@ def check_state(recipe: Recipe, state: State | FrameStates | None, batch: int) -
             )
 
 
-def _in_float32[S: State | FrameStates | None](state: S) -> S:
+def _in_float32(state: Any) -> Any:
     """A state as the mixer carries it, in whatever dtype it was kept meanwhile."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), state)
 
