@@ -252,6 +252,11 @@ MISTAKES: list[tuple[PoM, dict[str, Any], str]] = [
     (PoM(method="lean"), {"mask": np.ones((B, N, N))}, "goes without method='lean'"),
     (PoM(reads=("own",)), {"mask": np.ones((B, N, N))}, r"goes without reads=\('own',\)"),
     (PoM(), {"positions": np.arange(N)}, "neither rotary nor phase"),
+    (
+        PoM(rotary=Rotary()),
+        {"positions": np.arange(N), "context": normal(0, B, N, WIDTH)},
+        "positions were given, and a context without context_positions",
+    ),
     (PoM(rotary=Rotary(2)), {}, r"positions \[6, 2\] are needed; 2 axes have no default"),
     (PoM(rotary=Rotary()), {"state": STATE}, "a stream does not know where its tokens are"),
     (PoM(rotary=Rotary()), {"positions": ["a"] * N}, "positions must be numbers"),
@@ -290,3 +295,5 @@ def test_states_that_cannot_be_made_read_or_merged() -> None:
     both: Any = (STATE, FrameStates(STATE, STATE))
     with pytest.raises(InputError, match="a State and a FrameStates"):
         merge_states(*both)
+    with pytest.raises(InputError, match=r"\(2, 1, 2, 16\) and \(3, 1, 2, 16\) do not add"):
+        merge_states(STATE, layer.init_state(3, WIDTH))

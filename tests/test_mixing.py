@@ -231,6 +231,27 @@ def test_nothing_to_read_leaves_the_output_bias_and_finite_gradients(
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
 
+@pytest.mark.parametrize("method", ["naive", "lean"])
+@pytest.mark.parametrize(
+    "options", [{}, {"causal": True}, {"frames": (2, 3, 1)}], ids=["all", "causal", "frames"]
+)
+def test_what_a_mask_hides_may_be_anything(method: str, options: dict[str, Any]) -> None:
+    """Hidden tokens that overflow leave other tokens' outputs and gradients as they were."""
+    layer: Any = PoM(degree=3, method=method)
+    p, x, mask = parameters(layer), normal(1, 1, 6, WIDTH), np.array([[1, 0, 1, 1, 0, 1]], np.float32)
+    context = np.where(mask[..., None] > 0, x, 1e30).astype(np.float32)
+    weigh = normal(2, 1, 6, WIDTH)
+
+    @quick_jit
+    def value_and_slopes(p: Any, context: Array) -> Any:
+        def loss(p: Any, context: Array) -> Array:
+            return (layer.apply(p, x, context, mask=mask, **options) * weigh).sum()
+
+        return jax.value_and_grad(loss, (0, 1))(p, context)
+
+    assert_close(value_and_slopes(p, context), value_and_slopes(p, x))
+
+
 def exact_mean(p: Any, x: np.ndarray, degree: int) -> np.ndarray:
     """The mean feature [E] of the power form in float64."""
     u = x.astype(np.float64) @ p["features"]["kernel"].astype(np.float64)

@@ -199,6 +199,15 @@ def test_shifting_all_positions_changes_nothing_with_a_phase(name: str) -> None:
     assert gap(outputs(at + shift, at)[0], found[0]) > 1e-2
 
 
+@pytest.mark.parametrize("period", [3.0, 7.0, -5.0])
+def test_phases_are_exact_far_from_the_origin(period: float) -> None:
+    """Float32 keeps whole numbers to 2**24; an angle of that size would keep no phase at all."""
+    far = period * np.arange(1, 6, dtype=np.float32)[:, None] * np.float32(2**18) + np.arange(5)[:, None]
+    near = np.arange(5, dtype=np.float32)[:, None]
+    tables = quick_jit(lambda at: Phase(((period,),)).tables(at, 3))
+    assert_close(tables(far), tables(near), 1e-6)
+
+
 @pytest.mark.parametrize("form", ["product", "power"])
 def test_a_phase_without_waves_reads_the_plain_state_and_holds_twice_as_much(form: str) -> None:
     plain: Any = PoM(form=form)

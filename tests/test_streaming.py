@@ -157,6 +157,7 @@ def test_a_state_of_two_parts_is_the_state_of_the_whole(name: str) -> None:
     left, until, y, carried = leave(x, beside)
     merged = merge_states(*left)
     assert_close(merged, until)
+    assert_close(left[0] + left[1], merged)
     assert jax.tree.map(jnp.shape, carried) == jax.tree.map(jnp.shape, none), "it never grows"
 
     file = io.BytesIO()
