@@ -5,7 +5,6 @@
 All forms take turns in one run. Needs 1 GiB of memory and half a minute on two CPU cores.
 """
 
-import argparse
 from collections.abc import Callable
 
 import jax
@@ -41,7 +40,7 @@ def stack(product: Product, unroll: int) -> Callable[[Weights, Array], Array]:
 
 def main() -> None:
     """Measures and reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--depth", type=int, default=6, help="number of layers")
     parser.add_argument("--width", type=int, default=384, help="D; the hidden width is three times as much")
     parser.add_argument("--sequences", type=int, default=8, help="sequences of 256 tokens")
@@ -70,7 +69,7 @@ def main() -> None:
     floor = (before + matmuls.floor_seconds(counts, rounds)) / 2
     rows = [[name, 1e3 * t, t / floor] for name, t in times.items()]
     text = report.table(["form", "forward + backward, ms", "x its products alone"], rows)
-    report.write("dense", text, {**vars(arguments), "floor_s": floor, "seconds": times})
+    report.write("dense", text, {"floor_s": floor, "seconds": times}, arguments)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Workdirs of the same recipe and another seed share a column.
 """
 
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,12 +14,15 @@ from pom_jax.evaluation.report import DIGIT_METRICS
 from pom_jax.training.checkpoint import load_config
 
 
-def main(workdirs: list[str]) -> None:
+def main() -> None:
     """Reads and reports."""
+    parser = report.parser(__doc__)
+    parser.add_argument("workdirs", nargs="+", metavar="DIR", help="trained and scored")
+    arguments = parser.parse_args()
     columns: dict[str, list[dict]] = defaultdict(list)
     baselines: dict[str, dict] = {}
     protocols = set()
-    for workdir in sorted(workdirs, key=lambda w: load_config(w).seed):
+    for workdir in sorted(arguments.workdirs, key=lambda w: load_config(w).seed):
         scores = json.loads((Path(workdir) / "eval" / "scores.json").read_text())
         columns[load_config(workdir).name].append(scores["samples"])
         baselines = scores["baselines"]
@@ -38,8 +40,8 @@ def main(workdirs: list[str]) -> None:
             others = [shown_as.format.format(baselines[name]["mean"][metric]) for name in shown]
             rows.append([shown_as.title, *cells, *others])
         parts.append(report.table([guidance, *columns, *shown], rows))
-    report.write("digits_mixers", "\n\n".join([*parts, *sorted(protocols)]), {"scores": figures})
+    report.write("digits_mixers", "\n\n".join([*parts, *sorted(protocols)]), {"scores": figures}, arguments)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,7 +5,6 @@
 Trains the digits recipe for a few hundred steps in each variant, in new workdirs, and reads their metrics.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -42,7 +41,7 @@ def rows_of(model: dict[str, Any], steps: int, data: str) -> list[dict[str, floa
 
 def main() -> None:
     """Measures and reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--steps", type=int, default=400, help=f"steps each, the first {WARM_UP} not counted")
     parser.add_argument("--data", default="data/digits", help="folder of `prepare.py digits`")
     arguments = parser.parse_args()
@@ -61,7 +60,7 @@ def main() -> None:
         shares = [f"{100 * figures[name][share]:.2f} %" for share in ("input_share", "idle_share")]
         table.append([name, figures[name]["steps_per_second"], *shares])
     text = report.table(["digits, batch 64", "steps/s", "waiting for input", "device idle, at most"], table)
-    report.write("digits_run", text, {"variants": figures})
+    report.write("digits_run", text, {"variants": figures}, arguments)
 
 
 if __name__ == "__main__":

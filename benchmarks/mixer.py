@@ -8,7 +8,6 @@ memory is printed as "does not fit". Makes a table, a JSON file and a plot. On t
 about a quarter of an hour; --tokens 256 1024 4096 takes two minutes.
 """
 
-import argparse
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +24,10 @@ from pom_jax.nn import MultiHeadAttention, PoM
 FRAME = 256
 PRODUCTS = "products alone"
 LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "naive": (PoM(method="naive"), {}),
-    "lean": (PoM(method="lean"), {}),
-    "lean, by frames": (PoM(method="lean"), {"frames": FRAME}),
-    "lean, causal": (PoM(method="lean"), {"causal": True}),
+    "naive": (PoM(implementation="naive"), {}),
+    "lean": (PoM(implementation="lean"), {}),
+    "lean, by frames": (PoM(implementation="lean"), {"frames": FRAME}),
+    "lean, causal": (PoM(implementation="lean"), {"causal": True}),
     "attention": (None, {}),
 }
 DIRECTIONS = ("forward", "forward + backward")
@@ -164,12 +163,13 @@ def plot(path: Path, figures: dict[str, dict[str, Any]]) -> None:
             axis.minorticks_off()
             axis.grid(alpha=0.3)
     axes[0][0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
     plt.savefig(path, dpi=120)
 
 
 def main() -> None:
     """Measures and reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = report.parser(__doc__)
     tokens = [256, 1024, 4096, 16384, 65536]
     parser.add_argument("--tokens", type=int, nargs="+", default=tokens, help="sequence lengths")
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 1152], help="D")
@@ -198,9 +198,9 @@ def main() -> None:
             rows += rows_of(width, tokens, found)
     header = ["width", "tokens", "form", "forward, ms", "x products"]
     header += ["forward + backward, ms", "x products", "temporaries, MB"]
-    path = report.RESULTS / "mixer.png"
+    path = arguments.results / "mixer.png"
     plot(path, figures)
-    report.write("mixer", report.table(header, rows), {**vars(arguments), "figures": figures})
+    report.write("mixer", report.table(header, rows), {"figures": figures}, arguments)
     print(f"plot: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 

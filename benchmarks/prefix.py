@@ -5,7 +5,6 @@
 Takes turns in one run and prints the error against float64 too. Half a minute on two CPU cores.
 """
 
-import argparse
 from collections.abc import Callable
 
 import jax
@@ -26,7 +25,7 @@ METHODS: dict[str, Callable[[Array], Array]] = {
 
 def main() -> None:
     """Measures and reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument(
         "--tokens", type=int, nargs="+", default=[1024, 4096, 16384], help="lengths of the sum"
     )
@@ -51,7 +50,7 @@ def main() -> None:
             forward, backward = (1e9 * times[f"{name} {way}"] / x.size for way in ("forward", "backward"))
             rows.append([tokens, name, forward, backward, f"{errors[name]:.1e}"])
     header = ["tokens", "method", "forward, ns a number", "backward, ns a number", "largest relative error"]
-    report.write("prefix", report.table(header, rows), {**vars(arguments), "rows": rows})
+    report.write("prefix", report.table(header, rows), {"rows": rows}, arguments)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How every benchmark tells what it measured: a table, a JSON file, and on what it was measured."""
 
+import argparse
 import json
 import os
 import platform
@@ -12,6 +13,13 @@ import flax
 import jax
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Of a benchmark's command line, with the folder of its results."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    found.add_argument("--results", type=Path, default=RESULTS, help="folder for figures and plots")
+    return found
 
 
 def setting() -> dict[str, str]:
@@ -54,11 +62,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
-def write(name: str, text: str, figures: Mapping[str, object]) -> None:
-    """Prints the text and keeps figures and setting in `benchmarks/results/NAME.json`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"setting": setting(), **figures}, indent=1) + "\n")
+def write(name: str, text: str, figures: Mapping[str, object], arguments: argparse.Namespace) -> None:
+    """Prints the text and keeps setting, arguments and figures in NAME.json in the folder of the results."""
+    path = arguments.results / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chosen = {key: value for key, value in vars(arguments).items() if key != "results"}
+    path.write_text(json.dumps({"setting": setting(), **chosen, **figures}, indent=1) + "\n")
     print(text)
     print("measured on " + ", ".join(f"{key} {value}" for key, value in setting().items() if value))
     print(f"figures: {os.path.relpath(path)}", flush=True)

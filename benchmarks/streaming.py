@@ -8,7 +8,6 @@ mixer reads all frames so far, rotary positions included. Makes a table, a JSON 
 on two CPU cores.
 """
 
-import argparse
 import functools
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def megabytes(tree: Any) -> float:
 
 def main() -> None:
     """Measures and reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--frames", type=int, default=1000, help="frames of the stream")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a frame")
     parser.add_argument("--width", type=int, default=384, help="D")
@@ -96,14 +95,12 @@ def main() -> None:
         }
         for number in wanted
     ]
-    path = report.RESULTS / "streaming.png"
+    path = arguments.results / "streaming.png"
     plot(path, measured)
     ratios = {name: measured[-1][name] / measured[0][name] for name in measured[0] if name != "frame"}
     text = report.table(list(measured[0]), [list(point.values()) for point in measured])
     text += f"\nframe {wanted[-1]} over frame 1: " + ", ".join(f"{k} x {v:.3f}" for k, v in ratios.items())
-    report.write(
-        "streaming", text, {**vars(arguments), "frames_measured": measured, "last_over_first": ratios}
-    )
+    report.write("streaming", text, {"frames_measured": measured, "last_over_first": ratios}, arguments)
     print(f"plot: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
@@ -123,6 +120,7 @@ def plot(path: Path, measured: list[dict[str, float]]) -> None:
         axis.set(xscale="log", yscale="log", xlabel="frame", ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
     plt.savefig(path, dpi=120)
 
 

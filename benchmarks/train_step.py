@@ -5,7 +5,6 @@
 All variants take turns in one run. Needs about 5 GiB of memory and five minutes on two CPU cores.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +50,7 @@ def stepper(run: Run, batch: Any) -> Callable[[], jax.Array]:
 
 def main() -> None:
     """Measures and reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--batch", type=int, default=8, help="images a step")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each variant")
     arguments = parser.parse_args()
@@ -72,7 +71,7 @@ def main() -> None:
     rows = [["matrix products alone", floor, 1.0, gflop / floor]]
     rows += [[name, value, value / floor, gflop / value] for name, value in seconds.items()]
     text = report.table([f"DiPoM-S/2, batch {arguments.batch}", "s a step", "x floor", "GFLOP/s"], rows)
-    report.write("train_step", text, {"gflop": gflop, "floor_s": floor, "seconds": seconds})
+    report.write("train_step", text, {"gflop": gflop, "floor_s": floor, "seconds": seconds}, arguments)
 
 
 if __name__ == "__main__":

@@ -246,6 +246,20 @@ def test_a_hybrid_is_the_sum_of_its_halves() -> None:
 
     together, apart = outputs(p, x)
     assert_close(together, apart)
+    modules: Any = Hybrid(pom(), local())
+    assert jax.tree.map(jnp.shape, parameters(modules, x)["params"]) == jax.tree.map(jnp.shape, p)
+    assert_close(quick_jit(modules.apply)({"params": p}, x, mask=mask), together)
+    with pytest.raises(InputError, match="attention = 4 is neither a module nor a function"):
+        Hybrid(pom(), 4).init(jax.random.key(0), x)  # pyrefly: ignore[bad-argument-type]
+
+
+def test_a_hybrid_of_causal_halves_is_causal() -> None:
+    x = normal(1, 1, 12, 8)
+    both: Any = Hybrid(PoM(expansion=1, causal=True), LocalAttention(2, (12,), 3, causal=True))
+    p = parameters(both, x)
+    of_fifth = quick_jit(jax.grad(lambda x: (both.apply(p, x)[:, 4] ** 2).sum()))(x)
+    seen = np.abs(of_fifth).sum((0, 2)) > 0
+    np.testing.assert_array_equal(seen, np.arange(12) <= 4)
 
 
 def test_layers_of_a_period_follow_each_other_and_the_last_is_attention() -> None:

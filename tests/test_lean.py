@@ -10,7 +10,7 @@ from flax import linen
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jax import Array
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, use_abstract_mesh
 
 from pom_jax.nn import Phase, PoM, Rotary
 from pom_jax.ops import runs
@@ -111,7 +111,7 @@ def test_lean_is_naive_in_value_and_every_gradient(
 
     @quick_jit
     def both(inputs: Any) -> Any:
-        return [value_and_slopes(layer.clone(method=m), options, inputs) for m in ("lean", "naive")]
+        return [value_and_slopes(layer.clone(implementation=m), options, inputs) for m in ("lean", "naive")]
 
     lean, naive = both(inputs)
     assert_close(lean, naive, 5e-6, least=1e-3)
@@ -129,7 +129,7 @@ def test_lean_is_naive_with_runs_of_full_size(causal: bool, masked: bool) -> Non
 
     @quick_jit
     def both(inputs: Any) -> Any:
-        return [value_and_slopes(layer.clone(method=m), options, inputs) for m in ("lean", "naive")]
+        return [value_and_slopes(layer.clone(implementation=m), options, inputs) for m in ("lean", "naive")]
 
     lean, naive = both(inputs)
     assert_close(lean, naive, 2e-5)
@@ -151,6 +151,8 @@ def test_runs_hold_each_token_once(batch: int, frames: int, tokens: int, rows: i
         patch.setattr(runs, "CPU_ROWS", rows)
         patch.setattr(runs, "LEAST_TOKENS", least)
         plan = runs.plan_runs(batch, frames, tokens)
+        with use_abstract_mesh(AbstractMesh((2, 2), ("data", "fsdp"))):
+            assert runs.plan_runs(4 * batch, frames, tokens) == plan, "a device holds a quarter of the batch"
     assert batch * plan.run_frames * plan.run_tokens <= max(rows, batch * least)
     x = np.arange(1, batch * frames * tokens + 1, dtype=np.float32).reshape(batch, frames, tokens)
 
@@ -193,7 +195,7 @@ def test_auto_is_lean_where_features_are_large_and_tokens_whole() -> None:
         with jax.sharding.use_abstract_mesh(mesh):
             assert ("scan" in primitives(apply, large)) is lean
     for method, lean in (("lean", True), ("naive", False)):
-        some = layer.clone(method=method)
+        some = layer.clone(implementation=method)
         assert ("scan" in primitives(lambda x, some=some: some.apply(p, x), tokens(6))) is lean
         assert ("scan" in primitives(lambda x, some=some: some.apply(p, x), large)) is lean
 
@@ -215,7 +217,7 @@ def test_lean_in_a_scanned_stack_with_and_without_remat(short_runs: None, remat:
     def stack(method: str) -> Any:
         block = linen.remat(Block) if remat else Block
         scanned = linen.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
-        return scanned(PoM(form="power", method=method))
+        return scanned(PoM(form="power", implementation=method))
 
     shapes = jax.eval_shape(lambda x: stack("naive").init(jax.random.key(0), x, None), x)
     leaves, tree = jax.tree.flatten(shapes)
@@ -239,7 +241,7 @@ def test_lean_under_vmap_gives_each_example_its_gradient(short_runs: None) -> No
     @quick_jit
     def both(p: Any, x: Array) -> Any:
         def slopes(method: str) -> Any:
-            layer_ = layer.clone(method=method)
+            layer_ = layer.clone(implementation=method)
             return jax.grad(lambda p, x: (layer_.apply(p, x, frames=RAGGED["frames"]) ** 2).sum(), (0, 1))
 
         return [jax.vmap(slopes(method), (None, 0))(p, x) for method in ("lean", "naive")]
@@ -256,7 +258,7 @@ def test_bfloat16_twins_stay_together(short_runs: None, options: dict[str, Any])
 
     @quick_jit
     def both(inputs: Any) -> Any:
-        return [value_and_slopes(layer.clone(method=m), options, inputs) for m in ("lean", "naive")]
+        return [value_and_slopes(layer.clone(implementation=m), options, inputs) for m in ("lean", "naive")]
 
     lean, naive = both(inputs)
     assert lean[0].dtype == naive[0].dtype == jnp.bfloat16

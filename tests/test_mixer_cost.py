@@ -50,10 +50,10 @@ def array_shapes(program: Any) -> list[tuple[int, ...]]:
     ("layer", "options"),
     [
         (PoM(), {"causal": True, "state": True}),
-        (PoM(method="lean"), {"causal": True, "state": True}),
-        (PoM(form="power", phase=PHASE, method="lean"), {"frames": RAGGED}),
-        (PoM(reads=("own", "last", "past"), expansion=1, method="naive"), {"frames": 1}),
-        (PoM(form="power", rotary=Rotary(), method="lean"), {"frames": TOKENS}),
+        (PoM(implementation="lean"), {"causal": True, "state": True}),
+        (PoM(form="power", phase=PHASE, implementation="lean"), {"frames": RAGGED}),
+        (PoM(reads=("own", "last", "past"), expansion=1, implementation="naive"), {"frames": 1}),
+        (PoM(form="power", rotary=Rotary(), implementation="lean"), {"frames": TOKENS}),
     ],
 )
 def test_no_array_has_two_axes_of_tokens_forwards_or_backwards(layer: PoM, options: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def test_the_search_finds_an_array_of_all_pairs() -> None:
 
 @pytest.mark.parametrize("options", [{"causal": True}, {"frames": 64}], ids=["causal", "frames"])
 def test_operations_double_with_the_tokens(options: dict[str, Any]) -> None:
-    layer = PoM(method="naive")
+    layer = PoM(implementation="naive")
     once, twice = (compiled(layer, n, options).cost_analysis()["flops"] for n in (1024, 2048))
     assert twice / once == pytest.approx(2, rel=0.02)
 
@@ -81,7 +81,7 @@ def test_naive_takes_nine_products_and_lean_ten() -> None:
     """Forwards and backwards, each of tokens with a matrix [D, K E]; the count takes one run of a loop."""
     width = 256
     for method, expected, counted in (("naive", 9, 2), ("lean", 10, 1)):
-        program = compiled(PoM(method=method), 2 * runs.CPU_ROWS, {}, width)
+        program = compiled(PoM(implementation=method), 2 * runs.CPU_ROWS, {}, width)
         product = 2 * counted * runs.CPU_ROWS * width * 2 * 2 * width
         assert expected < program.cost_analysis()["flops"] / product < expected + 0.7
 
@@ -92,7 +92,7 @@ def test_lean_memory_is_linear_and_a_third_of_naive(options: dict[str, Any]) -> 
     layer, width, tokens = PoM(), 32, 2**14
 
     def temporary(method: str, tokens: int) -> int:
-        program = compiled(layer.clone(method=method), tokens, options, width)
+        program = compiled(layer.clone(implementation=method), tokens, options, width)
         return program.memory_analysis().temp_size_in_bytes
 
     lean = temporary("lean", tokens)

@@ -86,7 +86,7 @@ layers = st.builds(
     reads=st.sampled_from([("all",), ("own", "last")]),
     rotary=st.sampled_from([None, Rotary()]),
     phase=st.sampled_from([None, Phase(((3.0,),))]),
-    method=st.sampled_from(["naive", "lean"]),
+    implementation=st.sampled_from(["naive", "lean"]),
     count=st.sampled_from(["tokens", "frames"]),
 )
 
@@ -249,7 +249,7 @@ MISTAKES: list[tuple[PoM, dict[str, Any], str]] = [
     (PoM(), {"mask": np.ones((B, N, N)), "causal": True}, "goes without causal=True"),
     (PoM(), {"mask": np.ones((B, N, N)), "frames": 2}, "goes without frames="),
     (PoM(), {"mask": np.ones((B, N, N)), "state": STATE}, "goes without state="),
-    (PoM(method="lean"), {"mask": np.ones((B, N, N))}, "goes without method='lean'"),
+    (PoM(implementation="lean"), {"mask": np.ones((B, N, N))}, "goes without implementation='lean'"),
     (PoM(reads=("own",)), {"mask": np.ones((B, N, N))}, r"goes without reads=\('own',\)"),
     (PoM(), {"positions": np.arange(N)}, "neither rotary nor phase"),
     (
@@ -268,6 +268,13 @@ MISTAKES: list[tuple[PoM, dict[str, Any], str]] = [
     (PoM(phase=Phase(cast(Any, (4.0,)))), {}, "a tuple of periods for each axis"),
     (PoM(phase=Phase(((4.0, 0.0),))), {}, "a number other than zero"),
     (PoM(rotary=Rotary(4)), {}, "axes is 1, 2 or 3"),
+    (PoM(rotary=Rotary(True)), {}, r"Rotary\(axes=True\): axes is 1, 2 or 3"),
+    (PoM(rotary=Rotary(base=math.inf)), {}, r"Rotary\(base=inf\): base is a number above 0"),
+    (PoM(degree=True), {}, "degree = True must be a whole number of at least 1"),
+    (PoM(global_tokens=-1), {}, "global_tokens = -1 must be a whole number of at least 0"),
+    (PoM(grid=cast(Any, 6)), {}, "grid = 6 must be a tuple of the sizes of its axes"),
+    (PoM(form="power", slope=math.nan), {}, "slope = nan must be a finite number"),
+    (PoM(), {"sow_weights": True}, "PoM has no attention weights to sow"),
     (PoM(dtype="int32"), {}, "dtype = int32 has no fractions"),
 ]
 

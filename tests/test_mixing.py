@@ -97,7 +97,7 @@ def test_frames_are_the_mask_of_all_pairs(
 ) -> None:
     """Of any lengths, mixing themselves or a context in frames of other lengths, under any read."""
     others = tuple(np.random.default_rng(seed).integers(1, 6, len(frames)).tolist())
-    layer: Any = PoM(form=form, count=count, method=method)
+    layer: Any = PoM(form=form, count=count, implementation=method)
     p, x, context = parameters(layer), normal(seed, 2, sum(frames), WIDTH), normal(5, 2, sum(others), WIDTH)
     masks = [np.ones((2, sum(n)), np.float32) for n in (frames, others)]
     if weigh:
@@ -109,7 +109,7 @@ def test_frames_are_the_mask_of_all_pairs(
         found = []
         for read in reads:
             given = [mask if weigh else None for mask in masks]
-            some, plain = layer.clone(reads=(read,)), layer.clone(method="naive")
+            some, plain = layer.clone(reads=(read,)), layer.clone(implementation="naive")
             dense = [
                 pair_weights(frames, n, read, count, m) for n, m in zip((frames, others), masks, strict=True)
             ]
@@ -191,7 +191,7 @@ def test_text_for_all_frames_is_a_state_before_them() -> None:
 
     @quick_jit
     def both(text: Array, x: Array) -> tuple[Array, Array]:
-        state = layer.apply(p, text, mask=mask, method="leave")
+        state = layer.apply(p, text, mask=mask, method="write")
         y, _ = layer.apply(p, x, frames=(2, 4), state=state)
         seen = np.concatenate([np.ones((6, 3)), seen_pairs((2, 4), (2, 4), "all")], 1)
         rows = seen * np.concatenate([mask, np.ones((2, 6))], 1)[:, None]
@@ -214,7 +214,7 @@ def test_nothing_to_read_leaves_the_output_bias_and_finite_gradients(
     method: str, reads: tuple[str, ...], options: dict[str, Any]
 ) -> None:
     """Leading tokens hidden, a frame hidden whole, and first frames that have no past."""
-    layer: Any = PoM(reads=reads, method=method)
+    layer: Any = PoM(reads=reads, implementation=method)
     p, x = parameters(layer), normal(1, 2, 6, WIDTH)
     mask = np.array([[0, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]], np.float32)
 
@@ -237,7 +237,7 @@ def test_nothing_to_read_leaves_the_output_bias_and_finite_gradients(
 )
 def test_what_a_mask_hides_may_be_anything(method: str, options: dict[str, Any]) -> None:
     """Hidden tokens that overflow leave other tokens' outputs and gradients as they were."""
-    layer: Any = PoM(degree=3, method=method)
+    layer: Any = PoM(degree=3, implementation=method)
     p, x, mask = parameters(layer), normal(1, 1, 6, WIDTH), np.array([[1, 0, 1, 1, 0, 1]], np.float32)
     context = np.where(mask[..., None] > 0, x, 1e30).astype(np.float32)
     weigh = normal(2, 1, 6, WIDTH)
@@ -264,7 +264,7 @@ def exact_mean(p: Any, x: np.ndarray, degree: int) -> np.ndarray:
 @pytest.mark.parametrize("method", ["naive", "lean"])
 def test_the_error_of_bfloat16_does_not_grow_with_the_tokens(method: str) -> None:
     """Against float64, up to 65,536 tokens; a sum kept in bfloat16 stalls at some hundreds."""
-    layer: Any = PoM(form="power", degree=2, dtype=jnp.bfloat16, method=method)
+    layer: Any = PoM(form="power", degree=2, dtype=jnp.bfloat16, implementation=method)
     p, x = parameters(layer), normal(1, 1, 2**16, WIDTH)
     start = layer.init_state(1, WIDTH)
     errors = []

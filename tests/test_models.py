@@ -302,6 +302,8 @@ def test_learned_positions_follow_the_shape_not_the_count():
         ({"attention_every": -1}, "attention_every=-1 must be at least 0"),
         ({"attention_every": 2, "mixer": "attention", "num_heads": 4}, "attention_every=2 with .*attention"),
         ({"window": 2}, "window=2 .* no layer has any"),
+        ({"mixer": "attention", "rotary": True}, "rotary=True is of PoM, and no layer has any"),
+        ({"mixer": "attention", "phase_periods": (4.0,)}, r"phase_periods=\(4.0,\) is of PoM"),
         ({"head_width": 4}, "head_width=4 .* no layer has any"),
     ],
 )

@@ -173,7 +173,7 @@ SHIFTED: dict[str, tuple[Any, dict[str, Any]]] = {
     "plane": (PoM(phase=Phase(TURNS)), {}),
     "causal": (PoM(form="power", phase=Phase(TURNS[:1])), {"causal": True}),
     "frames": (PoM(phase=Phase(TURNS), reads=("own", "past")), {"frames": (1, 3, 2)}),
-    "heads": (PoM(form="power", phase=Phase(TURNS), gate_heads=4, method="lean"), {"frames": 2}),
+    "heads": (PoM(form="power", phase=Phase(TURNS), gate_heads=4, implementation="lean"), {"frames": 2}),
 }
 
 

@@ -20,7 +20,7 @@ PHASE = Phase(((np.inf, 5.0, -3.0),))
 LAYERS: dict[str, Any] = {
     "product": PoM(degree=3),
     "power": PoM(form="power", gate_heads=4, count="frames"),
-    "rotary": PoM(rotary=Rotary(2), method="lean"),
+    "rotary": PoM(rotary=Rotary(2), implementation="lean"),
     "phase": PoM(form="power", phase=PHASE),
     "reads": PoM(reads=("own", "last", "past")),
     "all_of_it": PoM(form="power", reads=("last", "all"), rotary=Rotary(), phase=PHASE, count="frames"),
@@ -102,7 +102,7 @@ def test_gradients_of_a_stream_are_those_of_the_whole() -> None:
 def test_causal_tokens_stream_in_chunks_of_any_length(
     cuts: tuple[int, ...], method: str, phase: bool
 ) -> None:
-    layer: Any = PoM(phase=PHASE if phase else None, method=method)
+    layer: Any = PoM(phase=PHASE if phase else None, implementation=method)
     p, (x, beside) = parameters(layer), inputs(layer, tokens=sum(cuts))
 
     @quick_jit
@@ -147,7 +147,7 @@ def test_a_state_of_two_parts_is_the_state_of_the_whole(name: str) -> None:
     def leave(x: Array, beside: Any) -> Any:
         pieces = [{k: v[:, part] for k, v in {"x": x, **beside}.items()} for part in parts]
         left = [
-            layer.apply(p, piece["x"], method="leave", **{k: v for k, v in piece.items() if k != "x"})
+            layer.apply(p, piece["x"], method="write", **{k: v for k, v in piece.items() if k != "x"})
             for piece in pieces[:2]
         ]
         y, carried = streamed(layer, p, x, beside, [(4,), (2,), (3,)], none)
@@ -158,6 +158,7 @@ def test_a_state_of_two_parts_is_the_state_of_the_whole(name: str) -> None:
     merged = merge_states(*left)
     assert_close(merged, until)
     assert_close(left[0] + left[1], merged)
+    assert_close(sum(left), merged)
     assert jax.tree.map(jnp.shape, carried) == jax.tree.map(jnp.shape, none), "it never grows"
 
     file = io.BytesIO()
@@ -171,7 +172,7 @@ def test_a_state_of_two_parts_is_the_state_of_the_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["product", "rotary", "phase"])
 def test_reading_a_state_that_others_left_is_mixing_them_in(name: str) -> None:
-    """`leave` then `read` is cross mixing; a text's state before causal tokens is the text before them."""
+    """`write` then `read` is cross mixing; a text's state before causal tokens is the text before them."""
     layer = LAYERS[name]
     p, (x, beside), text = parameters(layer), inputs(layer, masked=False), normal(5, 2, 5, WIDTH)
     axes = position_axes(layer)
@@ -180,7 +181,7 @@ def test_reading_a_state_that_others_left_is_mixing_them_in(name: str) -> None:
 
     @quick_jit
     def outputs(x: Array, text: Array) -> Any:
-        state = layer.apply(p, text, mask=mask, method="leave", **there)
+        state = layer.apply(p, text, mask=mask, method="write", **there)
         cross = {"context_positions": there["positions"]} if axes else {}
         joined = {"positions": jnp.concatenate([there["positions"], beside["positions"]], 1)} if axes else {}
         hides = jnp.concatenate([mask, jnp.ones((2, TOKENS))], 1)
@@ -261,7 +262,7 @@ def test_no_tokens_leave_the_state_as_it_is(name: str) -> None:
 @pytest.mark.parametrize("method", ["naive", "lean"])
 def test_a_state_kept_in_another_dtype_comes_back_in_float32(method: str) -> None:
     """Halved to bfloat16 for storage, its counts as whole numbers: only its own rounding is lost."""
-    layer: Any = PoM(method=method)
+    layer: Any = PoM(implementation=method)
     p, (x, _) = parameters(layer), inputs(layer)
 
     @quick_jit

@@ -93,6 +93,12 @@ def _check_layers(m: Any) -> None:
         raise InputError(
             f"model.depth={m.depth} is not a multiple of model.attention_every={every}: change one of them"
         )
+    for name in ("rotary", "phase_periods"):
+        if getattr(m, name) and m.mixer == "attention":
+            raise InputError(
+                f"model.{name}={getattr(m, name)} is of PoM, and no layer has any: leave it out, or set "
+                "model.mixer to 'pom' or 'hybrid'"
+            )
     for name in ("window", "head_width"):
         if getattr(m, name) and m.mixer == "pom" and not every:
             raise InputError(

@@ -58,7 +58,8 @@ class PoM(nn.Module):
     `kernel_init=torch_uniform`). Biases start at zero, coefficients at +-1e-3.
 
     Attributes:
-        form: "product" or "power".
+        form: "product" or "power". The power form is almost silent at first, as the authors start it: beside
+            a residual, its outputs grow with the coefficients.
         degree: k, at least 1.
         expansion: e; the expanded width E is e * D.
         gate_heads: power form: gates a token has, each shared by E / gate_heads consecutive channels; 0 or 1
@@ -78,8 +79,8 @@ class PoM(nn.Module):
         causal: a token sees itself and those before it only, where the call does not say otherwise.
         count: what a state's count counts: "tokens", or "frames", which weigh the same whatever their length,
             as in the authors' `state_forward`.
-        method: "naive", "lean" (recomputes the features in the backward pass; reverse mode only) or "auto",
-            lean from 64 MiB of float32 features on CPU, from 1 GiB elsewhere.
+        implementation: "naive", "lean" (recomputes the features in the backward pass; reverse mode only) or
+            "auto", lean from 64 MiB of float32 features a device on CPU, from 1 GiB elsewhere.
         dtype: compute dtype of the products, None is float32. Polynomials, gates and means are float32.
         kernel_init: initialiser of the matrices, except the groups': the authors leave torch's uniform there.
     """
@@ -100,7 +101,7 @@ class PoM(nn.Module):
     reads: tuple[str, ...] = ("all",)
     causal: bool = False
     count: str = "tokens"
-    method: str = "auto"
+    implementation: str = "auto"
     dtype: DTypeLike | None = None
     kernel_init: Initializer = xavier_uniform
 
@@ -119,6 +120,7 @@ class PoM(nn.Module):
         state: AnyState | None = None,
         deterministic: bool | None = None,
         dropout_rng: jax.Array | None = None,
+        sow_weights: bool = False,
     ) -> jax.Array | tuple[jax.Array, AnyState]:
         """Mixes context tokens into query tokens, at a cost linear in both.
 
@@ -141,6 +143,7 @@ class PoM(nn.Module):
             context_positions: of the context, those of x if x mixes with itself.
             state: what earlier tokens left (`init_state`); x sees it as if they stood before it.
             deterministic, dropout_rng: for attention's call; the mixer has no dropout.
+            sow_weights: for attention's call; must be False, for there are no weights of pairs of tokens.
 
         Returns:
             [B, M, D] in the compute dtype; exactly the output bias for a query that sees nothing. With
@@ -150,6 +153,8 @@ class PoM(nn.Module):
             InputError: sizes of the layer, shapes, lengths, positions, mask or state do not fit.
         """
         del deterministic, dropout_rng
+        if sow_weights is not False:
+            raise InputError(f"sow_weights = {sow_weights!r}: PoM has no attention weights to sow; say False")
         if values is not None and values is not context:
             raise InputError(
                 "PoM has one context and no values beside the keys: call layer(queries, keys); under jit "
@@ -174,7 +179,7 @@ class PoM(nn.Module):
             context_positions=context_positions,
             state=state,
             count=self.count,
-            method=self.method,
+            implementation=self.implementation,
         )
         if state is None:
             return y
@@ -212,7 +217,7 @@ class PoM(nn.Module):
         except TypeError as error:
             raise InputError(f"batch = {batch!r} must be a whole number of at least 0") from error
 
-    def leave(
+    def write(
         self,
         context: jax.Array,
         *,
@@ -220,7 +225,7 @@ class PoM(nn.Module):
         positions: Positions | None = None,
         state: AnyState | None = None,
     ) -> AnyState:
-        """The state that context tokens leave for others to read: `apply(params, text, method="leave")`.
+        """The state that context tokens leave for others to read: `apply(params, text, method="write")`.
 
         Args:
             context: [B, N, D], one frame.

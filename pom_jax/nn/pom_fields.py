@@ -1,5 +1,6 @@
 """What the fields of `PoM` can be, and the recipe that they make."""
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -7,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pom_jax.errors import InputError, choose
-from pom_jax.ops.mixing import COUNTS, METHODS, READS
+from pom_jax.ops.mixing import COUNTS, IMPLEMENTATIONS, READS
 from pom_jax.ops.phase import Phase
 from pom_jax.ops.recipe import Recipe
 from pom_jax.ops.rotary import Rotary
 
 FORMS = ("product", "power")
+
+# Smallest values of whole numbers.
+LEAST = {"width": 1, "degree": 1, "expansion": 1, "groups": 1, "gate_heads": 0, "global_tokens": 0}
 
 
 def recipe_of(layer: Any, width: int) -> Recipe:
@@ -61,17 +65,20 @@ def _compute_dtype(layer: Any) -> np.dtype:
 def _check_sizes(layer: Any, width: int) -> None:
     choose("form", layer.form, FORMS)
     choose("count", layer.count, COUNTS)
-    choose("method", layer.method, METHODS)
+    choose("implementation", layer.implementation, IMPLEMENTATIONS)
     reads = {*layer.reads} if isinstance(layer.reads, tuple) else set()
     if not reads or len(reads) < len(layer.reads) or not reads <= {*READS}:
         raise InputError(f"reads = {layer.reads!r} must be a tuple of some of {', '.join(READS)}")
     for name, value in (("use_bias", layer.use_bias), ("feature_scale", layer.feature_scale)):
         if value is not None and not isinstance(value, bool | np.bool_):
             raise InputError(f"{name} = {value!r} must be True or False")
-    for name, least in (("width", 1), ("degree", 1), ("expansion", 1), ("groups", 1), ("gate_heads", 0)):
+    for name, least in LEAST.items():
         value = width if name == "width" else getattr(layer, name)
-        if not isinstance(value, Integral) or value < least:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise InputError(f"{name} = {value!r} must be a whole number of at least {least}")
+    grid: Any = layer.grid
+    if not isinstance(grid, tuple) or not all(isinstance(s, int | np.integer) and s > 0 for s in grid):
+        raise InputError(f"grid = {grid!r} must be a tuple of the sizes of its axes, such as (16, 16)")
     if layer.form == "product":
         if layer.gate_heads > 1 or layer.groups > 1:
             raise InputError(
@@ -93,8 +100,8 @@ def _check_power(layer: Any, width: int) -> None:
             f"gate_heads = {layer.gate_heads} does not divide the expanded width "
             f"E = {layer.expansion} * {width} = {expanded}"
         )
-    if not isinstance(layer.slope, Real):
-        raise InputError(f"slope = {layer.slope!r} must be a number")
+    if not isinstance(layer.slope, Real) or not math.isfinite(layer.slope):
+        raise InputError(f"slope = {layer.slope!r} must be a finite number")
     bounds: Any = layer.clamp
     if bounds is None:
         return

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pom_jax.errors import InputError
+from pom_jax.ops.mesh import tokens_are_whole
 
 
 def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) -> Array:
@@ -55,11 +56,6 @@ def grouped_dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     split = x.reshape(*x.shape[:-1], groups, width)
     y = jnp.einsum("...gi,gio->...go", split, kernel).reshape(*x.shape[:-1], kernel[:, 0].size)
     return y if bias is None else y + bias.reshape(-1)
-
-
-def tokens_are_whole() -> bool:
-    """Whether the mesh that is set around the call, if any, leaves the tokens of a sequence on one device."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get("context", 1) == 1
 
 
 def _flat_dense(x: Array, kernel: Array, bias: Array | None, axes: int) -> Array:

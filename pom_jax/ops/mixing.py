@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array, lax
 
 from pom_jax.errors import InputError, choose
-from pom_jax.ops.dense import tokens_are_whole
 from pom_jax.ops.frames import Tiles, frame_lengths, one_frame, tiles
+from pom_jax.ops.mesh import batch_of_a_device, tokens_are_whole
 from pom_jax.ops.prefix import prefix_sum
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe, features, gate_projections, gather, read
 from pom_jax.ops.states import (
@@ -28,10 +28,10 @@ from pom_jax.ops.twins import frame_sums, read_frames
 
 READS = ("all", "own", "last", "past")
 COUNTS = ("tokens", "frames")
-METHODS = ("auto", "naive", "lean")
+IMPLEMENTATIONS = ("auto", "naive", "lean")
 
-# Bytes of the expanded features [B, N, *F] in float32 from which "auto" is lean. Lean takes ten products, not
-# nine, and a sixth of the memory; on accelerators, where its loop is not measured yet, memory has to be dear.
+# Bytes of a device's expanded features [B, N, *F] in float32 from which "auto" is lean. Lean takes ten products,
+# not nine, and a sixth of the memory; on accelerators, where its loop is not measured yet, memory has to be dear.
 LEAN_FROM = {"cpu": 64 * 2**20}
 LEAN_FROM_ELSEWHERE = 2**30
 
@@ -50,7 +50,7 @@ def mix(
     context_positions: Array | np.ndarray | None = None,
     state: State | FrameStates | None = None,
     count: str = "tokens",
-    method: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Array, State | FrameStates | None]:
     """Context tokens leave states, query tokens read them: `nn.PoM` without its parameters.
 
@@ -68,7 +68,7 @@ def mix(
     check_tokens(x, context, mask)
     check_state(recipe, state, x.shape[0])
     state = _in_float32(state)
-    choose("method", method, METHODS)
+    choose("implementation", implementation, IMPLEMENTATIONS)
     choose("count", count, COUNTS)
     places = _places(recipe, x, context, itself, positions, context_positions, state)
     x, context = x.astype(recipe.dtype), context.astype(recipe.dtype)
@@ -78,9 +78,9 @@ def mix(
             'layer, close over it, or jax.jit(layer.apply, static_argnames=("causal", "frames"))'
         )
     if mask is not None and mask.ndim == 3:
-        _check_rows(recipe, causal, frames, state, method)
+        _check_rows(recipe, causal, frames, state, implementation)
         return _mix_rows(recipe, weights, x, context, mask, places), None
-    lean = _is_lean(recipe, x, context, method)
+    lean = _is_lean(recipe, x, context, implementation)
     weigh = None
     if mask is not None:
         weigh = jnp.broadcast_to(mask, context.shape[:2]).astype(jnp.float32)
@@ -178,12 +178,13 @@ def _in_float32(state: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), state)
 
 
-def _is_lean(recipe: Recipe, x: Array, context: Array, method: str) -> bool:
+def _is_lean(recipe: Recipe, x: Array, context: Array, implementation: str) -> bool:
     if not x.size or not context.size:
         return False
-    if method != "auto":
-        return method == "lean"
-    size = 4 * x.shape[0] * max(x.shape[1], context.shape[1]) * math.prod(recipe.features)
+    if implementation != "auto":
+        return implementation == "lean"
+    tokens = batch_of_a_device(x.shape[0]) * max(x.shape[1], context.shape[1])
+    size = 4 * tokens * math.prod(recipe.features)
     return size >= LEAN_FROM.get(jax.default_backend(), LEAN_FROM_ELSEWHERE) and tokens_are_whole()
 
 
@@ -192,14 +193,14 @@ def _check_rows(
     causal: bool,
     frames: int | Sequence[int] | None,
     state: State | FrameStates | None,
-    method: str,
+    implementation: str,
 ) -> None:
     given = {
         "causal=True": causal,
         "frames=": frames is not None,
         "state=": state is not None,
         f"reads={recipe.reads}": recipe.reads != ("all",),
-        "method='lean'": method == "lean",
+        "implementation='lean'": implementation == "lean",
     }
     for name, present in given.items():
         if present:

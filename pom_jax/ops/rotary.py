@@ -1,7 +1,8 @@
 """Rotary positions of features and gates, on one, two or three axes (v2, official `PoMRoPE`)."""
 
 import dataclasses
-from numbers import Real
+import math
+from numbers import Integral, Real
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +29,11 @@ class Rotary:
 
     def check(self, channels: int, heads: int) -> None:
         """Raises an InputError unless E channels, and `heads` gates if more than one, divide in pairs."""
-        if self.axes not in (1, 2, 3) or not isinstance(self.base, Real) or not self.base > 0:
-            raise InputError(f"Rotary(axes={self.axes}, base={self.base}): axes is 1, 2 or 3, base above 0")
+        whole = isinstance(self.axes, Integral) and not isinstance(self.axes, bool)
+        if not whole or self.axes not in (1, 2, 3):
+            raise InputError(f"Rotary(axes={self.axes!r}): axes is 1, 2 or 3")
+        if not isinstance(self.base, Real) or not 0 < self.base < math.inf:
+            raise InputError(f"Rotary(base={self.base!r}): base is a number above 0")
         if channels % (2 * self.axes):
             raise InputError(
                 f"rotary positions on {self.axes} axes turn channels in pairs: the expanded width "

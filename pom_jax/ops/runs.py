@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from pom_jax.ops.mesh import batch_of_a_device
+
 # Rows that are expanded at a time. A CPU's caches hold no more; accelerators need more to be busy.
 CPU_ROWS, ACCELERATOR_ROWS = 512, 16384
 # Each run leaves a partial sum: runs of fewer tokens would keep more of these than they save of features.
@@ -107,7 +109,7 @@ def plan_runs(batch: int, frames: int, tokens: int) -> Runs:
         tokens: L of each frame.
     """
     rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
-    most = max(rows // max(batch, 1), LEAST_TOKENS)
+    most = max(rows // batch_of_a_device(batch), LEAST_TOKENS)
     if not tokens or not frames:
         return Runs(frames, tokens, max(frames, 1), max(tokens, 1))
     if tokens > most:

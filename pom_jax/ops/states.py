@@ -24,6 +24,9 @@ class State(NamedTuple):
     def __add__(self, other: object) -> "State":  # a tuple's would join the fields
         return merge_states(self, other) if isinstance(other, State) else NotImplemented
 
+    def __radd__(self, other: object) -> "State":  # for sum(states), which starts at 0
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
 
 class FrameStates(NamedTuple):
     """What a mixer carries from frame to frame if it also reads the last frame apart.
@@ -38,6 +41,9 @@ class FrameStates(NamedTuple):
 
     def __add__(self, other: object) -> "FrameStates":  # a tuple's would join the fields
         return merge_states(self, other) if isinstance(other, FrameStates) else NotImplemented
+
+    def __radd__(self, other: object) -> "FrameStates":  # for sum(states), which starts at 0
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
 
 def check_mask(mask: Array | None, batch: int, queries: int, tokens: int) -> None:

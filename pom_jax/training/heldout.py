@@ -13,7 +13,7 @@ from pom_jax.data import Source
 from pom_jax.data.pipeline import images, local_rows, one_pass
 from pom_jax.diffusion.losses import BinnedLoss, loss_by_bins, validation_loss
 from pom_jax.diffusion.paths import make_path
-from pom_jax.training.sharding import BATCH_AXES
+from pom_jax.ops.mesh import BATCH_AXES
 from pom_jax.training.step import Batch, Metrics, network
 
 BINS = 4

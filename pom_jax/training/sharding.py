@@ -10,9 +10,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pom_jax.errors import InputError
+from pom_jax.ops.mesh import BATCH_AXES
 from pom_jax.training.digest import path_name
-
-BATCH_AXES = ("data", "fsdp")  # a batch is cut over both: fsdp is data parallelism with sharded parameters
 
 # Logical axis -> mesh axis. An axis of an array that its mesh axis does not divide stays whole.
 MESH_AXES: Mapping[str, str | None] = {
