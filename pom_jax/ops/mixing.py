@@ -30,8 +30,8 @@ READS = ("all", "own", "last", "past")
 COUNTS = ("tokens", "frames")
 IMPLEMENTATIONS = ("auto", "naive", "lean")
 
-# Bytes of a device's expanded features [B, N, *F] in float32 from which "auto" is lean. Lean takes ten products,
-# not nine, and a sixth of the memory; on accelerators, where its loop is not measured yet, memory has to be dear.
+# Bytes of a device's expanded features [B, N, *F] in float32 from which "auto" is lean. Lean takes ten
+# products and a sixth of the memory, naive nine; the loop of lean is not measured on accelerators yet.
 LEAN_FROM = {"cpu": 64 * 2**20}
 LEAN_FROM_ELSEWHERE = 2**30
 
