@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pom_jax.sampling import load as load
     from pom_jax.sampling import show as show
 
-_ROOMS = ("data", "diffusion", "evaluation", "interop", "models", "nn", "ops", "sampling", "training")
+_ROOMS = ("data", "diffusion", "evaluation", "interop", "models", "nn", "ops", "sampling", "training", "vae")
 
 _guard()
 

@@ -1,0 +1,1 @@
+"""The tests. A package, because torch-fidelity installs one of this name."""

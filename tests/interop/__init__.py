@@ -1,0 +1,1 @@
+"""Comparisons with PyTorch and diffusers, which `make test-interop` installs."""
