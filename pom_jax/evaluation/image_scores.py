@@ -1,0 +1,128 @@
+"""FID, sFID, Inception Score, precision and recall of images, with the protocol beside the numbers."""
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import jax
+
+from pom_jax.errors import InputError
+from pom_jax.evaluation.features import BATCH, Progress, extract_features
+from pom_jax.evaluation.frechet import gaussian_distance
+from pom_jax.evaluation.images import Images, Source, open_images
+from pom_jax.evaluation.inception_score import PART, inception_score
+from pom_jax.evaluation.inception_weights import InceptionWeights
+from pom_jax.evaluation.precision_recall import NEIGHBOURS, precision_recall
+from pom_jax.evaluation.reference import Reference, fit_reference, open_reference
+from pom_jax.evaluation.report import Metric
+
+PACKAGES = ("jax", "flax", "numpy", "pillow")
+
+IMAGE_METRICS = {
+    "fid": Metric("FID", "{:.2f}", "↓", "Fréchet distance of Inception's pool features to the reference"),
+    "sfid": Metric("sFID", "{:.2f}", "↓", "the same of 7 channels of a 17 x 17 map: where things are"),
+    "inception_score": Metric("IS", "{:.2f}", "↑", "Inception Score: recognised, and of many classes"),
+    "precision": Metric("precision", "{:.3f}", "↑", "samples that lie among the reference images"),
+    "recall": Metric("recall", "{:.3f}", "↑", "reference images that lie among the samples"),
+}
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """Scores of one set of images.
+
+    Attributes:
+        scores: by the names of `IMAGE_METRICS`; those that the reference cannot give are left out.
+        protocol: everything needed to repeat them, in the order to print it.
+    """
+
+    scores: Mapping[str, float]
+    protocol: Mapping[str, str]
+
+    def protocol_line(self) -> str:
+        return "protocol: " + "; ".join(f"{name} {value}" for name, value in self.protocol.items())
+
+    def text(self) -> str:
+        """For a terminal: a line a score, and the protocol."""
+        lines = []
+        for name, metric in IMAGE_METRICS.items():
+            shown = metric.format.format(self.scores[name]) if name in self.scores else "-"
+            lines.append(f"{metric.title + ' ' + metric.better:<12}{shown:>10}  {metric.meaning}")
+        return "\n".join([*lines, "", self.protocol_line()])
+
+
+def score_images(
+    images: Source | Images,
+    reference: Source | Reference,
+    weights: InceptionWeights,
+    *,
+    size: int | None = None,
+    part: int = PART,
+    neighbours: int = NEIGHBOURS,
+    batch_size: int = BATCH,
+    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> ImageScores:
+    """Scores samples against real images, as ADM's evaluation suite does.
+
+    Args:
+        images: uint8 [N, H, W, 3], an .npz with them in `arr_0`, a folder of pictures, or from `open_images`.
+            The field's numbers are of N = 50,000; FID of fewer is higher.
+        reference: ADM's .npz or images in the same forms; from `fit_reference` where it serves several times.
+        weights: from `load_inception`.
+        size: crops the pictures of folders, see `open_images`.
+        part: images a part of the Inception Score.
+        neighbours: of precision and recall.
+        batch_size, progress: as in `extract_features`.
+        say: told what happens.
+
+    Raises:
+        InputError: too few images, or files that hold something else; before anything is compiled, but for a
+            picture of a folder that cannot be read or has another size.
+    """
+    say = say or (lambda line: None)
+    samples = images if isinstance(images, Images) else open_images(images, size)
+    opened = None if isinstance(reference, Reference) else open_reference(reference, size)
+    real = opened.images if opened is not None else None
+    for found in (samples, real):
+        if found is not None and found.count <= max(neighbours, 1):
+            raise InputError(
+                f"{found.name} holds {found.count} image{'s' if found.count > 1 else ''}: "
+                f"neighbours={neighbours} needs more than that many"
+            )
+    if part < 1 or neighbours < 1 or batch_size < 1:
+        raise InputError(
+            f"part={part}, neighbours={neighbours}, batch_size={batch_size}: all must be at least 1"
+        )
+    if opened is not None:
+        say(f"reference: {opened.protocol}")
+        reference = fit_reference(opened, weights, batch_size=batch_size, progress=progress)
+    assert isinstance(reference, Reference)
+    say(f"samples: {samples.count:,} images of {samples.name}")
+    found = extract_features(samples, weights, batch_size=batch_size, progress=progress)
+    say("comparing")
+    own, theirs = found.statistics, reference.statistics
+    scores = {"fid": gaussian_distance(theirs.pool, own.pool)}
+    if theirs.spatial is not None and own.spatial is not None:
+        scores["sfid"] = gaussian_distance(theirs.spatial, own.spatial)
+    scores["inception_score"] = inception_score(found.logits, part)
+    if reference.pool is not None:
+        scores |= precision_recall(found.pool, reference.pool, neighbours)._asdict()
+    return ImageScores(scores, _protocol(samples, reference, weights, part, neighbours))
+
+
+def _protocol(
+    samples: Images, reference: Reference, weights: InceptionWeights, part: int, neighbours: int
+) -> dict[str, str]:
+    count, height, width, _ = samples.shape
+    return {
+        "samples": f"{count:,} of {width} x {height} from {samples.name}",
+        "reference": reference.protocol,
+        "Inception": f"{weights.name}, sha256 {weights.sha256}, float32, TF1 bilinear to 299 x 299",
+        "Inception Score": f"mean over parts of {part:,} in order",
+        "precision and recall": f"k = {neighbours}",
+        "versions": f"Python {platform.python_version()}, "
+        + ", ".join(f"{package} {version(package)}" for package in PACKAGES),
+        "device": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
+    }

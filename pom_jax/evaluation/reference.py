@@ -1,0 +1,182 @@
+"""The real images that samples are scored against: ADM's npz of statistics, or statistics of images given.
+
+ADM's files (https://github.com/openai/guided-diffusion/tree/main/evaluations) hold `mu`, `sigma` of the pool
+features and `mu_s`, `sigma_s` of the spatial ones over a whole training set, and in `arr_0` images of it for
+precision and recall, 10,000 for ImageNet. pytorch-fid's hold `mu` and `sigma` alone.
+"""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pom_jax.errors import InputError
+from pom_jax.evaluation.features import BATCH, Progress, Statistics, extract_features
+from pom_jax.evaluation.frechet import Gaussian
+from pom_jax.evaluation.images import Images, Source, open_images
+from pom_jax.evaluation.inception import POOL, SPATIAL
+from pom_jax.evaluation.inception_weights import InceptionWeights, file_sha256
+
+KEPT = 10_000  # reference images for precision and recall, as in ADM's ImageNet files
+
+
+class Reference(NamedTuple):
+    """What samples are compared with, computed once for any number of comparisons.
+
+    Attributes:
+        statistics: for FID and sFID.
+        pool: [K, 2048] float32 features for precision and recall; None where only statistics are known.
+        protocol: where all this is from, for the protocol line.
+    """
+
+    statistics: Statistics
+    pool: np.ndarray | None
+    protocol: str
+
+
+class OpenReference(NamedTuple):
+    """A reference that was looked at, and not yet put through the network.
+
+    Attributes:
+        statistics: those a file held.
+        images: whose features are missing.
+        protocol: as in `Reference`.
+    """
+
+    statistics: Statistics | None
+    images: Images | None
+    protocol: str
+
+
+def open_reference(source: Source, size: int | None = None) -> OpenReference:
+    """Looks at a reference and reads the statistics a file holds.
+
+    Args:
+        source: an .npz with statistics, images or both; a folder of pictures; or uint8 [N, H, W, 3].
+        size: pictures of a folder are cropped to this many pixels, see `open_images`.
+
+    Raises:
+        InputError: nothing there, or neither statistics nor images in it.
+    """
+    statistics, images, parts = None, None, []
+    if isinstance(source, np.ndarray) or not Path(source).is_file():
+        images = open_images(source, size)
+        parts.append(images.name)
+    else:
+        names = _names(source)
+        if "mu" in names:
+            statistics = read_statistics(source)
+        if statistics is None or "arr_0" in names:
+            images = open_images(source)
+        parts += [str(source), f"sha256 {file_sha256(source)}"]
+    if statistics is not None:
+        parts.append("statistics of the file")
+    if images is not None:
+        count, height, width, _ = images.shape
+        parts.append(f"{count:,} images of {width} x {height}")
+    return OpenReference(statistics, images, ", ".join(parts))
+
+
+def fit_reference(
+    opened: OpenReference,
+    weights: InceptionWeights,
+    *,
+    batch_size: int = BATCH,
+    keep: int = KEPT,
+    progress: Progress | None = None,
+) -> Reference:
+    """Puts the images of a reference through the network; statistics that a file held are taken as they are.
+
+    Args:
+        opened: from `open_reference`.
+        weights: from `load_inception`.
+        batch_size, progress: as in `extract_features`.
+        keep: images for precision and recall at most, spread evenly over the set.
+    """
+    if opened.images is None:
+        assert opened.statistics is not None
+        return Reference(opened.statistics, None, opened.protocol)
+    found = extract_features(opened.images, weights, batch_size=batch_size, keep=keep, progress=progress)
+    protocol = opened.protocol
+    if len(found.pool) < opened.images.count:
+        protocol += f", {len(found.pool):,} of them for precision and recall"
+    return Reference(opened.statistics or found.statistics, found.pool, protocol)
+
+
+def read_statistics(path: str | os.PathLike[str]) -> Statistics:
+    """Reads `mu`, `sigma` and, where they are, `mu_s`, `sigma_s` of an npz, whatever their dtype, as float64.
+
+    Raises:
+        InputError: not such a file, or sizes that are not those of FID's Inception.
+    """
+    names = _names(path)
+    if not {"mu", "sigma"} <= set(names):
+        raise InputError(f"{path} holds {', '.join(names) or 'nothing'}; statistics are mu and sigma")
+    if len({"mu_s", "sigma_s"} & set(names)) == 1:
+        raise InputError(f"{path} holds one of mu_s and sigma_s; sFID needs both")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            pool = Gaussian(content["mu"], content["sigma"])
+            spatial = Gaussian(content["mu_s"], content["sigma_s"]) if "mu_s" in names else None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is no npz of statistics: {error}") from error
+    return Statistics(
+        _checked(path, "mu, sigma", pool, POOL),
+        None if spatial is None else _checked(path, "mu_s, sigma_s", spatial, SPATIAL),
+    )
+
+
+def write_statistics(
+    path: str | os.PathLike[str], statistics: Statistics, images: np.ndarray | None = None
+) -> None:
+    """Writes an npz that this module and ADM's suite read, whole or not at all.
+
+    Args:
+        path: ends in .npz; its folder is made.
+        statistics: float64 as they are.
+        images: uint8 [N, H, W, 3] of the reference, for precision and recall; ADM's suite needs them.
+
+    Raises:
+        InputError: another ending, images of another kind, or no room on the disk.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise InputError(f"{path} ends in {path.suffix!r}; statistics are written as .npz")
+    content: dict[str, Any] = {"mu": statistics.pool.mean, "sigma": statistics.pool.covariance}
+    if statistics.spatial is not None:
+        content |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
+    if images is not None:
+        open_images(images)
+        content["arr_0"] = images
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez(file, **content)
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _names(path: str | os.PathLike[str]) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is no npz of statistics or images: {error}") from error
+
+
+def _checked(path: str | os.PathLike[str], names: str, found: Gaussian, features: int) -> Gaussian:
+    mean, covariance = np.asarray(found.mean), np.asarray(found.covariance)
+    if mean.shape != (features,) or covariance.shape != (features, features):
+        raise InputError(
+            f"{path}: {names} are {list(mean.shape)}, {list(covariance.shape)}; those of FID's Inception are "
+            f"[{features}], [{features}, {features}]: these are statistics of something else"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise InputError(f"{path}: {names} have NaN or infinities")
+    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))
