@@ -5,6 +5,7 @@ inside them `conv_in`, `conv_norm_out`, `conv_out` and the parts of residual blo
 kernel as [h, w, in, out] here and [out, in, h, w] there, a projection of the attention [out, in] there.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -72,7 +73,8 @@ def to_theirs(params: Mapping[str, Any], config: AutoencoderConfig) -> dict[str,
     return {_their_name(path): _to_theirs(array) for path, array in arrays.items()}
 
 
-def parameter_shapes(config: AutoencoderConfig) -> dict[Path, tuple[int, ...]]:
+@functools.cache  # tracing the model takes a second
+def parameter_shapes(config: AutoencoderConfig) -> Mapping[Path, tuple[int, ...]]:
     """Path in our tree -> shape."""
     side = config.downsampling
     pixels = jax.ShapeDtypeStruct((1, side, side, config.in_channels), jnp.float32)
