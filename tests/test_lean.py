@@ -158,9 +158,15 @@ def test_runs_hold_each_token_once(batch: int, frames: int, tokens: int, rows: i
 
     @quick_jit
     def outputs(x: Array) -> Any:
-        cut = plan.cut(x)
-        of_runs = jax.vmap(lambda number: plan.of_run(plan.group(x[:, :, 0]), number))(jnp.arange(plan.count))
-        return cut, plan.join(cut), plan.total(cut.sum(-1)), of_runs
+        padded, numbers = plan.pad(x), jnp.arange(plan.count)
+        cut = jax.vmap(lambda run: plan.at(padded, run))(numbers)
+
+        def put(room: Array, run: Array) -> tuple[Array, None]:
+            return plan.put(room, run, cut[run]), None
+
+        joined = plan.trim(jax.lax.scan(put, jnp.zeros_like(padded), numbers)[0])
+        of_runs = jax.vmap(lambda number: plan.of_run(plan.group(x[:, :, 0]), number))(numbers)
+        return cut, joined, plan.total(cut.sum(-1)), of_runs
 
     cut, joined, totals, of_runs = outputs(x)
     np.testing.assert_array_equal(joined, x)

@@ -1,6 +1,7 @@
 """Cuts tokens of frames in runs that are computed one after the other, so that few are expanded at a time."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import Array, lax
 from pom_jax.ops.mesh import batch_of_a_device
 
 # Rows that are expanded at a time. A CPU's caches hold no more; accelerators need more to be busy.
-CPU_ROWS, ACCELERATOR_ROWS = 512, 16384
+CPU_ROWS, ACCELERATOR_ROWS = 1024, 16384
 # Each run leaves a partial sum: runs of fewer tokens would keep more of these than they save of features.
 LEAST_TOKENS = 32
 
@@ -50,25 +51,42 @@ class Runs:
         """Whether the last run holds places without a token."""
         return self.tokens % self.run_tokens > 0 or self.frames % self.run_frames > 0
 
-    def cut(self, x: Array) -> Array:
-        """[B, T, L, ...] -> [n, B, q, c, ...], padded with zeros."""
-        batch, _, _, *rest = x.shape
-        pad = [(0, 0)] * x.ndim
-        pad[1] = 0, self.groups * self.run_frames - self.frames
-        pad[2] = 0, self.parts * self.run_tokens - self.tokens
-        x = jnp.pad(x, pad) if self.padded else x
-        x = x.reshape(batch, self.groups, self.run_frames, self.parts, self.run_tokens, *rest)
-        # Parts of a frame are runs of their own only where a run holds one frame: then q = 1.
-        x = jnp.moveaxis(x, (1, 3), (0, 1))
-        return x.reshape(self.count, batch, self.run_frames, self.run_tokens, *rest)
+    def pad(self, tokens: Any) -> Any:
+        """Arrays [B, T, L, ...] with zeros behind, so that runs divide frames and tokens."""
+        if not self.padded:
+            return tokens
+        frames = self.groups * self.run_frames - self.frames
+        places = self.parts * self.run_tokens - self.tokens
 
-    def join(self, x: Array) -> Array:
-        """[n, B, q, c, ...] -> [B, T, L, ...]."""
-        _, batch, _, _, *rest = x.shape
-        x = x.reshape(self.groups, self.parts, batch, self.run_frames, self.run_tokens, *rest)
-        x = jnp.moveaxis(x, (0, 1), (1, 3))
-        x = x.reshape(batch, self.groups * self.run_frames, self.parts * self.run_tokens, *rest)
-        return x[:, : self.frames, : self.tokens] if self.padded else x
+        def pad(x: Array) -> Array:
+            return jnp.pad(x, ((0, 0), (0, frames), (0, places)) + ((0, 0),) * (x.ndim - 3))
+
+        return jax.tree.map(pad, tokens)
+
+    def trim(self, tokens: Any) -> Any:
+        """The inverse of `pad`."""
+        return jax.tree.map(lambda x: x[:, : self.frames, : self.tokens], tokens) if self.padded else tokens
+
+    def at(self, tokens: Any, run: Array) -> Any:
+        """The tokens of a run, by its number: padded [B, T, L, ...] -> [B, q, c, ...]."""
+
+        def at(x: Array) -> Array:
+            size = (x.shape[0], self.run_frames, self.run_tokens, *x.shape[3:])
+            return lax.dynamic_slice(x, self._start(x, run), size)
+
+        return jax.tree.map(at, tokens)
+
+    def put(self, tokens: Any, run: Array, part: Any) -> Any:
+        """Padded [B, T, L, ...] with [B, q, c, ...] in the place of a run: no copy in the carry of a loop."""
+
+        def put(x: Array, part: Array) -> Array:
+            return lax.dynamic_update_slice(x, part, self._start(x, run))
+
+        return jax.tree.map(put, tokens, part)
+
+    def _start(self, x: Array, run: Array) -> tuple[Array | int, ...]:
+        frame, place = run // self.parts * self.run_frames, run % self.parts * self.run_tokens
+        return 0, frame, place, *(0,) * (x.ndim - 3)
 
     def group(self, x: Array) -> Array:
         """What belongs to a frame, [B, T, ...] -> [groups, B, q, ...], padded with zeros."""

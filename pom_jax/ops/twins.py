@@ -10,6 +10,7 @@ Positions get no gradient, here as there.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -143,8 +144,13 @@ def _add(first: Any, second: Any) -> Any:
     return jax.tree.map(lambda a, b: a + b.astype(a.dtype), first, second)
 
 
-def _none(positions: Any) -> Any:
-    return jax.tree.map(jnp.zeros_like, positions)
+def _none(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _room(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Zeros like what a function returns, for runs to be put into."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *arguments))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -156,10 +162,12 @@ def _lean_sums(
     token_weights: Array | None,
     positions: Array | None,
 ) -> Array:
-    def step(_: None, run: tuple[Array, Array | None, Array | None]) -> tuple[None, Array]:
-        return None, _sums(recipe, weights, *run)
+    tokens = runs.pad((x, token_weights, positions))
 
-    return runs.total(lax.scan(step, None, jax.tree.map(runs.cut, (x, token_weights, positions)))[1])
+    def step(_: None, run: Array) -> tuple[None, Array]:
+        return None, _sums(recipe, weights, *runs.at(tokens, run))
+
+    return runs.total(lax.scan(step, None, jnp.arange(runs.count))[1])
 
 
 def _lean_sums_forward(recipe: Recipe, runs: Runs, *arguments: Any) -> tuple[Array, Any]:
@@ -167,18 +175,19 @@ def _lean_sums_forward(recipe: Recipe, runs: Runs, *arguments: Any) -> tuple[Arr
 
 
 def _lean_sums_backward(recipe: Recipe, runs: Runs, kept: Any, slope: Array) -> Any:
-    weights, x, token_weights, positions = kept
-    slopes = runs.group(slope)
+    weights, *tokens = kept
+    tokens, slopes = runs.pad(tuple(tokens)), runs.group(slope)
 
-    def step(total: Any, run: Any) -> tuple[Any, Any]:
-        number, x, token_weights, positions = run
+    def step(carry: Any, run: Array) -> tuple[Any, None]:
+        total, by_tokens = carry
+        x, token_weights, positions = runs.at(tokens, run)
         _, pull = jax.vjp(lambda w, x, t: _sums(recipe, w, x, t, positions), weights, x, token_weights)
-        by_weights, *by_tokens = pull(runs.of_run(slopes, number))
-        return _add(total, by_weights), by_tokens
+        by_weights, *by_run = pull(runs.of_run(slopes, run))
+        return (_add(total, by_weights), runs.put(by_tokens, run, tuple(by_run))), None
 
-    cut = jax.tree.map(runs.cut, (x, token_weights, positions))
-    by_weights, by_tokens = lax.scan(step, _in_float32(weights), (jnp.arange(runs.count), *cut))
-    return _like(by_weights, weights), *jax.tree.map(runs.join, by_tokens), _none(positions)
+    start = _in_float32(weights), _none(tokens[:2])
+    (by_weights, by_tokens), _ = lax.scan(step, start, jnp.arange(runs.count))
+    return _like(by_weights, weights), *runs.trim(by_tokens), _none(kept[3])
 
 
 _lean_sums.defvjp(_lean_sums_forward, _lean_sums_backward)
@@ -194,36 +203,37 @@ def _lean_read(
 def _lean_read_forward(
     recipe: Recipe, runs: Runs, weights: ReadWeights, x: Array, means: Means, positions: Array | None
 ) -> tuple[Array, Any]:
-    grouped = [runs.group(mean[:, :, None]) for mean in means]
+    tokens, grouped = runs.pad((x, positions)), [runs.group(mean[:, :, None]) for mean in means]
 
-    def step(_: None, run: Any) -> tuple[None, tuple[Array, list[Array]]]:
-        number, x, positions = run
+    def step(carry: Any, run: Array) -> tuple[Any, None]:
+        x, place = runs.at(tokens, run)
         z = gate_projections(weights, x)
-        means = [runs.of_run(mean, number) for mean in grouped]
-        return None, (read(recipe, weights, z, means, positions), z)
+        y = read(recipe, weights, z, [runs.of_run(mean, run) for mean in grouped], place)
+        return runs.put(carry, run, (y, z)), None
 
-    cut = jax.tree.map(runs.cut, (x, positions))
-    _, (y, z) = lax.scan(step, None, (jnp.arange(runs.count), *cut))
-    return runs.join(y), (weights, x, means, positions, z)
+    start = jnp.zeros_like(tokens[0]), _room(gate_projections, weights, tokens[0])
+    (y, z), _ = lax.scan(step, start, jnp.arange(runs.count))
+    return runs.trim(y), (weights, x, means, positions, z)
 
 
 def _lean_read_backward(recipe: Recipe, runs: Runs, kept: Any, slope: Array) -> Any:
     weights, x, means, positions, z = kept
-    grouped = [runs.group(mean[:, :, None]) for mean in means]
+    beside, grouped = runs.pad((positions, slope)), [runs.group(mean[:, :, None]) for mean in means]
 
-    def step(total: Any, run: Any) -> tuple[Any, Any]:
-        number, x, positions, slope, z = run
-        means = [runs.of_run(mean, number) for mean in grouped]
-        _, pull = jax.vjp(lambda w, z, means: read(recipe, w, z, means, positions), weights, z, means)
-        by_outputs, by_z, by_means = pull(slope)
-        _, pull = jax.vjp(gate_projections, weights, x)
-        by_gates, by_x = pull(by_z)
-        return _add(_add(total, by_outputs), by_gates), (by_x, by_means)
+    def step(carry: Any, run: Array) -> tuple[Any, Any]:
+        total, z = carry
+        of_run = [runs.of_run(mean, run) for mean in grouped]
+        place, slope = runs.at(beside, run)
+        _, pull = jax.vjp(lambda w, z, m: read(recipe, w, z, m, place), weights, runs.at(z, run), of_run)
+        by_weights, by_z, by_means = pull(slope)
+        # The slope of a projection takes its place: two such arrays would be most of the memory.
+        return (_add(total, by_weights), runs.put(z, run, by_z)), by_means
 
-    cut = jax.tree.map(runs.cut, (x, positions, slope))
-    by_weights, (by_x, by_means) = lax.scan(step, _in_float32(weights), (jnp.arange(runs.count), *cut, z))
+    (by_weights, by_z), by_means = lax.scan(step, (_in_float32(weights), z), jnp.arange(runs.count))
+    _, pull = jax.vjp(gate_projections, weights, runs.pad(x))
+    by_gates, by_x = pull(by_z)
     by_means = tuple(runs.total(mean[:, :, :, 0]) for mean in by_means)
-    return _like(by_weights, weights), runs.join(by_x), by_means, _none(positions)
+    return _like(_add(by_weights, by_gates), weights), runs.trim(by_x), by_means, _none(positions)
 
 
 _lean_read.defvjp(_lean_read_forward, _lean_read_backward)
@@ -252,60 +262,69 @@ def _causal_run(
     return y, State(sums[:, -1], counts[:, -1])
 
 
-def _cut_one(runs: Runs, x: Array) -> Array:
-    """[B, N, ...] -> [n, B, c, ...]."""
-    return runs.cut(x[:, None])[:, :, 0]
+def _one_frame(tree: Any) -> Any:
+    """[B, N, ...] -> [B, 1, N, ...], as `Runs` takes tokens."""
+    return jax.tree.map(lambda leaf: leaf[:, None], tree)
 
 
-def _join_one(runs: Runs, x: Array) -> Array:
-    return runs.join(x[:, :, None])[:, 0]
+def _no_frame(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:, 0], tree)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _lean_causal(recipe: Recipe, runs: Runs, weights: CausalWeights, *tokens: Any) -> tuple[Array, State]:
-    return _lean_causal_forward(recipe, runs, weights, *tokens)[0]
+def _lean_causal(recipe: Recipe, runs: Runs, weights: CausalWeights, *arguments: Any) -> tuple[Array, State]:
+    return _lean_causal_forward(recipe, runs, weights, *arguments)[0]
 
 
 def _lean_causal_forward(
     recipe: Recipe, runs: Runs, weights: CausalWeights, *arguments: Any
 ) -> tuple[tuple[Array, State], Any]:
     *tokens, before = arguments
+    padded = runs.pad(_one_frame(tuple(tokens)))
 
-    def step(before: State, run: Any) -> tuple[State, Any]:
-        x, context, token_weights, positions = run
+    def step(carry: Any, run: Array) -> tuple[Any, State]:
+        found, before = carry
+        x, context, token_weights, positions = _no_frame(runs.at(padded, run))
         z = gate_projections(weights[1], x)
         y, after = _causal_run(recipe, weights, z, context, token_weights, before, positions)
-        return after, (y, z, before)
+        return (runs.put(found, run, _one_frame((y, z))), after), before
 
-    cut = jax.tree.map(functools.partial(_cut_one, runs), tuple(tokens))
-    after, (y, z, starts) = lax.scan(step, before, cut)
-    return (_join_one(runs, y), after), (weights, tuple(tokens), z, starts)
+    room = jnp.zeros_like(padded[0]), _room(gate_projections, weights[1], padded[0])
+    ((y, z), after), starts = lax.scan(step, (room, before), jnp.arange(runs.count))
+    return (_no_frame(runs.trim(y)), after), (weights, tuple(tokens), z, starts)
 
 
 def _lean_causal_backward(recipe: Recipe, runs: Runs, kept: Any, slopes: tuple[Array, State]) -> Any:
     weights, tokens, z, starts = kept
+    (x, *context), slope = runs.pad(_one_frame((tokens, slopes[0])))
 
-    def step(carry: Any, run: Any) -> tuple[Any, Any]:
-        (by_features, by_reads), by_after = carry
-        number, (x, context, token_weights, positions), slope, z = run
-        before = jax.tree.map(lambda leaf: pick(leaf, number), starts)
+    def step(carry: Any, run: Array) -> tuple[Any, None]:
+        total, by_after, z, by_context = carry
+        (context_run, token_weights, positions), z_run, slope_run = _no_frame(
+            runs.at((context, z, slope), run)
+        )
+        before = jax.tree.map(lambda leaf: pick(leaf, run), starts)
 
         def outputs(weights: Any, z: Any, context: Array, token_weights: Any, before: State) -> Any:
             return _causal_run(recipe, weights, z, context, token_weights, before, positions)
 
-        _, pull = jax.vjp(outputs, weights, z, context, token_weights, before)
-        by_weights, by_z, by_context, by_token_weights, by_before = pull((slope, by_after))
-        _, pull = jax.vjp(gate_projections, weights[1], x)
-        by_gates, by_x = pull(by_z)
-        total = _add(by_features, by_weights[0]), _add(_add(by_reads, by_weights[1]), by_gates)
-        return (total, by_before), (by_x, by_context, by_token_weights)
+        _, pull = jax.vjp(outputs, weights, z_run, context_run, token_weights, before)
+        by_weights, by_z, *by_run, by_before = pull((slope_run, by_after))
+        by_z, by_run = _one_frame((by_z, tuple(by_run)))
+        return (
+            _add(total, by_weights),
+            by_before,
+            runs.put(z, run, by_z),  # where the projection was
+            runs.put(by_context, run, by_run),
+        ), None
 
-    cut = jax.tree.map(functools.partial(_cut_one, runs), (tokens, slopes[0]))
-    start = _in_float32(weights), slopes[1]
-    runs_in_turn = (jnp.arange(runs.count), *cut, z)
-    (by_weights, by_before), by_tokens = lax.scan(step, start, runs_in_turn, reverse=True)
-    by_tokens = jax.tree.map(functools.partial(_join_one, runs), by_tokens)
-    return _like(by_weights, weights), *by_tokens, _none(tokens[3]), by_before
+    start = _in_float32(weights), slopes[1], z, _none(tuple(context[:2]))
+    found, _ = lax.scan(step, start, jnp.arange(runs.count), reverse=True)
+    by_weights, by_before, by_z, by_context = found
+    _, pull = jax.vjp(gate_projections, weights[1], x)
+    by_gates, by_x = pull(by_z)
+    by_weights = _like((by_weights[0], _add(by_weights[1], by_gates)), weights)
+    return by_weights, *_no_frame(runs.trim((by_x, *by_context))), _none(tokens[3]), by_before
 
 
 _lean_causal.defvjp(_lean_causal_forward, _lean_causal_backward)
