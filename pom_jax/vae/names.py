@@ -113,10 +113,8 @@ def _renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors by the names that diffusers uses now."""
     renamed: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
-        *place, part, kind = name.split(".") if name.count(".") > 1 else ["", name, ""]
-        new = (
-            ".".join([*place, OLD_NAMES[part], kind]) if "attentions" in place and part in OLD_NAMES else name
-        )
+        old = rf"(attentions\.0)\.({'|'.join(OLD_NAMES)})\."
+        new = re.sub(old, lambda found: f"{found[1]}.{OLD_NAMES[found[2]]}.", name)
         if new in renamed:
             raise InputError(f"the tensors have {new} twice, by its old name and by its new one; delete one")
         renamed[new] = tensor
