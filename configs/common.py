@@ -31,7 +31,7 @@ def base() -> ConfigDict:
     config.diffusion = ConfigDict(
         {
             "path": "flow",  # or "variance": the variance-preserving path
-            "variance_schedule": "linear",  # of the variance path: linear, sine, cosine, sigmoid or karras
+            "variance_schedule": "linear",  # or sine, cosine, sigmoid, karras, ddpm; of the variance path
             "prediction": "velocity",  # or "noise", "data"
             "time_sampling": "uniform",  # or "logit_normal"
             "logit_mean": 0.0,
@@ -90,6 +90,9 @@ def _model() -> ConfigDict:
             "channels": 4,
             "num_classes": 1000,
             "n_timesteps": 1000,  # t in [0, 1] is multiplied by it before the time embedding
+            "time_embedding": "homm",  # or "dit", "sit": how those networks see time
+            "activation": "gelu",  # or "gelu_tanh", of DiT's feed-forward networks
+            "unit_gates": False,  # gates kept as the authors' 1 + g, which keeps their bits
             "clamp": 0.0,  # bound on the residual stream after each block; 0 = none
             "scan": True,  # one compiled block for all layers; False unrolls: same checkpoints
             "remat": "none",  # computed again backwards: none, dots (all but products) or full

@@ -50,12 +50,23 @@ def _karras(t, xp):
     return 1 - signal, signal
 
 
+# log of DDPM's signal variance at its 1,000 times i / 1000: the steps' variances rise from 1e-4 to 0.02.
+_DDPM = np.cumsum(np.log1p(-np.linspace(1e-4, 0.02, 1000)))
+_DDPM[0] = 0.0  # its first time is not without noise; here all data are clean at 0
+
+
+def _ddpm(t, xp):
+    log_signal = xp.interp(t, np.arange(len(_DDPM)) / len(_DDPM), _DDPM)
+    return -xp.expm1(log_signal), xp.exp(log_signal)
+
+
 VARIANCE_SCHEDULES: dict[str, Variance] = {
     "linear": _linear,
     "sine": _sine,
     "cosine": _cosine,
     "sigmoid": _sigmoid,
     "karras": _karras,
+    "ddpm": _ddpm,
 }
 
 
@@ -64,6 +75,7 @@ def variances(name: str, t: Any) -> tuple[Any, Any]:
 
     The schedules of the authors' sampler.py, which calls the noise variance sigma and keeps it 1e-6 away from
     0 and 1; here the ends are exact. `karras` has no noise up to t = 0.178 and only 0.99 of it at t = 1.
+    `ddpm` is that of DDPM, ADM and DiT, with 4e-5 of the signal left at the end.
 
     Args:
         name: one of `VARIANCE_SCHEDULES`.

@@ -12,13 +12,13 @@ from pom_jax import nn
 from pom_jax.errors import InputError, choose
 from pom_jax.interop.arrays import to_numpy
 from pom_jax.interop.layers import SD3_CLAMP
-from pom_jax.interop.layouts import LAYOUTS, Entry, Sizes, entries, to_theirs
+from pom_jax.interop.layouts import LAYOUTS, Entry, Place, Sizes, entries, to_theirs
 from pom_jax.interop.rotary import POSITIONS, write_rotary
 
 # The fields that names and shapes keep, and those that do not change what the parameters mean.
 KEPT = ("form", "degree", "expansion", "gate_heads", "groups", "use_bias", "rotary", "feature_scale")
 FREE = ("count", "method", "dtype", "kernel_init", "parent", "name")
-Arrays = dict[tuple[str, ...], np.ndarray]
+Arrays = dict[Place, np.ndarray]
 
 
 def export_layer(
@@ -49,7 +49,7 @@ def export_layer(
     layout = str(choose("layout", layout or current, LAYOUTS))
     _check_options(layer, layout)
     tree = traverse_util.flatten_dict(dict(variables.get("params", variables)))
-    arrays = {path: to_numpy(leaf) for path, leaf in tree.items()}
+    arrays: Arrays = {path: to_numpy(leaf) for path, leaf in tree.items()}
     if ("out", "kernel") not in arrays or not arrays["out", "kernel"].ndim:
         raise InputError(
             "the parameters have no out/kernel: give the variables of an nn.PoM, {'params': ...}"
@@ -104,7 +104,7 @@ def _sizes(layer: nn.PoM, width: int) -> Sizes:
 def _wrong_arrays(arrays: Arrays, table: Sequence[Entry]) -> Iterable[str]:
     wanted = {entry.ours: entry.shape for entry in table}
     for path in sorted(wanted.keys() | arrays.keys()):
-        name = "/".join(path)
+        name = "/".join(map(str, path))
         if path not in arrays or path not in wanted:
             yield f"{'missing' if path in wanted else 'unexpected'}: {name}"
         elif arrays[path].shape != wanted[path]:

@@ -1,5 +1,6 @@
 """Files of tensors: safetensors both ways, torch's to read. Neither package is imported before it is used."""
 
+import argparse
 import importlib
 import os
 import pickle
@@ -15,6 +16,7 @@ from pom_jax.interop.arrays import to_numpy
 
 SAFETENSORS = (".safetensors",)
 TORCH = (".pt", ".pth", ".ckpt", ".bin")
+NESTED = ("model", "ema")
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -48,9 +50,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> N
     Raises:
         InputError: another ending, or safetensors is not installed.
     """
-    path = Path(path)
-    if path.suffix not in SAFETENSORS:
-        raise InputError(f"{path} ends in {path.suffix!r}, not in .safetensors, the only format written")
+    path = check_output(path)
     save = _package("safetensors.numpy", path).save_file
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -63,8 +63,18 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> N
         part.unlink(missing_ok=True)
 
 
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """The path as one that `write_tensors` takes; an InputError for another ending."""
+    path = Path(path)
+    if path.suffix not in SAFETENSORS:
+        raise InputError(f"{path} ends in {path.suffix!r}, not in .safetensors, the only format written")
+    return path
+
+
 def state_dict(loaded: Any) -> dict[str, np.ndarray]:
     """The tensors of what torch has loaded: the mapping itself, or what it nests under `state_dict`.
+
+    What it nests under `model` and `ema`, as DiT does, comes with these and a dot before the names.
 
     Raises:
         InputError: there are no named tensors.
@@ -73,6 +83,9 @@ def state_dict(loaded: Any) -> dict[str, np.ndarray]:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
         raise InputError(f"it holds a {type(loaded).__name__}, no mapping of name -> tensor")
+    nested = {part: loaded[part] for part in NESTED if isinstance(loaded.get(part), Mapping)}
+    for part, inner in nested.items():
+        loaded = {**loaded, **{f"{part}.{name}": value for name, value in inner.items()}}
     tensors = {name: to_numpy(value) for name, value in loaded.items() if hasattr(value, "__array__")}
     if not tensors:
         raise InputError(f"it holds {', '.join(map(str, loaded)) or 'nothing'}, and no tensor among these")
@@ -90,7 +103,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     torch = _package("torch", path)
     try:
-        return state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        # DiT keeps its command line there: a bag of attributes, which runs nothing when it is loaded.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, EOFError, InputError) as error:
         raise InputError(f"{path} is no torch file of tensors alone: {error}") from error
 

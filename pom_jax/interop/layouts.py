@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+Place = tuple[str | int, ...]
 LAYOUTS = ("product", "fused", "grouped", "split")
 
 
@@ -53,18 +54,20 @@ class Entry:
     """One of our arrays, and the rows of the authors' tensor that hold it.
 
     Attributes:
-        ours: path in our tree of parameters.
+        ours: path in our tree of parameters; a number in it counts along an axis of ours, see `models`.
         shape: of our array.
         theirs: name of the tensor. Entries with the same one hold its rows from the top in their order.
         rows: shape of those rows in their layout.
         inputs: how many of our first axes are a matrix's input; 0 for a vector, None for a matrix a group.
+        axis: of their tensor, along which it is cut in rows.
     """
 
-    ours: tuple[str, ...]
+    ours: Place
     shape: tuple[int, ...]
     theirs: str
     rows: tuple[int, ...]
     inputs: int | None = 0
+    axis: int = 0
 
     def to_ours(self, rows: Any) -> Any:
         """Their rows as our array, of numpy or of JAX."""
@@ -165,23 +168,25 @@ def shapes(table: Sequence[Entry]) -> dict[str, tuple[int, ...]]:
     """The shape of each of their tensors."""
     found: dict[str, tuple[int, ...]] = {}
     for entry in table:
-        above = found.get(entry.theirs, (0,))[0]
-        found[entry.theirs] = (above + entry.rows[0], *entry.rows[1:])
+        at = entry.axis
+        above = found[entry.theirs][at] if entry.theirs in found else 0
+        found[entry.theirs] = (*entry.rows[:at], above + entry.rows[at], *entry.rows[at + 1 :])
     return found
 
 
-def to_ours(tensors: Mapping[str, Any], table: Sequence[Entry]) -> dict[str, Any]:
+def to_ours(tensors: Mapping[str, Any], table: Sequence[Entry]) -> dict[Any, Any]:
     """Our tree of parameters; only moves numbers, so gradients pass through it.
 
     Args:
         tensors: name -> array of numpy or of JAX, of the shapes that `shapes(table)` says.
     """
-    tree: dict[str, Any] = {}
+    tree: dict[Any, Any] = {}
     above: dict[str, int] = {}
     for entry in table:
         start = above.get(entry.theirs, 0)
-        above[entry.theirs] = start + entry.rows[0]
-        rows = tensors[entry.theirs][start : start + entry.rows[0]]
+        above[entry.theirs] = start + entry.rows[entry.axis]
+        cut = (slice(None),) * entry.axis + (slice(start, above[entry.theirs]),)
+        rows = tensors[entry.theirs][cut]
         *path, last = entry.ours
         branch = tree
         for name in path:
@@ -190,9 +195,10 @@ def to_ours(tensors: Mapping[str, Any], table: Sequence[Entry]) -> dict[str, Any
     return tree
 
 
-def to_theirs(arrays: Mapping[tuple[str, ...], np.ndarray], table: Sequence[Entry]) -> dict[str, np.ndarray]:
+def to_theirs(arrays: Mapping[Place, np.ndarray], table: Sequence[Entry]) -> dict[str, np.ndarray]:
     """Their tensors, contiguous, from our arrays by path; the inverse of `to_ours`."""
     rows: dict[str, list[np.ndarray]] = {}
+    axes = {entry.theirs: entry.axis for entry in table}
     for entry in table:
         rows.setdefault(entry.theirs, []).append(entry.to_theirs(arrays[entry.ours]))
-    return {name: np.ascontiguousarray(np.concatenate(parts)) for name, parts in rows.items()}
+    return {name: np.ascontiguousarray(np.concatenate(parts, axes[name])) for name, parts in rows.items()}

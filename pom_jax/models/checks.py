@@ -5,8 +5,8 @@ from typing import Any
 
 from pom_jax.errors import InputError, choose
 from pom_jax.models.mixers import MIXERS
-from pom_jax.nn.blocks import REMAT
-from pom_jax.nn.embeddings import POSITIONS
+from pom_jax.nn.blocks import ACTIVATIONS, REMAT
+from pom_jax.nn.embeddings import POSITIONS, TIME_EMBEDDINGS
 from pom_jax.nn.pom_fields import FORMS
 
 # The words a field of a model can be.
@@ -15,6 +15,8 @@ CHOICES = {
     "form": FORMS,
     "positions": (*POSITIONS, "learned"),
     "remat": REMAT,
+    "time_embedding": TIME_EMBEDDINGS,
+    "activation": tuple(ACTIVATIONS),
 }
 
 # Smallest values of number fields; 1 where a field is not listed.

@@ -51,6 +51,9 @@ class DiPoM(nn.Module):
             "learned": tables on the native grid added to the tokens and, with a row for each register, to the
             condition, which is then one a token.
         n_timesteps: the network sees t times this; also the base of its time frequencies.
+        time_embedding: "homm" (the authors'), "dit" or "sit", see `nn.embeddings.TIME_EMBEDDINGS`.
+        activation: of the feed-forward networks, "gelu" or "gelu_tanh" (DiT's).
+        unit_gates: gates are kept as the authors' 1 + g, see `nn.blocks.ModulatedBlock`.
         clamp: bound on the absolute value of what a block returns, 0 for none.
         scan: blocks in a loop (quick to compile) or unrolled; the same parameters and numbers.
         remat: "none", "full" or "dots", see `nn.blocks.stack`.
@@ -79,6 +82,9 @@ class DiPoM(nn.Module):
     registers: int = 0
     positions: str = "sincos"
     n_timesteps: int = 1000
+    time_embedding: str = "homm"
+    activation: str = "gelu"
+    unit_gates: bool = False
     clamp: float = 0.0
     scan: bool = True
     remat: str = "none"
@@ -106,7 +112,8 @@ class DiPoM(nn.Module):
         others = self.width * (self.patch_size**2 - 1)
         embed = Dense(self.width, dtype=self.dtype, fused_features=others, name="patch_embedding")
         tokens = embed(patchify(x, self.patch_size))
-        condition = TimeEmbedding(self.width, self.n_timesteps, name="time_embedding")(t)
+        time = TimeEmbedding(self.width, self.n_timesteps, self.time_embedding, name="time_embedding")
+        condition = time(t)
         condition += ClassEmbedding(self.num_classes, self.width, name="class_embedding")(labels)
         tokens, condition = self._place(tokens, condition[:, None], rows, columns)
         tokens = stack(
@@ -151,6 +158,8 @@ class DiPoM(nn.Module):
             "ffn_expansion": self.ffn_expansion,
             "clamp": self.clamp,
             "dtype": self.dtype,
+            "activation": self.activation,
+            "unit_gates": self.unit_gates,
         }
         if len(mixers) == 1:
             return ModulatedBlock(mixers[0], **sizes, name="blocks")

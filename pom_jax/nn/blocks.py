@@ -14,24 +14,30 @@ from pom_jax.ops.norms import gelu, layer_norm
 # What the backward pass recomputes in a block: nothing, everything, or all but the matrix products.
 REMAT = ("none", "full", "dots")
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": nn.gelu}
+GATES = (2, 5)  # of a block's six modulation vectors
+
 
 class FeedForward(nn.Module):
-    """Dense, exact GELU, dense.
+    """Dense, GELU, dense.
 
     Attributes:
         expansion: hidden width as a multiple of the width.
         dtype: compute dtype of the products, float32 if None.
+        activation: "gelu", exact, or "gelu_tanh", its approximation in the code of DiT.
     """
 
     expansion: int
     dtype: DTypeLike | None = None
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [B, N, D] -> [B, N, D]."""
         width = x.shape[-1]
+        activate = choose("activation", self.activation, ACTIVATIONS)
         h = Dense(self.expansion * width, dtype=self.dtype, name="hidden")(x)
-        return Dense(width, dtype=self.dtype, name="out")(gelu(h))
+        return Dense(width, dtype=self.dtype, name="out")(activate(h))
 
 
 class PolymorpherLayer(nn.Module):
@@ -60,19 +66,23 @@ class ModulatedBlock(nn.Module):
     """A mixer and a feed-forward network, each scaled, shifted and gated by the condition (AdaLN-Zero).
 
     All gates start at zero, so the block starts as the identity. The official PoM block writes its gates as
-    1 + g with a bias of -1: the same function, with this bias one higher.
+    1 + g with a bias of -1: the same function, with the bias one lower.
 
     Attributes:
         mixer: makes the mixer, called with `name`; any module with the call of `nn.PoM`.
         ffn_expansion: hidden width of the feed-forward network as a multiple of the width.
         clamp: bound on the absolute value of the output (255 in the authors' register model), 0 for none.
         dtype: compute dtype of the products and of the residual stream, float32 if None.
+        activation: of the feed-forward network.
+        unit_gates: the biases of the gates are kept as the authors' g, bit for bit.
     """
 
     mixer: Callable[..., nn.Module]
     ffn_expansion: int = 4
     clamp: float = 0.0
     dtype: DTypeLike | None = None
+    activation: str = "gelu"
+    unit_gates: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
@@ -85,22 +95,26 @@ class ModulatedBlock(nn.Module):
         Returns:
             [B, N, D] in the dtype of x.
         """
-        scale1, shift1, gate1, scale2, shift2, gate2 = modulation(condition, 6, self.dtype)
+        offsets = tuple(float(i in GATES) for i in range(6)) if self.unit_gates else ()
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation(condition, 6, self.dtype, offsets)
         mixed = self.mixer(name="mixer")(modulate(x, scale1, shift1, self.dtype))
         x = x + (mixed * gate1).astype(x.dtype)
         h = modulate(x, scale2, shift2, self.dtype)
-        h = FeedForward(self.ffn_expansion, dtype=self.dtype, name="feed_forward")(h)
+        h = FeedForward(self.ffn_expansion, self.dtype, self.activation, name="feed_forward")(h)
         x = x + (h * gate2).astype(x.dtype)
         return jnp.clip(x, -self.clamp, self.clamp) if self.clamp else x
 
 
-def modulation(condition: jax.Array, count: int, dtype: DTypeLike | None) -> list[jax.Array]:
+def modulation(
+    condition: jax.Array, count: int, dtype: DTypeLike | None, offsets: tuple[float, ...] = ()
+) -> list[jax.Array]:
     """A SiLU and one dense layer, `modulation`, zero at start, cut in vectors. Call it in a compact method.
 
-    condition: [B, M, D] -> `count` arrays [B, M, D].
+    condition: [B, M, D] -> `count` arrays [B, M, D], to whose biases the offsets are added.
     """
-    width = condition.shape[-1]
-    dense = Dense((count, width), dtype=dtype, kernel_init=nn.initializers.zeros, name="modulation")
+    sizes = (count, condition.shape[-1])
+    zeros = nn.initializers.zeros
+    dense = Dense(sizes, dtype=dtype, kernel_init=zeros, bias_offset=offsets, name="modulation")
     vectors = dense(nn.silu(condition))
     return [vectors[..., i, :] for i in range(count)]
 

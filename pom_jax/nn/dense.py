@@ -27,6 +27,8 @@ class Dense(nn.Module):
         kernel_init: initialiser of a matrix. Xavier uniform, as in all the authors' models.
         fused_features: further output columns of the matrix that this kernel is a part of; they count in the
             fan-out and are not kept.
+        bias_offset: one number for each entry of the first output axis, added to the bias in float32; the
+            bias starts as its negative. () for none.
     """
 
     features: int | tuple[int, ...]
@@ -35,6 +37,7 @@ class Dense(nn.Module):
     dtype: DTypeLike | None = None
     kernel_init: Initializer = xavier_uniform
     fused_features: int = 0
+    bias_offset: tuple[float, ...] = ()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., *in] -> [..., *features] in the compute dtype."""
@@ -55,7 +58,11 @@ class Dense(nn.Module):
         kernel = self.param("kernel", init).astype(dtype)
         if not self.use_bias:
             return kernel, None
-        return kernel, self.param("bias", nn.initializers.zeros_init(), features, jnp.float32).astype(dtype)
+        if not self.bias_offset:
+            return kernel, self.param("bias", nn.initializers.zeros, features, jnp.float32).astype(dtype)
+        offset = jnp.array(self.bias_offset).reshape(-1, *[1] * (len(features) - 1))
+        bias = self.param("bias", lambda key: jnp.broadcast_to(-offset, features))
+        return kernel, (bias + offset).astype(dtype)
 
 
 class GroupedDense(nn.Module):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, choose
 from pom_jax.nn.dense import Dense
 
 SMALL_NORMAL = nn.initializers.normal(0.02)
@@ -131,23 +131,36 @@ def time_features(time: jax.Array, frequencies: np.ndarray | jax.Array) -> jax.A
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+# How a network sees time: D features whose base is `n_timesteps`, and 4 D hidden units ("homm", official v1);
+# or 256 features of base 10,000 and D hidden units ("dit"), of 1 - t where noise is at 0 ("sit").
+TIME_EMBEDDINGS = ("homm", "dit", "sit")
+DIT_TIME_FEATURES = 256
+
+
 class TimeEmbedding(nn.Module):
     """Time features through a two-layer SiLU network, in float32: small, and everything depends on it.
 
     Attributes:
         features: width D of the embedding.
-        n_timesteps: times in [0, 1] are multiplied by it; also the base of the frequencies.
+        n_timesteps: times in [0, 1] are multiplied by it.
+        kind: one of `TIME_EMBEDDINGS`.
     """
 
     features: int
     n_timesteps: int = 1000
+    kind: str = "homm"
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         """t: [B] in [0, 1] -> [B, D] float32."""
-        frequencies = time_frequencies(self.features, self.n_timesteps)
-        x = time_features(t.astype(jnp.float32) * self.n_timesteps, frequencies)
-        x = nn.silu(Dense(4 * self.features, kernel_init=SMALL_NORMAL, name="hidden")(x))
+        choose("time_embedding", self.kind, TIME_EMBEDDINGS)
+        own = self.kind == "homm"
+        sizes = (self.features, self.n_timesteps) if own else (DIT_TIME_FEATURES, 1e4)
+        frequencies = time_frequencies(*sizes)
+        t = t.astype(jnp.float32)
+        x = time_features((1 - t if self.kind == "sit" else t) * self.n_timesteps, frequencies)
+        hidden = 4 * self.features if own else self.features
+        x = nn.silu(Dense(hidden, kernel_init=SMALL_NORMAL, name="hidden")(x))
         return Dense(self.features, kernel_init=SMALL_NORMAL, name="out")(x)
 
 

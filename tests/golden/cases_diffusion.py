@@ -11,7 +11,6 @@ from pom_jax.diffusion.guidance import GUIDANCE_SCHEDULES, clamp_linear, guide, 
 from pom_jax.diffusion.paths import FlowPath, VariancePath, target
 from pom_jax.diffusion.samplers import DDIM, sample
 from pom_jax.diffusion.schedules import time_grid, variances
-from tests.golden import torch_layout
 from tests.golden.case import Case, Check, Findings, LeftOut, apply
 from tests.golden.cases_layers import image_model_of
 
@@ -77,10 +76,8 @@ def linear_samplers(case: Case) -> Findings:
 
 def model_samplers(case: Case) -> Findings:
     """Five samplers over a small DiPoM."""
-    c = case.meta["constructor"]
-    model = image_model_of(c)
-    p = {k: jnp.asarray(v) for k, v in case.group("param").items()}
-    tree = torch_layout.image_model(p, c)
+    model, make = image_model_of(case)
+    tree = make({k: jnp.asarray(v) for k, v in case.group("param").items()})
 
     def network(x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
         return apply(model, tree, x.transpose(0, 2, 3, 1), t, labels).transpose(0, 3, 1, 2)

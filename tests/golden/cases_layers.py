@@ -1,6 +1,7 @@
 """Blocks and whole image models, with their gradients; time features; initial values."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pom_jax import models, nn
+from pom_jax.interop import export_model, import_model, model_layouts
 from pom_jax.nn.blocks import ModulatedBlock
 from pom_jax.nn.embeddings import TimeEmbedding, time_features, time_frequencies
 from tests.golden import torch_layout
@@ -19,50 +21,40 @@ KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 def block(case: Case) -> Findings:
     """`DiHBlock` and `DiTBlock`; the latter's condition comes without the token axis."""
     c = case.meta["constructor"]
+    model = models.DiPoM(4, 1, 1, 1, c["dim"], 1, ffn_expansion=c.get("ffw_expand", 4))
     if "n_heads" in c:
         mixer = functools.partial(nn.MultiHeadAttention, c["n_heads"])
+        model = model.clone(mixer="attention", num_heads=c["n_heads"])
     else:
         mixer = functools.partial(nn.PoM, degree=c["order"], expansion=c["order_expand"])
-    module = ModulatedBlock(mixer, c.get("ffw_expand", 4))
+        model = model.clone(degree=c["order"], expansion=c["order_expand"], unit_gates=True)
+    module = ModulatedBlock(mixer, model.ffn_expansion, unit_gates=model.unit_gates)
+    table = model_layouts.block_entries("homm_dit" if "n_heads" in c else "dih", model)
 
     def layer(p: Tensors, x: Tensors) -> Tensors:
         condition = x["c"] if x["c"].ndim == 3 else x["c"][:, None]
-        return {"y": apply(module, torch_layout.modulated_block(p, c), x["x"], condition)}
+        return {"y": apply(module, model_layouts.tree(p, table), x["x"], condition)}
 
     return compare_module(case, layer)
 
 
-def image_model_of(constructor: dict[str, Any]) -> models.DiPoM:
-    """Our model for the constructor arguments of `ClassConditionalDiH`, `DiHpp` or `DiT`."""
-    c = constructor
-    config = {
-        "image_size": c["im_size"],
-        "channels": c["input_dim"],
-        "num_classes": c["n_classes"],
-        "patch_size": c["kernel_size"],
-        "width": c["dim"],
-        "depth": c["n_layers"],
-        "n_timesteps": c["n_timesteps"],
-        "ffn_expansion": c.get("ffw_expand", 4),
-    }
-    if "n_heads" in c:
-        return models.build(config | {"mixer": "attention", "num_heads": c["n_heads"]})
-    config |= {"degree": c["order"], "expansion": c["order_expand"]}
-    if "n_registers" in c:
-        config |= {"registers": c["n_registers"], "positions": "learned", "clamp": 255.0}
-    return models.build(config)
+def image_model_of(case: Case) -> tuple[models.DiPoM, Callable[[Tensors], Any]]:
+    """What the importer makes of a case's tensors: the model, and how they become its parameters."""
+    c = case.meta["constructor"]
+    told = {"image_size": c["im_size"], "degree": c.get("order"), "num_heads": c.get("n_heads")}
+    found = import_model(case.group("param"), **told)
+    table = model_layouts.entries(found.layout, found.model)
+    return found.model, lambda p: model_layouts.tree(p, table)
 
 
 def image_model(case: Case) -> Findings:
     """`ClassConditionalDiH`, `DiHpp` at any size, and `DiT`."""
-    c = case.meta["constructor"]
-    model = image_model_of(c)
-    t = unit_time(case.arrays["in/time"], c["n_timesteps"])
+    model, tree = image_model_of(case)
+    t = unit_time(case.arrays["in/time"], model.n_timesteps)
     labels = jnp.asarray(case.arrays["in/cls"], jnp.int32)
 
     def network(p: Tensors, x: Tensors) -> Tensors:
-        images = x["img"].transpose(0, 2, 3, 1)
-        y = apply(model, torch_layout.image_model(p, c), images, t, labels)
+        y = apply(model, tree(p), x["img"].transpose(0, 2, 3, 1), t, labels)
         return {"y": y.transpose(0, 3, 1, 2)}
 
     return compare_module(case, network)
@@ -92,9 +84,7 @@ def initial_values(case: Case) -> Findings:
     """
     constructors = case.meta["constructors"]
     for family in ("DiH", "DiHpp", "DiT"):
-        model = image_model_of(constructors[family])
-        zeros = {k: jnp.zeros(tuple(v["shape"])) for k, v in case.meta["stats"][family].items()}
-        ours = _fresh_in_their_layout(model, constructors[family], zeros)
+        ours = _fresh_in_their_layout(constructors[family])
         yield from _compare_statistics(family, ours, case.meta["stats"][family])
     yield LeftOut("HoM", "a layer alone starts as in the authors' models (Xavier), not with torch's defaults")
     for family, groups in (("PoM_g1", 1), ("PoM_g2", 2)):
@@ -111,16 +101,20 @@ def initial_values(case: Case) -> Findings:
     yield LeftOut("PoM", "the other matrices alone start Xavier uniform, not with torch's defaults")
 
 
-def _fresh_in_their_layout(model: models.DiPoM, constructor: dict[str, Any], zeros: Tensors) -> Tensors:
-    """New parameters through the inverse of `torch_layout.image_model`, a permutation but for the offset."""
-
+def _fresh_in_their_layout(c: dict[str, Any]) -> dict[str, np.ndarray]:
+    """New parameters of our model for the constructor arguments of `DiH`, `DiHpp` or `DiT`, exported."""
+    model = models.DiPoM(
+        c["im_size"], c["input_dim"], c["n_classes"], c["kernel_size"], c["dim"], c["n_layers"]
+    ).clone(n_timesteps=c["n_timesteps"], ffn_expansion=c.get("ffw_expand", 4))
+    if "n_heads" in c:
+        model = model.clone(mixer="attention", num_heads=c["n_heads"])
+    else:
+        model = model.clone(degree=c["order"], expansion=c["order_expand"], unit_gates=True)
+    if "n_registers" in c:
+        model = model.clone(registers=c["n_registers"], positions="learned", clamp=255.0)
     # Compiling is all the time this takes.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def draw(key: jax.Array, zeros: Tensors) -> Tensors:
-        offset, pull = jax.vjp(lambda p: torch_layout.image_model(p, constructor), zeros)
-        return pull(jax.tree.map(jnp.subtract, models.init(model, key), offset))[0]
-
-    return draw(KEY, zeros)
+    init = jax.jit(models.init, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+    return export_model(model, init(model, KEY))
 
 
 def _compare_statistics(family: str, ours: dict[str, Any], stats: dict[str, dict[str, Any]]) -> Findings:

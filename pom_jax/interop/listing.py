@@ -1,0 +1,53 @@
+"""What a file of tensors holds, in words."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from pom_jax.errors import InputError
+from pom_jax.interop import model_sizes
+from pom_jax.interop.image_models import PREFIXES, find_layout, select_weights, wrong_tensors
+from pom_jax.interop.model_layouts import FACEBOOK, MARKS, WHOSE
+from pom_jax.interop.names import find_layers
+
+SIZES = (
+    "width", "depth", "patch_size", "image_size", "channels", "num_classes", "degree", "expansion",
+    "num_heads", "ffn_expansion", "registers", "n_timesteps",
+)  # fmt: skip
+NOTHING_TOLD = {"image_size": None, "degree": None, "num_heads": None}
+
+
+def listing(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Lines: the models, with their sizes or what is wrong with them, or the layers; then every tensor."""
+    models = [line for weights in PREFIXES for line in _model(tensors, weights)]
+    yield from models
+    if not models:
+        layers = find_layers(tensors)
+        yield f"no model, {len(layers)} layers of PoM" + (
+            f": {', '.join(map(repr, layers))}" if layers else ""
+        )
+    yield f"{len(tensors)} tensors:"
+    for name, array in tensors.items():
+        yield f"  {name} {list(array.shape)} {array.dtype}"
+
+
+def _model(tensors: Mapping[str, np.ndarray], weights: str) -> Iterator[str]:
+    try:
+        found, _ = select_weights(tensors, weights)
+    except InputError:
+        return
+    facebook = MARKS[1] in found
+    layout = find_layout(found, FACEBOOK[0] if facebook else None)
+    whose = "facebookresearch's DiT or SiT" if facebook else WHOSE[layout]
+    if problems := wrong_tensors(found, layout):
+        yield f"{weights}: a model like {whose}, but"
+        yield from (f"  {problem}" for problem in problems)
+        return
+    sizes = model_sizes.measure(found, layout, NOTHING_TOLD)
+    if sizes.get("degree", 1) is None:  # a degree of 1 was taken for it
+        sizes["degree * expansion"] = sizes.pop("expansion")
+    known = {name: value for name, value in sizes.items() if name in (*SIZES, "degree * expansion")}
+    yield f"{weights}: {whose}: " + ", ".join(f"{n} {v}" for n, v in known.items() if v is not None)
+    yield "  to be given: " + ", ".join(
+        ["objective", *(name for name, value in known.items() if value is None)]
+    )

@@ -1,0 +1,252 @@
+"""Whole checkpoints in and out: every known model comes back bit for bit, samples and trains on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from pom_jax import interop, models, sampling
+from pom_jax.errors import InputError
+from pom_jax.interop import layouts, model_layouts
+from pom_jax.interop.listing import listing
+from pom_jax.interop.workdirs import export_workdir, import_workdir, overrides
+from pom_jax.training import checkpoint
+from pom_jax.training.run import make_run
+from tests.test_interop import normal, same_bits
+
+ROOT = Path(__file__).resolve().parents[1]
+Tensors = dict[str, Any]
+# Image 4, 2 channels, 3 classes, patch 2, width 8, 2 layers.
+TINY = models.DiPoM(4, 2, 3, 2, 8, 2, ffn_expansion=3)
+FACEBOOK = TINY.clone(mixer="attention", num_heads=2, positions="dit", activation="gelu_tanh")
+MODELS = {
+    "dih": TINY.clone(degree=3, expansion=2, unit_gates=True, n_timesteps=250),
+    "dihpp": TINY.clone(registers=3, positions="learned", clamp=255.0, unit_gates=True),
+    "homm_dit": TINY.clone(mixer="attention", num_heads=4),
+    "dit": FACEBOOK.clone(time_embedding="dit"),
+    "sit": FACEBOOK.clone(time_embedding="sit", n_timesteps=1),
+}
+
+
+def theirs(layout: str, prefix: str = "", seed: int = 0) -> Tensors:
+    """Random tensors of a model in their names and shapes."""
+    shapes = layouts.shapes(model_layouts.entries(layout, MODELS[layout]))
+    tensors = {name: normal(*shape, seed=seed) for name, shape in shapes.items()}
+    return {prefix + n: a for n, a in (tensors | model_layouts.computed(layout, MODELS[layout])).items()}
+
+
+def told(layout: str) -> dict[str, Any]:
+    """What `import_model` has to be told."""
+    m = MODELS[layout]
+    if layout in model_layouts.FACEBOOK:
+        return {"objective": layout, "num_heads": m.num_heads}
+    size = {} if layout == "dihpp" else {"image_size": m.image_size}
+    return size | ({"degree": m.degree} if m.mixer == "pom" else {"num_heads": m.num_heads})
+
+
+def parameters(model: models.DiPoM, seed: int = 0) -> Any:
+    """Random ones, without compiling the initialisers."""
+    shapes = jax.eval_shape(lambda key: models.init(model, key), jax.random.key(0))
+    return jax.tree.map(lambda leaf: normal(*leaf.shape, seed=seed), shapes)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("layout", MODELS)
+def test_models_are_recognised_and_come_back_bit_for_bit(layout: str) -> None:
+    tensors = theirs(layout)
+    found = interop.import_model(tensors, **told(layout))
+    assert (found.layout, found.weights) == (layout, "online")
+    assert found.model.clone(dtype=None) == MODELS[layout]
+    assert jax.tree.structure(found.params) == jax.tree.structure(parameters(found.model))
+    same_bits(interop.export_model(found.model, found.params), tensors)
+
+
+@pytest.mark.parametrize("layout", ["dih", "dihpp"])
+def test_gates_of_models_made_here_come_back_bit_for_bit(layout: str) -> None:
+    model = MODELS[layout].clone(unit_gates=False)
+    params = parameters(model)
+    params["blocks"]["modulation"]["bias"][0, 2, :3] = 0.0, 1e-3, -3e-8  # of a gate
+    tensors = interop.export_model(model, params)
+    assert {n for n, a in tensors.items() if a.dtype != np.float32} == {
+        f"layers.{i}.gate_mlp.1.bias" for i in range(2)
+    }
+    back = interop.import_model(tensors, **told(layout))
+    assert back.model.clone(dtype=None) == model
+    same_bits(back.params, params)
+
+
+def test_unit_gates_are_the_same_function() -> None:
+    unit, plain = MODELS["dih"], MODELS["dih"].clone(unit_gates=False)
+    params = parameters(unit)
+    other = jax.tree.map(np.copy, params)
+    other["blocks"]["modulation"]["bias"][:, [2, 5]] += 1
+    inputs = normal(2, 4, 4, 2), np.array([0.1, 0.9], np.float32), np.array([0, 3], np.int32)
+    both = jax.jit(lambda p, q: (unit.apply({"params": p}, *inputs), plain.apply({"params": q}, *inputs)))
+    np.testing.assert_allclose(*both(params, other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", ["", "_orig_mod."])
+def test_averages_are_taken_out_of_wrapped_checkpoints_unless_the_others_are_asked_for(compiled: str) -> None:
+    online, ema = theirs("dih", f"model.{compiled}"), theirs("dih", f"ema.ema_model.{compiled}", seed=1)
+    more = {"ema.initted": np.array([True]), "ema.step": np.array([7]), "ema.online_model.freqs": normal(4)}
+    tensors = online | ema | more
+    found = interop.import_model(tensors, **told("dih"))
+    assert found.weights == "ema"
+    same_bits(interop.export_model(found.model, found.params), theirs("dih", seed=1))
+    found = interop.import_model(tensors, weights="online", **told("dih"))
+    same_bits(interop.export_model(found.model, found.params), theirs("dih"))
+    with pytest.raises(InputError, match="weights = 'ema' are not in the file, which has online"):
+        interop.import_model(online, weights="ema", **told("dih"))
+
+
+@pytest.mark.parametrize("layout", ["dit", "sit"])
+def test_the_predicted_variances_are_left_out_when_asked(layout: str) -> None:
+    tensors = theirs(layout)
+    noise = {
+        n: a.reshape(4, 1, 2, *a.shape[1:]) for n, a in tensors.items() if n.startswith("final_layer.linear")
+    }
+    both = {n: np.concatenate([a, a + 1], 1).reshape(16, *a.shape[3:]) for n, a in noise.items()}
+    with pytest.raises(InputError, match=r"4 channels.*learn_sigma.*drop_variance"):
+        interop.import_model(tensors | both, **told(layout))
+    found = interop.import_model(tensors | both, drop_variance=True, **told(layout))
+    same_bits(interop.export_model(found.model, found.params), tensors)
+
+
+def test_low_precision_is_read_and_presets_tell_what_shapes_cannot() -> None:
+    half = {name: array.astype(np.float16) for name, array in theirs("dihpp").items()}
+    found = interop.import_model(half, degree=1)
+    assert (found.model.degree, found.model.expansion, found.model.n_timesteps) == (1, 4, 1000)
+    same_bits(interop.export_model(found.model, found.params)["pos_emb"], half["pos_emb"].astype(np.float32))
+    with pytest.raises(InputError, match=r"width = 384, says DiPoM-R-S/2, but .* DiH\+\+ have 8"):
+        interop.import_model(half, preset="DiPoM-R-S/2")
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "options", "message"),
+    [
+        ("dih", {}, {"degree": None, "image_size": None}, "do not tell image_size and degree"),
+        ("dih", {}, {"degree": 5}, "48 rows, not a multiple of 40"),
+        ("dih", {}, {"num_heads": 2}, "num_heads = 2, says the caller, but .* 'none'"),
+        ("dih", {}, {"objective": "sit"}, "the tensors are of HoMM's models"),
+        ("dihpp", {}, {"image_size": 8}, "image_size = 8, says the caller, but .* have 4"),
+        ("dit", {}, {"objective": None}, "DiT or SiT, which look alike"),
+        ("dit", {"pos_embed": normal(1, 4, 8)}, {}, "values of pos_embed: not as"),
+        ("dih", {"freqs": normal(4)}, {}, "freqs .* are no frequencies"),
+        ("dih", {"freqs": np.arange(4)}, {}, "dtype of freqs: int64"),
+        ("dih", {"in_conv.weight": normal(8, 8)}, {}, r"shape of in_conv.weight: \[8, 8\], 4 axes"),
+    ],
+)
+def test_what_the_tensors_do_not_tell_or_tell_otherwise(
+    layout: str, change: Tensors, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        interop.import_model(theirs(layout) | change, **(told(layout) | options))
+
+
+def test_all_keys_that_do_not_fit_are_listed() -> None:
+    tensors = theirs("dih") | {"head.weight": normal(2, 3)}
+    del tensors["layers.1.ffw.2.bias"]
+    with pytest.raises(InputError) as error:
+        interop.import_model(tensors, **told("dih"))
+    lines = str(error.value).splitlines()
+    assert lines == [
+        "the tensors are not those of HoMM's DiH:",
+        "  missing: layers.1.ffw.2.bias",
+        "  left over: head.weight [2, 3]",
+    ]
+    wrong = theirs("dih") | {"out_proj.bias": normal(3), "layers.1.cond_mlp.1.weight": normal(8, 8)}
+    with pytest.raises(
+        InputError, match=r"(?s)out_proj.bias: \[3\], but \[8\].*cond_mlp.1.weight: \[8, 8\], but \[32, 8\]"
+    ):
+        interop.import_model(wrong, **told("dih"))
+    with pytest.raises(InputError, match="no model is among the 1 tensors"):
+        interop.import_model({"weight": normal(2)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "power"}, "model.form = 'power' has no place in HoMM's DiH"),
+        ({"mixer": "hybrid"}, "model.mixer = 'hybrid' has no place"),
+        ({"positions": "dit"}, "model.positions = 'dit' has no place"),
+        ({"clamp": 1.0}, "model.clamp = 1.0 has no place"),
+        ({"depth": 3}, r"shape of blocks/.*: \[2, .*, but the model's is \[3"),
+    ],
+)
+def test_models_that_the_authors_do_not_have_are_not_exported(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        interop.export_model(TINY.clone(**options), parameters(TINY))
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A file of a SiT, and the workdir made of it."""
+    folder = tmp_path_factory.mktemp("sit")
+    file, out = folder / "sit.safetensors", folder / "run"
+    interop.write_tensors(file, theirs("sit"))
+    import_workdir(file, out, common.base(), **told("sit"))
+    return file, out
+
+
+def test_a_workdir_samples_trains_on_and_goes_back_to_the_same_file(imported: tuple[Path, Path]) -> None:
+    file, out = imported
+    generator = sampling.load(out)
+    drawn = generator.sample_array([0, 2], steps=1, sampler="euler", guidance=1.0)
+    assert drawn.shape == (2, 4, 4, 2)
+    config = checkpoint.load_config(out)
+    assert overrides(common.base(), config) != []
+    config.data.update({"source": "synthetic", "batch_size": 8})
+    run = make_run(config)
+    found = checkpoint.restore_state(out, run.state)
+    assert found is not None
+    assert found[1] == 0
+    same_bits(found[0].params, generator.params)
+    back = file.with_name("back.safetensors")
+    assert export_workdir(out, back) == 0
+    assert back.read_bytes() == file.read_bytes()
+
+
+def test_a_folder_with_files_is_not_overwritten(imported: tuple[Path, Path]) -> None:
+    file, out = imported
+    with pytest.raises(InputError, match="is there and not empty; choose another --out"):
+        import_workdir(file, out, common.base(), **told("sit"))
+    with pytest.raises(InputError, match="objective = None is unknown"):
+        import_workdir(file, out / "new", common.base(), objective=None)
+    with pytest.raises(InputError, match=r"ends in '\.pt', not in \.safetensors"):
+        export_workdir(out, file.with_suffix(".pt"))
+    assert not (out / "new").exists()
+
+
+def test_a_file_is_listed_with_what_has_to_be_given() -> None:
+    lines = list(listing(theirs("dih", "ema.") | theirs("dih", "model.")))
+    assert lines[0].startswith("ema: HoMM's DiH: ")
+    assert "width 8, channels 2, patch_size 2, depth 2, num_classes 3" in lines[0]
+    assert lines[1] == "  to be given: objective, image_size, degree"
+    assert lines[2].startswith("online: ")
+    assert "  model.freqs [4] float32" in lines
+    broken = [line for line in listing({"in_conv.weight": normal(2, 2)}) if "missing" in line]
+    assert "  missing: out_proj.weight" in broken
+    assert next(listing({"a.po_coeff": normal(2, 2)})) == "no model, 1 layers of PoM: 'a'"
+
+
+def test_the_command_imports(tmp_path: Path) -> None:
+    file, out = tmp_path / "model.safetensors", tmp_path / "run"
+    interop.write_tensors(file, theirs("dihpp"))
+    words = ["import", str(file), f"--out={out}", "--objective=flow", "--degree=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pom_jax.interop", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dihpp (online), 2 layers of width 8, 3 classes, 4 x 4 x 2" in done.stdout
+    assert checkpoint.load_config(out).name == "model"
