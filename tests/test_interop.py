@@ -19,6 +19,7 @@ from pom_jax.interop.files import state_dict
 from pom_jax.nn import pom_fields
 from tests.golden import run
 from tests.golden.case import load
+from tests.official_models import normal, same_bits
 
 D, K, E = 8, 3, 16
 Tensors = dict[str, Any]
@@ -29,22 +30,12 @@ CASES = [
 ]
 
 
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
-
-
 def parameters(layer: nn.PoM, width: int, seed: int = 0) -> Any:
     """Random variables of a layer, without compiling its initialisers."""
     x, key = jnp.zeros((1, 1, width)), jax.random.key(0)
     positions = np.zeros((1, layer.rotary.axes)) if layer.rotary else None
     shapes = jax.eval_shape(lambda: layer.init(key, x, positions=positions))
     return jax.tree.map(lambda leaf: normal(*leaf.shape, seed=seed), shapes)
-
-
-def same_bits(ours: Any, theirs: Any) -> None:
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
 
 
 def plain(layer: nn.PoM) -> nn.PoM:
