@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pom_jax.errors import InputError
 
@@ -69,9 +70,11 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 def gaussian_distance(first: Gaussian, second: Gaussian) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in float64."""
-    # C1^(1/2) C2 C1^(1/2) has the eigenvalues of C1 C2 and is symmetric: no complex numbers.
-    values, vectors = np.linalg.eigh(first.covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root), 0)).sum()
+    # C1^(1/2) C2 C1^(1/2) has the eigenvalues of C1 C2 and is symmetric: no complex numbers. One thread takes
+    # seconds and gives the same bits on any machine; several wait for each other where the cores are busy.
+    with threadpool_limits(1):
+        values, vectors = np.linalg.eigh(first.covariance)
+        root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root), 0)).sum()
     shift = first.mean - second.mean
     return float(shift @ shift + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross)
