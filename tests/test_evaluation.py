@@ -294,7 +294,10 @@ def test_the_picture_of_pairs_names_its_rows_and_keeps_pairs_apart():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "either --workdir"),
+        ([], "one of --workdir"),
+        (["--images=a.npz", "--workdir=b"], "--images goes without --workdir"),
+        (["--images=a.npz", "--reference=b.npz"], "--inception=FILE"),
+        (["--images=a", "--reference=b", "--inception=none.pth"], "none.pth"),
         (["--npz=none.npz", "--data=nowhere"], "nowhere does not exist"),
         (["--workdir=nowhere"], "nowhere"),
     ],

@@ -1,5 +1,6 @@
 """The field's image metrics against closed forms, brute force and loops; the network; bad input."""
 
+import json
 import os
 import re
 import subprocess
@@ -215,6 +216,24 @@ def test_images_are_nearest_to_themselves_from_files_and_folders(
     for part in (weights.sha256, file_sha256(tmp_path / "made" / "reference.npz"), "5 of 10 x 12", "k = 2"):
         assert part in line
     assert "FID ↓" in found.text()
+
+
+def test_eval_scores_pictures_of_a_folder(weights_file: Path, tmp_path: Path):
+    images = pictures(6)
+    np.savez(tmp_path / "real.npz", arr_0=images)
+    (tmp_path / "made").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "made" / f"{number}.png")
+    command = [sys.executable, str(ROOT / "eval.py"), f"--images={tmp_path / 'made'}"]
+    command += [f"--reference={tmp_path / 'real.npz'}", f"--inception={weights_file}", f"--out={tmp_path}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "image_scores.json").read_text())
+    assert found["scores"]["precision"] == found["scores"]["recall"] == 1
+    table = (tmp_path / "image_scores.md").read_text()
+    for shown in (found["protocol"]["Inception"], f"{found['scores']['inception_score']:.2f}"):
+        assert shown in table
+        assert shown in done.stdout
 
 
 def test_files_of_statistics_and_streams_of_images_come_back(tmp_path: Path):

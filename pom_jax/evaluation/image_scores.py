@@ -1,9 +1,12 @@
 """FID, sFID, Inception Score, precision and recall of images, with the protocol beside the numbers."""
 
+import json
+import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 
@@ -50,6 +53,29 @@ class ImageScores:
             shown = metric.format.format(self.scores[name]) if name in self.scores else "-"
             lines.append(f"{metric.title + ' ' + metric.better:<12}{shown:>10}  {metric.meaning}")
         return "\n".join([*lines, "", self.protocol_line()])
+
+    def save(self, out: str | os.PathLike[str]) -> None:
+        """Writes image_scores.json and image_scores.md to the folder `out`.
+
+        Raises:
+            InputError: nothing can be written there.
+        """
+        out = Path(out)
+        rows = [f"| {m.title} {m.better} | {m.format} |" for m in IMAGE_METRICS.values()]
+        shown = [
+            row.format(self.scores[name])
+            for name, row in zip(IMAGE_METRICS, rows, strict=True)
+            if name in self.scores
+        ]
+        content = {"protocol": dict(self.protocol), "scores": dict(self.scores)}
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "image_scores.json").write_text(json.dumps(content, indent=2) + "\n")
+            (out / "image_scores.md").write_text(
+                "\n".join(["| | |", "|---|---|", *shown, "", self.protocol_line(), ""])
+            )
+        except OSError as error:
+            raise InputError(f"the scores cannot be written to {out}: {error}") from error
 
 
 def score_images(
