@@ -1,5 +1,6 @@
 # make demo    install, prepare the digits, train, sample, score: under 7 minutes on two CPU cores
 # make test    install, lint, types, tests
+# make test-interop  beside torch, diffusers and torch-fidelity, in an environment of its own (about 1.5 GB)
 # make evidence  the figures of README.md: six digits runs and the benchmarks, about half an hour on two cores
 # PYTHON=python3.12 VENV=.venv312 choose another interpreter and its environment.
 
@@ -8,11 +9,11 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 CONFIG ?= digits
 
-.PHONY: help demo test evidence smoke lint format types tests install dev clean
+.PHONY: help demo test test-interop evidence smoke lint format types tests install dev clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -54,6 +55,17 @@ evidence: install
 	@$(RUN) -m benchmarks.mixer
 
 test: dev lint types tests
+
+test-interop: $(VENV)-interop/.installed
+	@$(VENV)-interop/bin/python -m pytest tests/interop
+
+# torch-fidelity asks for torchvision, whose builds bring a CUDA torch; what the tests use needs neither.
+$(VENV)-interop/.installed: pyproject.toml requirements.txt
+	@echo "[install] torch, diffusers and torch-fidelity go into $(VENV)-interop (about 1.5 GB, some minutes)"
+	@$(PYTHON) -m venv $(VENV)-interop
+	@$(VENV)-interop/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test-interop]'
+	@$(VENV)-interop/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torch-fidelity==0.4.0
+	@touch $@
 
 lint: dev
 	@$(RUN) -m ruff check .
