@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python eval.py --help")
     workdir, files = WORKDIR.value, NPZ.value
     if IMAGES.value is not None:
-        score_images()
+        score_images(IMAGES.value)
         return
     if workdir is not None and files is None:
         report = evaluate.evaluate_workdir(
@@ -78,13 +78,13 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-def score_images() -> None:
+def score_images(images: str) -> None:
     """The field's scores of images that are there, as ADM's evaluation suite counts them."""
     from pom_jax.evaluation import image_scores
     from pom_jax.evaluation.inception_weights import load_inception
     from pom_jax.sampling import SamplingProgress
 
-    images, reference, inception = IMAGES.value, REFERENCE.value, INCEPTION.value
+    reference, inception = REFERENCE.value, INCEPTION.value
     if WORKDIR.value is not None or NPZ.value is not None:
         raise InputError("--images goes without --workdir and --npz: score one thing at a time")
     if reference is None or inception is None:
