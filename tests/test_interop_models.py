@@ -17,6 +17,8 @@ from pom_jax.interop.listing import listing
 from pom_jax.interop.workdirs import export_workdir, import_workdir, overrides
 from pom_jax.training import checkpoint
 from pom_jax.training.run import make_run
+from tests.golden.case import load
+from tests.golden.run import DATA
 from tests.official_models import MODELS, TINY, normal, same_bits, theirs, told
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +40,17 @@ def test_models_are_recognised_and_come_back_bit_for_bit(layout: str) -> None:
     assert found.model.clone(dtype=None) == MODELS[layout]
     assert jax.tree.structure(found.params) == jax.tree.structure(parameters(found.model))
     same_bits(interop.export_model(found.model, found.params), tensors)
+
+
+@pytest.mark.parametrize("name", ["dih_tiny_k4_t250_inttime", "dihpp_tiny_clamp", "dit_tiny"])
+def test_official_models_come_back_bit_for_bit(name: str) -> None:
+    case = load(DATA / f"{name}.npz")
+    made, tensors = case.meta["constructor"], case.group("param")
+    options = {"image_size": made["im_size"], "degree": made.get("order"), "num_heads": made.get("n_heads")}
+    found = interop.import_model(tensors, **options)
+    back = interop.export_model(found.model, found.params)
+    np.testing.assert_allclose(back.pop("freqs"), tensors.pop("freqs"), rtol=1e-6)
+    same_bits(back, tensors)
 
 
 @pytest.mark.parametrize("layout", ["dih", "dihpp"])
@@ -199,7 +212,7 @@ def test_a_folder_with_files_is_not_overwritten(imported: tuple[Path, Path]) -> 
 def test_a_file_is_listed_with_what_has_to_be_given() -> None:
     lines = list(listing(theirs("dih", "ema.") | theirs("dih", "model.")))
     assert lines[0].startswith("ema: HoMM's DiH: ")
-    assert "width 8, channels 2, patch_size 2, depth 2, num_classes 3" in lines[0]
+    assert "width 8, depth 2, patch_size 2, channels 2, num_classes 3" in lines[0]
     assert lines[1] == "  to be given: objective, image_size, degree"
     assert lines[2].startswith("online: ")
     assert "  model.freqs [4] float32" in lines
@@ -222,4 +235,6 @@ def test_the_command_imports(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "dihpp (online), 2 layers of width 8, 3 classes, 4 x 4 x 2" in done.stdout
-    assert checkpoint.load_config(out).name == "model"
+    config = checkpoint.load_config(out)
+    # What no tensor tells stays as in the recipe, so that its command goes on with the run.
+    assert (config.name, config.model.num_heads) == ("model", common.base().model.num_heads)

@@ -8,6 +8,7 @@ FILE is .safetensors, or .pt, .pth, .ckpt or .bin where torch is installed. `lis
 has to be given to import it. The workdir is one for sample.py, eval.py and train.py, at step 0.
 """
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def _list(file: str) -> None:
     from pom_jax.interop.files import read_tensors
     from pom_jax.interop.listing import listing
 
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     print("\n".join(listing(read_tensors(file))))
 
 

@@ -27,12 +27,14 @@ class Imported:
 
     Attributes:
         model: the network; `model.clone(dtype=...)` computes in another dtype.
+        fields: those of its fields that were told, by the tensors or by the caller.
         params: its parameters, nested dicts of float32.
         layout: whose it was, one of `model_layouts.WHOSE`.
         weights: "ema" or "online", which of a file's parameters these are.
     """
 
     model: models.DiPoM
+    fields: dict[str, Any]
     params: dict[str, Any]
     layout: str
     weights: str
@@ -94,7 +96,7 @@ def import_model(
     )
     # Copies: the tensors may belong to a model that goes on training.
     params = jax.tree.map(lambda a: jnp.array(a, jnp.float32), model_layouts.tree(found, table))
-    return Imported(model, params, layout, weights)
+    return Imported(model, fields, params, layout, weights)
 
 
 def select_weights(tensors: Mapping[str, Any], weights: str | None = None) -> tuple[Arrays, str]:

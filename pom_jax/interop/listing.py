@@ -12,7 +12,7 @@ from pom_jax.interop.names import find_layers
 
 SIZES = (
     "width", "depth", "patch_size", "image_size", "channels", "num_classes", "degree", "expansion",
-    "num_heads", "ffn_expansion", "registers", "n_timesteps",
+    "degree * expansion", "num_heads", "ffn_expansion", "registers",
 )  # fmt: skip
 NOTHING_TOLD = {"image_size": None, "degree": None, "num_heads": None}
 
@@ -46,7 +46,7 @@ def _model(tensors: Mapping[str, np.ndarray], weights: str) -> Iterator[str]:
     sizes = model_sizes.measure(found, layout, NOTHING_TOLD)
     if sizes.get("degree", 1) is None:  # a degree of 1 was taken for it
         sizes["degree * expansion"] = sizes.pop("expansion")
-    known = {name: value for name, value in sizes.items() if name in (*SIZES, "degree * expansion")}
+    known = {name: sizes[name] for name in SIZES if name in sizes}
     yield f"{weights}: {whose}: " + ", ".join(f"{n} {v}" for n, v in known.items() if v is not None)
     yield "  to be given: " + ", ".join(
         ["objective", *(name for name, value in known.items() if value is None)]

@@ -56,7 +56,7 @@ def import_workdir(
     choose("objective", objective, OBJECTIVES)
     imported = import_model(read_tensors(file), objective=objective, **told)
     config = recipe.copy_and_resolve_references()
-    config.model.update({name: getattr(imported.model, name) for name in models.own_fields(models.DiPoM)})
+    config.model.update(imported.fields)
     config.diffusion.update(OBJECTIVES[str(objective)])
     check_config(config)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
