@@ -51,9 +51,10 @@ def open_images(source: Source, size: int | None = None) -> Images:
         InputError: nothing there, no images in it, another dtype or shape. A picture of another size or that
             cannot be read is told when it is its turn.
     """
-    if isinstance(source, np.ndarray):
-        _check("the array", source.dtype, source.shape)
-        return Images("an array", source.shape, lambda batch: _slices(source, batch))
+    if not isinstance(source, (str, os.PathLike)):
+        array = np.asarray(source)
+        _check("the array", array.dtype, array.shape)
+        return Images("an array", array.shape, lambda batch: _slices(array, batch))
     path = Path(source)
     if path.is_dir():
         return _open_folder(path, size)

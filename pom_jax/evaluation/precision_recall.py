@@ -28,7 +28,7 @@ def precision_recall(
     """A feature lies among a set if for one of the set it is no farther than that one's k-th neighbour in it.
 
     Distances are squared Euclidean in float32 at the device's highest precision. ADM's suite takes them in
-    float16 where these are finite, which moves its numbers in the third digit.
+    float16 where these are finite: its numbers differ from these by what that rounding turns over.
 
     Args:
         samples: [N, F] features.
@@ -79,8 +79,14 @@ def _blocks(features: jax.Array, rows: int) -> Iterator[jax.Array]:
 @functools.partial(jax.jit, static_argnames="neighbours")
 def _radii(block: jax.Array, others: jax.Array, neighbours: int) -> jax.Array:
     """[R] squared distances of [R, F] to their k-th neighbours among [M, F], themselves being among these."""
-    nearest, _ = lax.top_k(-_squared_distances(block, others), neighbours + 1)
-    return -nearest[:, -1]
+    rows = jnp.arange(len(block))
+
+    def without_nearest(_: int, distances: jax.Array) -> jax.Array:
+        return distances.at[rows, distances.argmin(axis=1)].set(jnp.inf)
+
+    # `top_k` is some thirty times slower on CPU.
+    distances = lax.fori_loop(0, neighbours, without_nearest, _squared_distances(block, others))
+    return distances.min(axis=1)
 
 
 @jax.jit

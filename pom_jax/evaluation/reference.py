@@ -61,7 +61,7 @@ def open_reference(source: Source, size: int | None = None) -> OpenReference:
         InputError: nothing there, or neither statistics nor images in it.
     """
     statistics, images, parts = None, None, []
-    if isinstance(source, np.ndarray) or not Path(source).is_file():
+    if not isinstance(source, (str, os.PathLike)) or not Path(source).is_file():
         images = open_images(source, size)
         parts.append(images.name)
     else:
