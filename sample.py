@@ -29,6 +29,9 @@ OUT = flags.DEFINE_string(
 )
 EMA = flags.DEFINE_integer("ema", 0, "Which average of the parameters; -1 for none.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest by default.")
+AUTOENCODER = flags.DEFINE_string(
+    "autoencoder", None, "Folder of the autoencoder (diffusers' format) that makes pixels of latents."
+)
 BATCH = flags.DEFINE_integer("batch_size", 256, "Images drawn at once; lower it if memory runs out.")
 
 
@@ -47,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
         num=NUM.value,
         step=STEP.value,
         ema=None if EMA.value < 0 else EMA.value,
+        autoencoder=AUTOENCODER.value,
         guidance=GUIDANCE.value,
         steps=STEPS.value,
         sampler=SAMPLER.value,

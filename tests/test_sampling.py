@@ -1,5 +1,6 @@
 """From parameters to pictures: what a generator and its files promise."""
 
+import dataclasses
 import io
 import os
 import subprocess
@@ -16,13 +17,15 @@ from rich.console import Console
 
 import pom_jax
 from configs import common
-from pom_jax import models
+from pom_jax import models, vae
 from pom_jax.diffusion import SDE
 from pom_jax.errors import InputError
 from pom_jax.sampling import Generator, SamplingProgress, grid, write
 from pom_jax.sampling.command import sample_to_file, spread
+from pom_jax.sampling.decode import load_decoder
 from pom_jax.training import checkpoint
 from pom_jax.training.config import keep_config
+from pom_jax.training.preview import to_pixels
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -112,7 +115,7 @@ def test_a_program_is_compiled_once(generator):
     class Count:
         compilations = images = 0
 
-        def compiling(self):
+        def compiling(self, what):
             self.compilations += 1
 
         def compiled(self, seconds):
@@ -135,7 +138,7 @@ def test_progress_says_what_happens_on_a_terminal_and_elsewhere(generator, termi
     console = Console(file=shown, force_terminal=terminal, highlight=False, _environ=environment)
     with SamplingProgress(console) as progress:
         generator.sample([0, 1, 2], steps=1, batch_size=2, progress=progress)
-        progress.compiling()
+        progress.compiling("sampler")
     lines = shown.getvalue()
     assert "compiling the sampler" in lines
     assert "3 images in" in lines
@@ -157,11 +160,30 @@ def test_a_trajectory_goes_from_the_noise_to_the_image(generator):
     assert 0.5 < frames[0].std() < 1.5
 
 
-def test_latents_have_no_pixels_yet():
+def test_latents_are_decoded_where_there_is_an_autoencoder(tmp_path):
     latents = tiny_generator(channels=4)
     assert latents.sample_array([0]).shape == (1, 4, 4, 4)
-    with pytest.raises(InputError, match="no decoder"):
+    with pytest.raises(InputError, match="--autoencoder=DIR"):
         latents.sample([0])
+    config = dataclasses.replace(vae.PRESETS["tiny"], scaling_factor=0.5, shift_factor=0.25)
+    autoencoder: Any = vae.AutoencoderKL(config)
+    shapes = jax.eval_shape(autoencoder.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: (0.2 * rng.normal(size=s.shape)).astype(np.float32), shapes["params"])
+    vae.save_autoencoder(tmp_path / "vae", autoencoder, params)
+    latents.decoder = load_decoder(tmp_path / "vae", 4)
+    out = io.StringIO()
+    with SamplingProgress(Console(file=out)) as progress:
+        steps = latents.sample([0, 1], trajectory=True, progress=progress)
+    side = 4 * config.downsampling
+    assert steps.shape == (latents.config.sampling.steps + 1, 2, side, side, 3)
+    x = latents.sample_array([0, 1])
+    expected = jax.jit(lambda x: autoencoder.apply({"params": params}, x / 0.5 + 0.25, method="decode"))(x)
+    assert np.ptp(steps[-1]) > 100
+    np.testing.assert_allclose(steps[-1], to_pixels(expected), atol=1)
+    assert "compiling the decoder" in out.getvalue()
+    with pytest.raises(InputError, match=r"latents of 4 channels, the model draws 16"):
+        load_decoder(tmp_path / "vae", 16)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +206,7 @@ def test_latents_have_no_pixels_yet():
 )
 def test_mistakes_are_explained_before_anything_compiles(generator, labels, settings, message):
     class Never:
-        def compiling(self):
+        def compiling(self, what):
             raise AssertionError("compiled")
 
     with pytest.raises(InputError, match=message):

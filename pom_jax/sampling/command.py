@@ -25,6 +25,7 @@ def sample_to_file(
     num: int | None = None,
     step: int | None = None,
     ema: int | None = 0,
+    autoencoder: str | None = None,
     guidance: float | None = None,
     seed: int = 0,
     **settings: Any,
@@ -37,7 +38,7 @@ def sample_to_file(
             whose name holds all that differs from the run's own settings.
         classes: words of --classes: class numbers, ranges of them, and names.
         num: how many images.
-        step, ema: see `load`.
+        step, ema, autoencoder: see `load`.
         guidance, seed, settings: of `Generator.sample_array`.
 
     Returns:
@@ -50,7 +51,7 @@ def sample_to_file(
         check_output(out)
     if num is not None and num < 1:
         raise InputError(f"--num={num}: at least one image")
-    generator = load(workdir, step, ema)
+    generator = load(workdir, step, ema, autoencoder)
     defaults = generator.config.sampling
     labels = spread(generator.classes, classes, num or defaults.num)
     guidance = defaults.guidance if guidance is None else guidance

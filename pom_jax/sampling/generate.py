@@ -1,10 +1,11 @@
 """Images from a trained model: from a workdir, or from parameters at hand."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,27 +21,13 @@ from pom_jax.diffusion.paths import Path as NoisePath
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler, sample
 from pom_jax.errors import InputError
+from pom_jax.sampling.decode import Decoder, load_decoder
+from pom_jax.sampling.progress import Progress
 from pom_jax.training import checkpoint
 from pom_jax.training.preview import to_pixels
 from pom_jax.training.step import network
 
 Labels = Sequence[int] | np.ndarray
-
-
-class Progress(Protocol):
-    """Is told what a generator does."""
-
-    def compiling(self) -> None:
-        """A program is about to be compiled."""
-        ...
-
-    def compiled(self, seconds: float) -> None:
-        """It is."""
-        ...
-
-    def drawn(self, images: int, total: int) -> None:
-        """So many of all images are done."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +79,7 @@ class Generator:
         step: how long they were trained.
         ema: which of the averages they are; None for those that were trained.
         classes: the name of each label; numbers by default.
+        decoder: makes pixels of the latents that the model draws; None for a model of pixels.
     """
 
     def __init__(
@@ -103,7 +91,9 @@ class Generator:
         step: int = 0,
         ema: int | None = None,
         classes: Sequence[str] | None = None,
+        decoder: Decoder | None = None,
     ):
+        self.decoder = decoder
         self.config, self.model, self.step, self.ema = config, model, step, ema
         self.classes = tuple(classes or map(str, range(config.model.num_classes)))
         mesh = _mesh()
@@ -134,15 +124,16 @@ class Generator:
 
     @property
     def makes_pixels(self) -> bool:
-        """Whether the model draws pixels (one or three channels) and not latents of an autoencoder."""
-        return self.config.model.channels in (1, 3)
+        """Whether pixels come out: the model draws them (one or three channels), or latents are decoded."""
+        return self.config.model.channels in (1, 3) or self.decoder is not None
 
     def check_pixels(self) -> None:
-        """Raises an InputError for a model of latents, which nothing here can decode."""
+        """Raises an InputError for a model of latents without a decoder."""
         if not self.makes_pixels:
             raise InputError(
-                f"this model draws latents of shape {self.image_shape}, and there is no decoder to make "
-                "pixels of them: take them as they are, with sample_array(...) in Python or --out=FILE.npz"
+                f"this model draws latents of shape {self.image_shape}: give the autoencoder that makes "
+                "pixels of them, --autoencoder=DIR, or load(..., autoencoder=DIR) in Python; or take them as "
+                "they are, with --out=FILE.npz, or sample_array(...)"
             )
 
     def sample(self, labels: Labels, **settings: Any) -> np.ndarray:
@@ -156,10 +147,11 @@ class Generator:
             [N, H, W, C] uint8 pixels; with trajectory=True [steps + 1, N, H, W, C], from noise to image.
 
         Raises:
-            InputError: see `sample_array`; a model that draws latents.
+            InputError: see `sample_array`; a model that draws latents, and no decoder.
         """
         self.check_pixels()
-        return to_pixels(self.sample_array(labels, **settings))
+        x = self.sample_array(labels, **settings)
+        return to_pixels(x) if self.decoder is None else self.decoder(x, settings.get("progress"))
 
     def sample_array(
         self,
@@ -252,7 +244,7 @@ class Generator:
             inputs = self._inputs(1.0, 0, np.arange(size, dtype=np.uint32), np.zeros(size, np.int32))
             lowered = jax.jit(program).lower(self.params, *inputs)
             if progress is not None:
-                progress.compiling()
+                progress.compiling("sampler")
             began = time.perf_counter()
             self._compiled[program, size] = lowered.compile()
             if progress is not None:
@@ -274,16 +266,22 @@ class Generator:
         return array.astype(np.int32)
 
 
-def load(workdir: str | Path, step: int | None = None, ema: int | None = 0) -> Generator:
+def load(
+    workdir: str | Path,
+    step: int | None = None,
+    ema: int | None = 0,
+    autoencoder: str | os.PathLike[str] | None = None,
+) -> Generator:
     """Reads a trained model from the workdir of train.py.
 
     Args:
         workdir: of the run.
         step: which checkpoint; the newest by default.
         ema: which of the averages of the parameters; None for the parameters themselves.
+        autoencoder: folder of the autoencoder that the latents are of, in diffusers' format.
 
     Raises:
-        InputError: not a workdir, or no such checkpoint or average in it.
+        InputError: not a workdir, no such checkpoint or average in it, or no such autoencoder.
     """
     config = checkpoint.load_config(workdir)
     decays = tuple(config.ema.decays)
@@ -295,6 +293,7 @@ def load(workdir: str | Path, step: int | None = None, ema: int | None = 0) -> G
             "themselves"
         )
     model = models.build(config.model, config.dtype)
+    decoder = None if autoencoder is None else load_decoder(autoencoder, config.model.channels)
     whole = NamedSharding(_mesh(), PartitionSpec())
     params, step = checkpoint.restore_params(workdir, step, ema, whole)
     try:
@@ -303,7 +302,7 @@ def load(workdir: str | Path, step: int | None = None, ema: int | None = 0) -> G
         classes = ()  # the data need not be here to sample; labels go by their numbers then
     if len(classes) != config.model.num_classes:  # a model of one class may learn from a set of many
         classes = None
-    return Generator(config, model, params, step=step, ema=ema, classes=classes)
+    return Generator(config, model, params, step=step, ema=ema, classes=classes, decoder=decoder)
 
 
 def _mesh() -> jax.sharding.Mesh:

@@ -1,11 +1,28 @@
 """How far sampling has come: a bar on a terminal, plain lines elsewhere."""
 
 import time
+from typing import Protocol
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 EVERY = 10.0  # seconds between two plain lines
+
+
+class Progress(Protocol):
+    """Is told what a generator does."""
+
+    def compiling(self, what: str) -> None:
+        """A program is about to be compiled: "sampler" or "decoder"."""
+        ...
+
+    def compiled(self, seconds: float) -> None:
+        """It is."""
+        ...
+
+    def drawn(self, images: int, total: int) -> None:
+        """So many of all images are done."""
+        ...
 
 
 class SamplingProgress:
@@ -22,12 +39,12 @@ class SamplingProgress:
         self._bar = None
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
+                bars.TextColumn("{task.description}"),
+                bars.BarColumn(),
+                bars.MofNCompleteColumn(),
+                bars.TimeRemainingColumn(),
             )
-            self._bar = Progress(*columns, console=self._console)
+            self._bar = bars.Progress(*columns, console=self._console)
             self._task = self._bar.add_task("images", total=None)
         self._began = self._told = time.perf_counter()
 
@@ -40,11 +57,11 @@ class SamplingProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def compiling(self) -> None:
+    def compiling(self, what: str) -> None:
         if self._title is not None:
             self._console.print(self._title, markup=False)
             self._title = None
-        self._console.print("compiling the sampler")
+        self._console.print(f"compiling the {what}")
 
     def compiled(self, seconds: float) -> None:
         self._console.print(f"compiled in {seconds:.1f} s")
