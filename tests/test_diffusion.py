@@ -81,6 +81,11 @@ def test_variances_rise_add_up_and_keep_their_digits(name):
         assert np.max(np.abs((1 - np.sin(np.pi / 2 * t)) / exact - 1)) > 0.1
 
 
+def test_ddpm_has_the_signal_of_its_steps_at_their_times():
+    kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    np.testing.assert_allclose(variances("ddpm", np.arange(1, 1000) / 1000)[1], kept[1:], rtol=1e-9)
+
+
 def test_the_margin_bounds_the_amplitudes():
     path = VariancePath("linear", margin=1e-6)
     t = np.array([0.0, 0.5, 1.0])

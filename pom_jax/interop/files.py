@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -107,6 +108,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, EOFError, InputError) as error:
+        if other := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise InputError(
+                f"{path} holds a {other[1]} besides tensors, not loaded because it could run anything; "
+                "if you trust the file, save its tensors with safetensors.torch.save_file where it was made"
+            ) from error
         raise InputError(f"{path} is no torch file of tensors alone: {error}") from error
 
 

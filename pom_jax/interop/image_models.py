@@ -55,7 +55,8 @@ def import_model(
 
     Known are HoMM's `ClassConditionalDiH`, `DiHpp` and `DiT`, and `DiT` and `SiT` of facebookresearch. What
     Lightning, `ema_pytorch` and torch.compile put before the names is left out. HoMM's gates 1 + g stay
-    such (`unit_gates`), so no number changes.
+    such (`unit_gates`), so no number changes. No tensor tells that a DiH is of their later branches: for such
+    there is `model.clone(positions="sincos_phase")`.
 
     Args:
         tensors: name -> array of numpy or JAX or torch tensor, floating-point numbers of any precision.

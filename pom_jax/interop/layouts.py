@@ -54,7 +54,7 @@ class Entry:
     """One of our arrays, and the rows of the authors' tensor that hold it.
 
     Attributes:
-        ours: path in our tree of parameters; a number in it counts along an axis of ours, see `models`.
+        ours: path in our tree of parameters; a number in it is explained in `model_layouts`.
         shape: of our array.
         theirs: name of the tensor. Entries with the same one hold its rows from the top in their order.
         rows: shape of those rows in their layout.

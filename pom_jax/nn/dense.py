@@ -61,7 +61,7 @@ class Dense(nn.Module):
         if not self.bias_offset:
             return kernel, self.param("bias", nn.initializers.zeros, features, jnp.float32).astype(dtype)
         offset = jnp.array(self.bias_offset).reshape(-1, *[1] * (len(features) - 1))
-        bias = self.param("bias", lambda key: jnp.broadcast_to(-offset, features))
+        bias = self.param("bias", lambda key: jnp.broadcast_to(0 - offset, features))
         return kernel, (bias + offset).astype(dtype)
 
 

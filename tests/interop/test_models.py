@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pom_jax import interop
+from pom_jax.errors import InputError
 from pom_jax.interop import model_layouts
 from tests.official_models import MODELS, same_bits, theirs, told
 
@@ -90,3 +91,13 @@ def test_gates_in_float64_load_in_torch_as_float32(tmp_path: Path) -> None:
     entries = model_layouts.entries("dih", model)
     assert any(isinstance(entry, model_layouts.LoweredEntry) for entry in entries)
     np.testing.assert_array_equal(layer.bias.detach().numpy(), exported[name].astype(np.float32))
+
+
+class Anything:
+    """Something of another program."""
+
+
+def test_files_that_hold_more_than_tensors_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(2)}, "hyper_parameters": Anything()}, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"holds a \S*Anything besides tensors.*safetensors.torch.save_file"):
+        interop.read_tensors(tmp_path / "last.ckpt")
