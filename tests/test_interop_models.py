@@ -143,7 +143,7 @@ def test_all_keys_that_do_not_fit_are_listed() -> None:
     lines = str(error.value).splitlines()
     assert lines == [
         "the tensors are not those of HoMM's DiH:",
-        "  missing: layers.1.ffw.2.bias",
+        "  missing: layers.1.ffw.2.bias [8]",
         "  left over: head.weight [2, 3]",
     ]
     wrong = theirs("dih") | {"out_proj.bias": normal(3), "layers.1.cond_mlp.1.weight": normal(8, 8)}

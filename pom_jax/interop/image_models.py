@@ -162,8 +162,23 @@ def _wrong_names(found: Arrays, layout: str) -> Iterable[str]:
     fields: dict[str, Any] = {"registers": int("registers" in found)} | model_layouts.FIXED[layout]
     model = models.DiPoM(1, 1, 1, 1, 1, max(1, model_sizes.depth(found)), **fields)
     names = {entry.theirs for entry in model_layouts.entries(layout, model)} | {CONSTANTS[layout]}
-    yield from (f"missing: {name}" for name in sorted(names - found.keys()))
+    shapes = _told_shapes(found, layout)
+    for name in sorted(names - found.keys()):
+        yield f"missing: {name}" + (f" {list(shapes[name])}" if name in shapes else "")
     yield from (f"left over: {name} {list(found[name].shape)}" for name in sorted(found.keys() - names))
+
+
+def _told_shapes(found: Arrays, layout: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors, as far as those that are there tell the sizes; else none."""
+    if any(_wrong_arrays(found)):
+        return {}
+    try:
+        fields = model_sizes.measure(found, layout, model_sizes.NOTHING_TOLD)
+    except (KeyError, InputError):
+        return {}
+    fields["image_size"] = fields["image_size"] or fields["patch_size"]
+    fields |= {"degree": 1, "num_heads": 1}  # no shape of theirs depends on these
+    return layouts.shapes(model_layouts.entries(layout, models.DiPoM(**fields)))
 
 
 def _wrong_arrays(found: Arrays) -> Iterable[str]:

@@ -14,7 +14,6 @@ SIZES = (
     "width", "depth", "patch_size", "image_size", "channels", "num_classes", "degree", "expansion",
     "degree * expansion", "num_heads", "ffn_expansion", "registers",
 )  # fmt: skip
-NOTHING_TOLD = {"image_size": None, "degree": None, "num_heads": None}
 
 
 def listing(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -43,7 +42,7 @@ def _model(tensors: Mapping[str, np.ndarray], weights: str) -> Iterator[str]:
         yield f"{weights}: a model like {whose}, but"
         yield from (f"  {problem}" for problem in problems)
         return
-    sizes = model_sizes.measure(found, layout, NOTHING_TOLD)
+    sizes = model_sizes.measure(found, layout, model_sizes.NOTHING_TOLD)
     if sizes.get("degree", 1) is None:  # a degree of 1 was taken for it
         sizes["degree * expansion"] = sizes.pop("expansion")
     known = {name: sizes[name] for name in SIZES if name in sizes}

@@ -54,8 +54,6 @@ WHOSE = {
     "dit": "facebookresearch's DiT",
     "sit": "facebookresearch's SiT",
 }
-
-
 FACEBOOK = ("dit", "sit")
 # Each model has one of these, HoMM's and facebookresearch's, behind what its wrappers add.
 MARKS = ("in_conv.weight", "x_embedder.proj.weight")

@@ -30,6 +30,7 @@ RANKS = {
 }
 # What a preset says of a model's sizes.
 COMPARED = ("mixer", "width", "depth", "patch_size", "ffn_expansion", "registers")
+NOTHING_TOLD = {"image_size": None, "degree": None, "num_heads": None}
 Arrays = Mapping[str, np.ndarray]
 Told = Mapping[str, int | None]
 
