@@ -248,6 +248,8 @@ def test_files_of_statistics_and_streams_of_images_come_back(tmp_path: Path):
     assert statistics.spatial is None
     assert statistics.pool.mean.dtype == statistics.pool.covariance.dtype == np.float64
     assert open_reference(tmp_path / "fid.npz").images is None
+    assert open_reference(tmp_path / "images.npz").keep is None
+    assert open_reference(images).keep == 10_000
     write_statistics(tmp_path / "both.npz", Statistics(statistics.pool, small(SPATIAL)))
     again = read_statistics(tmp_path / "both.npz")
     assert again.spatial is not None

@@ -19,7 +19,7 @@ from pom_jax.evaluation.images import Images, Source, open_images
 from pom_jax.evaluation.inception import POOL, SPATIAL
 from pom_jax.evaluation.inception_weights import InceptionWeights, file_sha256
 
-KEPT = 10_000  # reference images for precision and recall, as in ADM's ImageNet files
+KEPT = 10_000  # images of a folder that serve precision and recall: as many as ADM's ImageNet files hold
 
 
 class Reference(NamedTuple):
@@ -42,11 +42,14 @@ class OpenReference(NamedTuple):
     Attributes:
         statistics: those a file held.
         images: whose features are missing.
+        keep: images for precision and recall at most, spread evenly over the set: all of a file (None), as
+            ADM's suite does, and 10,000 of a folder or an array.
         protocol: as in `Reference`.
     """
 
     statistics: Statistics | None
     images: Images | None
+    keep: int | None
     protocol: str
 
 
@@ -60,9 +63,9 @@ def open_reference(source: Source, size: int | None = None) -> OpenReference:
     Raises:
         InputError: nothing there, or neither statistics nor images in it.
     """
-    statistics, images, parts = None, None, []
+    statistics, images, keep, parts = None, None, None, []
     if not isinstance(source, (str, os.PathLike)) or not Path(source).is_file():
-        images = open_images(source, size)
+        images, keep = open_images(source, size), KEPT
         parts.append(images.name)
     else:
         names = _names(source)
@@ -76,7 +79,7 @@ def open_reference(source: Source, size: int | None = None) -> OpenReference:
     if images is not None:
         count, height, width, _ = images.shape
         parts.append(f"{count:,} images of {width} x {height}")
-    return OpenReference(statistics, images, ", ".join(parts))
+    return OpenReference(statistics, images, keep, ", ".join(parts))
 
 
 def fit_reference(
@@ -84,7 +87,6 @@ def fit_reference(
     weights: InceptionWeights,
     *,
     batch_size: int = BATCH,
-    keep: int = KEPT,
     progress: Progress | None = None,
 ) -> Reference:
     """Puts the images of a reference through the network; statistics that a file held are taken as they are.
@@ -93,12 +95,13 @@ def fit_reference(
         opened: from `open_reference`.
         weights: from `load_inception`.
         batch_size, progress: as in `extract_features`.
-        keep: images for precision and recall at most, spread evenly over the set.
     """
     if opened.images is None:
         assert opened.statistics is not None
         return Reference(opened.statistics, None, opened.protocol)
-    found = extract_features(opened.images, weights, batch_size=batch_size, keep=keep, progress=progress)
+    found = extract_features(
+        opened.images, weights, batch_size=batch_size, keep=opened.keep, progress=progress
+    )
     protocol = opened.protocol
     if len(found.pool) < opened.images.count:
         protocol += f", {len(found.pool):,} of them for precision and recall"
