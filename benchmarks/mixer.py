@@ -4,8 +4,10 @@
 
 Forward, and forward with backward, of all forms in turns in one run, beside the time of the product form's
 matrix products alone: three forward, nine in all, recomputation not counted. A form whose arrays exceed the
-memory is printed as "does not fit". Makes a table, a JSON file and a plot. On two CPU cores the default takes
-about a quarter of an hour; --tokens 256 1024 4096 takes two minutes.
+memory is printed as "does not fit". The whole table is measured twice and the quicker time counts, so that a
+slow stretch of a shared machine spoils neither the ratios of a row nor the growth from row to row. Makes a
+table, a JSON file and a plot. On two CPU cores the default takes about half an hour; --tokens 256 1024 4096
+takes three minutes.
 """
 
 import functools
@@ -33,15 +35,13 @@ LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
 DIRECTIONS = ("forward", "forward + backward")
 
 
-def calls_of(
-    name: str, heads: int, x: jax.Array, memory: float
-) -> dict[str, tuple[Callable[[], object] | None, float]]:
-    """The call in each direction, None where it needs more than `memory` bytes, and its temporaries in MB."""
+@functools.cache
+def compiled(name: str, direction: str, heads: int, batch: int, tokens: int, width: int) -> tuple[Any, Any]:
+    """A form in one direction, compiled for parameters and x [B, N, D], and the shapes of the parameters."""
     layer, options = LAYERS[name]
     layer = MultiHeadAttention(heads) if layer is None else layer
+    x = jax.ShapeDtypeStruct((batch, tokens, width), jnp.float32)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
-    scale = 1 / x.shape[-1] ** 0.5
-    params = jax.tree.map(lambda s: scale * jax.random.normal(jax.random.key(s.size), s.shape), shapes)
 
     def forward(params: Any, x: jax.Array) -> Any:
         return layer.apply(params, x, **options)
@@ -50,14 +50,22 @@ def calls_of(
         y, pull = jax.vjp(forward, params, x)
         return y, pull(x)
 
-    calls: dict[str, tuple[Callable[[], object] | None, float]] = {}
-    for direction, function in zip(DIRECTIONS, (forward, both), strict=True):
-        compiled: Any = jax.jit(function).lower(params, x).compile()
-        needed = compiled.memory_analysis()
-        temporaries = needed.temp_size_in_bytes
-        fits = temporaries + needed.output_size_in_bytes + needed.argument_size_in_bytes < memory
-        calls[direction] = functools.partial(compiled, params, x) if fits else None, temporaries / 1e6
-    return calls
+    function = forward if direction == DIRECTIONS[0] else both
+    return jax.jit(function).lower(shapes, x).compile(), shapes
+
+
+def form_of(
+    name: str, direction: str, heads: int, x: jax.Array, memory: float
+) -> tuple[Callable[[], object] | None, float]:
+    """The call, None where it needs more than `memory` bytes, and its temporaries in MB."""
+    call, shapes = compiled(name, direction, heads, *x.shape)
+    needed = call.memory_analysis()
+    temporaries = needed.temp_size_in_bytes
+    if temporaries + needed.output_size_in_bytes + needed.argument_size_in_bytes >= memory:
+        return None, temporaries / 1e6
+    scale = 1 / x.shape[-1] ** 0.5
+    params = jax.tree.map(lambda s: scale * jax.random.normal(jax.random.key(s.size), s.shape), shapes)
+    return functools.partial(call, params, x), temporaries / 1e6
 
 
 def products_of(
@@ -86,32 +94,32 @@ def floor_of(times: dict[str, float]) -> dict[str, float]:
 def measure(width: int, tokens: int, heads: int, batch: int, memory: float, most: float) -> dict[str, Any]:
     """Seconds and megabytes of temporaries of each form and direction, and of the products alone.
 
-    Forms take turns for about `most` seconds, at least twice and at most nine times; one that needs longer
-    runs once.
+    Forms take turns for about `most` seconds, at least once after a warm-up; a call that takes longer is its
+    own warm-up.
     """
     x = jax.random.normal(jax.random.key(1), (batch, tokens, width))
-    forms = {
-        name: calls_of(name, heads, x, memory)
-        for name in LAYERS
-        if "frames" not in LAYERS[name][1] or tokens % FRAME == 0
-    }
-    figures: dict[str, Any] = {}
+    names = [name for name in LAYERS if "frames" not in LAYERS[name][1] or tokens % FRAME == 0]
     products = products_of(width, batch * tokens)
+    figures: dict[str, Any] = {}
     for direction in DIRECTIONS:
-        calls = {name: call for name, found in forms.items() if (call := found[direction][0]) is not None}
-        calls |= products
+        forms = {name: form_of(name, direction, heads, x, memory) for name in names}
+        calls = {name: call for name, (call, _) in forms.items() if call is not None} | products
         times = {name: report.seconds(call) for name, call in calls.items()}
-        # A call that takes so long is its own warm-up.
         quick = {name: call for name, call in calls.items() if times[name] < most}
-        spent = sum(times[name] for name in quick)
-        times |= report.in_turns(quick, max(2, min(9, int(most / spent)))) if quick else {}
+        rounds = int(most / sum(times[name] for name in quick)) if quick else 0
+        times |= report.in_turns(quick, max(1, min(9, rounds)), warm=True)
         figures[direction] = {
-            name: {"seconds": times.get(name), "temporaries_mb": found[direction][1]}
-            for name, found in forms.items()
+            name: {"seconds": times.get(name), "temporaries_mb": megabytes}
+            for name, (_, megabytes) in forms.items()
         }
         floor = floor_of(times)[direction]
         figures[direction][PRODUCTS] = {"seconds": floor, "temporaries_mb": 0.0}
     return figures
+
+
+def quicker(first: Any, second: Any) -> Any:
+    """The figures of two passes with the lower seconds of each."""
+    return jax.tree.map(min, first, second)  # what does not fit has None, which is no leaf
 
 
 def rows_of(width: int, tokens: int, figures: dict[str, Any]) -> list[list[object]]:
@@ -176,26 +184,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="B")
     parser.add_argument("--head-width", type=int, default=64, help="channels of an attention head")
     parser.add_argument("--memory", type=float, default=16, help="GB that a form may need")
-    parser.add_argument("--seconds", type=float, default=12, help="for which forms take turns")
+    parser.add_argument("--seconds", type=float, default=12, help="for which forms take turns, each pass")
+    parser.add_argument("--passes", type=int, default=2, help="over the whole table; the quicker time counts")
     arguments = parser.parse_args()
 
     keep_freed_memory()
-    rows: list[list[object]] = []
-    figures: dict[str, dict[str, Any]] = {}
-    for width in arguments.widths:
-        figures[str(width)] = {}
-        for tokens in arguments.tokens:
-            print(f"width {width}, {tokens} tokens ...", flush=True)
-            found = measure(
-                width,
-                tokens,
-                width // arguments.head_width,
-                arguments.batch,
-                1e9 * arguments.memory,
-                arguments.seconds,
-            )
-            figures[str(width)][str(tokens)] = found
-            rows += rows_of(width, tokens, found)
+    figures: dict[str, dict[str, Any]] = {str(width): {} for width in arguments.widths}
+    for number in range(arguments.passes):
+        for width in arguments.widths:
+            for tokens in arguments.tokens:
+                print(f"pass {number + 1}: width {width}, {tokens} tokens ...", flush=True)
+                heads, memory = width // arguments.head_width, 1e9 * arguments.memory
+                found = measure(width, tokens, heads, arguments.batch, memory, arguments.seconds)
+                earlier = figures[str(width)].get(str(tokens), found)
+                figures[str(width)][str(tokens)] = quicker(earlier, found)
+    rows = [
+        row
+        for width, by_tokens in figures.items()
+        for tokens, found in by_tokens.items()
+        for row in rows_of(int(width), int(tokens), found)
+    ]
     header = ["width", "tokens", "form", "forward, ms", "x products"]
     header += ["forward + backward, ms", "x products", "temporaries, MB"]
     path = arguments.results / "mixer.png"

@@ -41,13 +41,14 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, warm: bool = False) -> dict[str, float]:
     """Median seconds of each call, measured A B C A B C ... so that all meet the same drift of the machine.
 
-    Every call runs once before, untimed, to compile.
+    Every call runs once before, untimed, to compile, unless they are `warm`.
     """
-    for call in calls.values():
-        jax.block_until_ready(call())
+    if not warm:
+        for call in calls.values():
+            jax.block_until_ready(call())
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
