@@ -161,6 +161,7 @@ class Generator:
         steps: int | None = None,
         sampler: str | Sampler | None = None,
         seed: int = 0,
+        first: int = 0,
         batch_size: int = 256,
         interval: tuple[float, float] = (0.0, 1.0),
         schedule: str = "constant",
@@ -178,6 +179,7 @@ class Generator:
                 run's own (config.sampling) by default.
             steps, sampler, clip, trajectory: see `diffusion.sample`.
             seed: of the noise.
+            first: i of the first image; images of several calls are those of one.
             batch_size: images drawn at once, over all devices.
             interval, schedule: of the guidance, see `diffusion.guide`.
             progress: is told what happens.
@@ -195,8 +197,9 @@ class Generator:
         check_guidance(scale, interval)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
-        if not 0 <= seed < 2**32:
-            raise InputError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")
+        for name, number in {"seed": seed, "first": first}.items():
+            if not 0 <= number < 2**32:
+                raise InputError(f"{name} is {number}; it must be from 0 to {2**32 - 1}")
         program = _Program(
             model=self.model,
             path=make_path(self.config.diffusion),
@@ -216,19 +219,19 @@ class Generator:
         size = -(-min(batch_size, len(labels)) // devices) * devices
         draw = self._compile(program, size, progress)
         parts = []
-        for first in range(0, len(labels), size):
+        for start in range(0, len(labels), size):
             # The last batch is filled up with label 0, so that nothing compiles twice.
-            index = np.arange(first, first + size, dtype=np.uint32)
-            given = np.pad(labels[first : first + size], (0, max(0, first + size - len(labels))))
+            index = (first + np.arange(start, start + size)).astype(np.uint32)
+            given = np.pad(labels[start : start + size], (0, max(0, start + size - len(labels))))
             drawn = np.asarray(draw(self.params, *self._inputs(scale, seed, index, given)))
             if not np.isfinite(drawn).all():
                 raise InputError(
                     f"guidance {scale:g} and {program.steps} steps gave values that are not finite: lower "
                     "the guidance, take more steps or another sampler, or another checkpoint"
                 )
-            parts.append(drawn[..., : len(labels) - first, :, :, :])
+            parts.append(drawn[..., : len(labels) - start, :, :, :])
             if progress is not None:
-                progress.drawn(min(first + size, len(labels)), len(labels))
+                progress.drawn(min(start + size, len(labels)), len(labels))
         return np.concatenate(parts, axis=1 if trajectory else 0)
 
     def _inputs(self, scale: float, seed: int, index: np.ndarray, labels: np.ndarray) -> tuple[Any, Any, Any]:
@@ -284,14 +287,7 @@ def load(
         InputError: not a workdir, no such checkpoint or average in it, or no such autoencoder.
     """
     config = checkpoint.load_config(workdir)
-    decays = tuple(config.ema.decays)
-    if ema is not None and not 0 <= ema < len(decays):
-        kept = ", ".join(f"--ema={i} (decay {decay:g})" for i, decay in enumerate(decays))
-        averages = {0: "no average", 1: "one average, "}.get(len(decays), f"{len(decays)} averages, ")
-        raise InputError(
-            f"--ema={ema}: this run keeps {averages}{kept}; --ema=-1 (None in Python) is the parameters "
-            "themselves"
-        )
+    check_ema(config, ema)
     model = models.build(config.model, config.dtype)
     decoder = None if autoencoder is None else load_decoder(autoencoder, config.model.channels)
     whole = NamedSharding(_mesh(), PartitionSpec())
@@ -303,6 +299,18 @@ def load(
     if len(classes) != config.model.num_classes:  # a model of one class may learn from a set of many
         classes = None
     return Generator(config, model, params, step=step, ema=ema, classes=classes, decoder=decoder)
+
+
+def check_ema(config: ConfigDict, ema: int | None) -> None:
+    """Raises an InputError unless a run of this config keeps such an average; None always can be."""
+    decays = tuple(config.ema.decays)
+    if ema is not None and not 0 <= ema < len(decays):
+        kept = ", ".join(f"--ema={i} (decay {decay:g})" for i, decay in enumerate(decays))
+        averages = {0: "no average", 1: "one average, "}.get(len(decays), f"{len(decays)} averages, ")
+        raise InputError(
+            f"--ema={ema}: this run keeps {averages}{kept}; --ema=-1 (None in Python) is the parameters "
+            "themselves"
+        )
 
 
 def _mesh() -> jax.sharding.Mesh:

@@ -77,3 +77,39 @@ class SamplingProgress:
             left = (total - images) * (now - self._began) / images
             self._console.print(f"{images:,}/{total:,} images | about {left:.0f} s left")
             self._told = now
+
+
+class PartProgress:
+    """Progress of many calls of a generator as one, in which each program is announced once.
+
+    Args:
+        progress: is told of the whole.
+        total: images of all calls.
+    """
+
+    def __init__(self, progress: Progress, total: int):
+        self._progress, self._total = progress, total
+        self._done = 0
+        self._announced: set[str] = set()
+        self._now = ""
+
+    def compiling(self, what: str) -> None:
+        self._now = what
+        if what not in self._announced:
+            self._progress.compiling(what)
+
+    def compiled(self, seconds: float) -> None:
+        if self._now not in self._announced:
+            self._announced.add(self._now)
+            self._progress.compiled(seconds)
+
+    def drawn(self, images: int, total: int) -> None:
+        """So many of this call; the decoder, which counts the same images again, is left out."""
+        if self._now != "decoder" and self._done + images < self._total:
+            self._progress.drawn(self._done + images, self._total)
+
+    def part_done(self, images: int) -> None:
+        """A call with so many images has ended, and they are safe."""
+        self._now = ""
+        self._done += images
+        self._progress.drawn(self._done, self._total)
