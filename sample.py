@@ -2,24 +2,34 @@
 
 python sample.py --workdir=runs/digits --classes=0,1,2 --guidance=1.5
 python sample.py --workdir=runs/digits --num=1000 --out=samples.npz
+python sample.py --workdir=runs/digits --num=16 --out=samples.gif  the way from noise to images
+python sample.py --workdir=runs/digits --per_class=12  a sheet with a row for each class
+python sample.py --workdir=runs/digits --guidance=0,1,1.5,3  a sheet with a column for each scale
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from absl import flags
 
 from pom_jax.errors import InputError, run_command
+
+Value = TypeVar("Value", int, float, str)
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run of train.py to sample from.")
 CLASSES = flags.DEFINE_list(
     "classes", None, "Class numbers or names, such as 0,1,2 or 0-9 or cat,dog; all by default."
 )
 NUM = flags.DEFINE_integer("num", None, "Images, shared among the classes; the run's own number by default.")
-GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale, 1 is off; the run's own by default.")
-STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own by default.")
-SAMPLER = flags.DEFINE_string(
-    "sampler", None, "euler, heun, ddim, ddpm, dpm++2m or sde; the run's own by default."
+PER_CLASS = flags.DEFINE_integer("per_class", None, "A sheet with a row of so many images for each class.")
+GUIDANCE = flags.DEFINE_list("guidance", None, "Guidance scale, 1 is off; the run's own by default.")
+STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
+SAMPLER = flags.DEFINE_list(
+    "sampler",
+    None,
+    "euler, heun, ddim, ddpm, dpm++2m or sde; the run's own by default. Several values of --guidance, "
+    "--steps or --sampler make a sheet with a column for each.",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise; image i is the same whatever --num is.")
 OUT = flags.DEFINE_string(
@@ -51,12 +61,31 @@ def main(argv: Sequence[str]) -> None:
         step=STEP.value,
         ema=None if EMA.value < 0 else EMA.value,
         autoencoder=AUTOENCODER.value,
-        guidance=GUIDANCE.value,
-        steps=STEPS.value,
-        sampler=SAMPLER.value,
+        per_class=PER_CLASS.value,
+        guidance=values(GUIDANCE, float),
+        steps=values(STEPS, int),
+        sampler=values(SAMPLER, str),
         seed=SEED.value,
         batch_size=BATCH.value,
     )
+
+
+def values(
+    flag: "flags.FlagHolder[list[str] | None]", kind: Callable[[str], Value]
+) -> Value | list[Value] | None:
+    """What a list flag holds: None, one value, or several."""
+    if flag.value is None:
+        return None
+    found = []
+    for word in flag.value:
+        try:
+            found.append(kind(word.strip()))
+        except ValueError as error:
+            what = "whole number" if kind is int else "number"
+            raise InputError(f"--{flag.name}={','.join(flag.value)}: {word!r} is no {what}") from error
+    if not found:
+        raise InputError(f"--{flag.name}= has no value; leave it out for the run's own")
+    return found[0] if len(found) == 1 else found
 
 
 if __name__ == "__main__":

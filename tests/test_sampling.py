@@ -236,6 +236,15 @@ def test_three_lines_of_python_from_a_workdir_to_a_picture(workdir):
         ({"classes": ["2-1"]}, "not among the classes"),
         ({"guidance": -2.0}, "guidance"),
         ({"steps": 0}, "steps"),
+        ({"steps": [2, 0]}, "steps"),
+        ({"sampler": ["euler", "heum"]}, "heum"),
+        ({"guidance": [1.0, -2.0]}, "guidance"),
+        ({"guidance": [1.0, 2.0], "steps": [1, 2]}, "--guidance and --steps have several values"),
+        ({"per_class": 2, "num": 6}, "without --num"),
+        ({"per_class": 2, "steps": [1, 2]}, "one value"),
+        ({"per_class": 0}, "at least one"),
+        ({"per_class": 2, "out": "sheet.npz"}, "a sheet is a picture"),
+        ({"sampler": ["euler", "heun"], "out": "sheet.gif"}, "a sheet is a picture"),
     ],
 )
 def test_mistakes_on_the_command_line_are_explained(workdir, tmp_path, capsys, kwargs, message):
@@ -265,6 +274,41 @@ def test_every_kind_of_file(workdir, tmp_path):
     for name in ("s.gif", "s.webp"):
         assert len(list(ImageSequence.Iterator(Image.open(draw(name))))) == 4
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["s.gif", "s.npz", "s.png", "s.webp"]
+
+
+def test_a_sheet_has_a_row_for_each_class_and_a_column_for_each_setting(workdir, tmp_path):
+    generator = pom_jax.load(workdir)
+
+    def tiles(file, rows, columns):
+        """[rows, columns, 48, 48]: the images of a picture, whose cells end at its right and lower edges."""
+        picture = np.asarray(Image.open(file))
+        cells = picture[-rows * (48 + 4) :, -columns * (48 + 4) :].reshape(rows, 52, columns, 52)
+        return cells.transpose(0, 2, 1, 3)[:, :, :48, :48]
+
+    scales = sample_to_file(workdir, guidance=[0.0, 1.0, 3.0], classes=["2", "0"])
+    assert scales.name == "step_0000020_guidance_0-1-3_seed_0_2_images_classes_2+0.png"
+    by_scale = np.stack([generator.sample([2, 0], guidance=scale) for scale in (0.0, 1.0, 3.0)], axis=1)
+    np.testing.assert_array_equal(tiles(scales, 2, 3), by_scale[..., 0].repeat(12, 2).repeat(12, 3))
+
+    classes = sample_to_file(workdir, per_class=4, out=str(tmp_path / "sheet.png"))
+    by_class = generator.sample(np.repeat([0, 1, 2], 4)).reshape(3, 4, 4, 4)
+    np.testing.assert_array_equal(tiles(classes, 3, 4), by_class.repeat(12, 2).repeat(12, 3))
+
+    assert sample_to_file(workdir, sampler=["euler", "ddim"], num=1).name.endswith("_euler-ddim_1_images.png")
+    assert (
+        sample_to_file(workdir, per_class=4).name
+        == "step_0000020_guidance_2_seed_0_4_per_class_3_classes.png"
+    )
+
+
+def test_names_that_do_not_fit_are_shortened_and_those_of_a_sheet_must_go_with_it():
+    images = np.zeros((2, 3, 8, 8, 1), np.uint8)
+    short, long = (
+        pom_jax.sampling.sheet(images, ["a", "b"], ["1", name, "3"]) for name in ("2", "wide " * 9)
+    )
+    assert short.size == long.size
+    with pytest.raises(InputError, match=r"2 rows and 2 columns needs images \[2, 2, H, W, C\]; got \(2, 3"):
+        pom_jax.sampling.sheet(images, ["a", "b"], ["1", "2"])
 
 
 def test_images_that_are_not_finite_are_said(generator: Generator) -> None:

@@ -2,8 +2,9 @@
 
 from pom_jax.sampling.generate import Generator as Generator
 from pom_jax.sampling.generate import load as load
+from pom_jax.sampling.pictures import grid as grid
+from pom_jax.sampling.pictures import sheet as sheet
 from pom_jax.sampling.progress import SamplingProgress as SamplingProgress
-from pom_jax.sampling.writers import grid as grid
 from pom_jax.sampling.writers import write as write
 
 show = grid  # its name in a notebook: `pom_jax.show`

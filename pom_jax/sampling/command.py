@@ -2,19 +2,25 @@
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from pom_jax.errors import InputError
+from pom_jax.diffusion.guidance import check_guidance
+from pom_jax.diffusion.samplers import SAMPLERS
+from pom_jax.diffusion.schedules import time_grid
+from pom_jax.errors import InputError, choose
 from pom_jax.sampling.generate import Generator, load
+from pom_jax.sampling.pictures import sheet
 from pom_jax.sampling.progress import SamplingProgress
-from pom_jax.sampling.writers import ANIMATIONS, check_output, write
+from pom_jax.sampling.writers import ANIMATIONS, check_output, replace_file, write
 from pom_jax.training.preview import labels_in_turn
 
 SHOWN = 20  # classes that an error lists at most
+ROWS = 10  # of a sheet, where neither --classes nor --num says how many
 
 
 def sample_to_file(
@@ -23,10 +29,13 @@ def sample_to_file(
     out: str | None = None,
     classes: Sequence[str] | None = None,
     num: int | None = None,
+    per_class: int | None = None,
     step: int | None = None,
     ema: int | None = 0,
     autoencoder: str | None = None,
-    guidance: float | None = None,
+    guidance: float | Sequence[float] | None = None,
+    steps: int | Sequence[int] | None = None,
+    sampler: str | Sequence[str] | None = None,
     seed: int = 0,
     **settings: Any,
 ) -> Path:
@@ -34,12 +43,15 @@ def sample_to_file(
 
     Args:
         workdir: of train.py.
-        out: file to write; its ending says what (`writers.write`). By default a grid among the run's samples,
-            whose name holds all that differs from the run's own settings.
+        out: file to write; its ending says what (`writers.write`). By default a picture among the run's
+            samples, whose name holds all that differs from the run's own settings.
         classes: words of --classes: class numbers, ranges of them, and names.
         num: how many images.
+        per_class: makes a sheet with a row of so many images for each class.
         step, ema, autoencoder: see `load`.
-        guidance, seed, settings: of `Generator.sample_array`.
+        guidance, steps, sampler: of `Generator.sample_array`. Several values of one of them make a sheet with
+            a column for each, from the same noise along a row.
+        seed, settings: of `Generator.sample_array`.
 
     Returns:
         The file.
@@ -47,45 +59,122 @@ def sample_to_file(
     Raises:
         InputError: whatever is wrong with any of these, before anything is compiled or overwritten.
     """
-    if out is not None:
-        check_output(out)
-    if num is not None and num < 1:
-        raise InputError(f"--num={num}: at least one image")
+    choices = {"guidance": guidance, "steps": steps, "sampler": sampler}
+    varied = _varied(choices)
+    as_sheet = per_class is not None or varied is not None
+    _check_request(out, num, per_class, varied)
     generator = load(workdir, step, ema, autoencoder)
-    defaults = generator.config.sampling
-    labels = spread(generator.classes, classes, num or defaults.num)
-    guidance = defaults.guidance if guidance is None else guidance
-    given = {name: settings.get(name) for name in ("sampler", "steps")}
-    sampler, steps = (defaults[name] if value is None else value for name, value in given.items())
-    name = _name(generator, labels, guidance, seed, sampler, steps)
+    columns = _columns(choices, varied, generator.config.sampling)
+    usual = generator.config.sampling.num
+    if as_sheet:
+        usual = min(ROWS, len(generator.classes)) if classes is None else 1  # those that are named
+    rows = spread(generator.classes, classes, num or usual)
+    labels = np.repeat(rows, per_class or 1)
+    name = _name(generator, labels, columns, varied, per_class, seed)
     path = check_output(out or workdir / "samples" / name)
 
-    title = (
-        f"{generator.config.name}: {len(labels):,} images, {generator.origin}, {sampler}, {steps} steps, "
-        f"guidance {guidance:g}, seed {seed}"
-    )
-    with SamplingProgress(title=title) as progress:
-        animated = path.suffix in ANIMATIONS
-        draw = generator.sample if generator.makes_pixels or path.suffix != ".npz" else generator.sample_array
-        images = draw(
-            labels, guidance=guidance, seed=seed, progress=progress, trajectory=animated, **settings
+    animated = path.suffix in ANIMATIONS
+    draw = generator.sample if generator.makes_pixels or path.suffix != ".npz" else generator.sample_array
+    with SamplingProgress(title=_title(generator, len(labels), columns, varied, seed)) as progress:
+        settings |= {"seed": seed, "trajectory": animated, "progress": progress}
+        drawn = [draw(labels, **column, **settings) for column in columns]
+    if as_sheet:
+        images = np.stack(drawn, axis=1)
+        picture = sheet(
+            images.reshape(len(rows), -1, *images.shape[2:]),
+            [generator.classes[label] for label in rows],
+            [_shown(column[varied]) for column in columns] if varied else (),
+            varied or "",
         )
-    write(path, images, labels, generator.classes)
+        replace_file(path, lambda file: picture.save(file, "png"))
+    else:
+        write(path, drawn[0], labels, generator.classes)
     print(f"written: {path}", flush=True)
     return path
 
 
-def _name(
-    generator: Generator, labels: np.ndarray, guidance: float, seed: int, sampler: str, steps: int
+def _varied(choices: Mapping[str, Any]) -> str | None:
+    """Which setting has several values."""
+    varied = [name for name, values in choices.items() if _several(values)]
+    if len(varied) > 1:
+        raise InputError(
+            f"{' and '.join(f'--{name}' for name in varied)} have several values: a sheet has one setting in "
+            "its columns, give one value of the others"
+        )
+    return varied[0] if varied else None
+
+
+def _several(values: Any) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 1
+
+
+def _check_request(out: str | None, num: int | None, per_class: int | None, varied: str | None) -> None:
+    for flag, value in (("num", num), ("per_class", per_class)):
+        if value is not None and value < 1:
+            raise InputError(f"--{flag}={value}: at least one image")
+    if out is not None and check_output(out).suffix != ".png" and (varied or per_class):
+        raise InputError(
+            f"--out={out}: a sheet is a picture, .png; animations and arrays are made with one value of "
+            "--guidance, --steps and --sampler and without --per_class"
+        )
+    if per_class is not None and (varied or num is not None):
+        raise InputError(
+            f"--per_class={per_class} fills a row for each class: give it without --num, and with one value "
+            "of --guidance, --steps and --sampler"
+        )
+
+
+def _columns(choices: Mapping[str, Any], varied: str | None, defaults: ConfigDict) -> list[dict[str, Any]]:
+    """The settings of each column; one column where nothing varies."""
+    found = {name: defaults[name] if values is None else values for name, values in choices.items()}
+    columns = [found] if varied is None else [found | {varied: value} for value in found[varied]]
+    for column in columns:  # all before the first is drawn
+        check_guidance(column["guidance"])
+        choose("sampler", column["sampler"], SAMPLERS)
+        time_grid(column["steps"])
+    return columns
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _title(
+    generator: Generator, count: int, columns: Sequence[Mapping[str, Any]], varied: str | None, seed: int
 ) -> str:
+    """What is about to be drawn, in a line."""
+    words = {name: _shown(value) for name, value in columns[0].items()}
+    if varied is not None:
+        words[varied] = ", ".join(_shown(column[varied]) for column in columns)
+    return (
+        f"{generator.config.name}: {count * len(columns):,} images, {generator.origin}, {words['sampler']}, "
+        f"{words['steps']} steps, guidance {words['guidance']}, seed {seed}"
+    )
+
+
+def _name(
+    generator: Generator,
+    labels: np.ndarray,
+    columns: Sequence[Mapping[str, Any]],
+    varied: str | None,
+    per_class: int | None,
+    seed: int,
+) -> str:
+    """A file name that holds all that differs from the run's own settings."""
     defaults = generator.config.sampling
-    name = f"step_{generator.step:07d}_guidance_{guidance:g}_seed_{seed}"
-    if sampler != defaults.sampler:
-        name += f"_{sampler}"
-    if steps != defaults.steps:
-        name += f"_{steps}_steps"
+    chosen = dict(columns[0])
+    if varied is not None:
+        chosen[varied] = "-".join(_shown(column[varied]) for column in columns)
+    name = f"step_{generator.step:07d}_guidance_{_shown(chosen['guidance'])}_seed_{seed}"
+    if chosen["sampler"] != defaults.sampler:
+        name += f"_{chosen['sampler']}"
+    if chosen["steps"] != defaults.steps:
+        name += f"_{chosen['steps']}_steps"
+    if per_class is not None:
+        name += f"_{per_class}_per_class"
+        labels = labels[::per_class]
     if len(labels) != defaults.num:
-        name += f"_{len(labels)}_images"
+        name += f"_{len(labels)}_{'classes' if per_class else 'images'}"
     if not np.array_equal(labels, labels_in_turn(len(generator.classes), len(labels))):
         text = "+".join(map(str, dict.fromkeys(labels.tolist())))
         # File names end at 255 bytes.

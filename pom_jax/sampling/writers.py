@@ -1,92 +1,17 @@
-"""Pictures, animations and arrays of samples, as files and in a notebook."""
+"""Samples as files: pictures, animations, arrays."""
 
-import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from pom_jax.errors import InputError
+from pom_jax.sampling.pictures import grid
 
-TILE = 48  # pixels that a tile of the grid measures at least, so that tiny images can be seen
-GAP = 4
 FRAMES = 60  # of an animation, at most
 HOLD = 1_500  # ms that an animation rests on its last frame
-
-
-def grid(
-    images: np.ndarray,
-    labels: Sequence[int] | np.ndarray | None = None,
-    columns: int | None = None,
-    names: Sequence[str] | None = None,
-) -> Image.Image:
-    """Puts images side by side, each with its label above it; tiny images are magnified.
-
-    A notebook displays what this returns; there it is also `pom_jax.show`.
-
-    Args:
-        images: [N, H, W, C] uint8, C 1 or 3.
-        labels: [N] class numbers; no captions without them.
-        columns: images in a row; by default about as many as rows, and where the labels come in turn a whole
-            multiple of the number of classes, so that each class has its columns.
-        names: the caption of each class number; the number by default.
-
-    Returns:
-        A picture, grey for one channel.
-
-    Raises:
-        InputError: images of another shape or dtype, or labels that do not go with them.
-    """
-    images = _checked(images, labels)
-    count, height, width, channels = images.shape
-    columns = max(1, min(columns or _columns(count, labels), count))
-    rows = -(-count // columns)
-    times = max(1, -(-TILE // min(height, width)))
-    images = images.repeat(times, axis=1).repeat(times, axis=2)
-    height, width = height * times, width * times
-    size = max(10, min(20, width // 4))
-    below = size // 4 + 2  # what lies under the baseline of a caption
-    caption = 0 if labels is None else size + below
-
-    cell_height, cell_width = height + caption + GAP, width + GAP
-    canvas = np.full((rows * cell_height + GAP, columns * cell_width + GAP, channels), 255, np.uint8)
-    corners = [
-        (GAP + i // columns * cell_height + caption, GAP + i % columns * cell_width) for i in range(count)
-    ]
-    for (top, left), image in zip(corners, images, strict=True):
-        canvas[top : top + height, left : left + width] = image
-    picture = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
-    if labels is not None:
-        draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
-        black = 0 if channels == 1 else (0, 0, 0)
-        for (top, left), label in zip(corners, labels, strict=True):
-            text = str(label) if names is None else names[int(label)]
-            draw.text((left + width / 2, top - below), text, fill=black, font=font, anchor="ms")
-    return picture
-
-
-def _columns(count: int, labels: Sequence[int] | np.ndarray | None) -> int:
-    side = math.sqrt(count)
-    if labels is not None:
-        labels = np.asarray(labels)
-        classes = len(np.unique(labels))
-        if 1 < classes <= 20 and np.array_equal(labels[classes:], labels[:-classes]):
-            return classes * max(1, round(side / classes))
-    return math.ceil(side)
-
-
-def _checked(images: np.ndarray, labels: Sequence[int] | np.ndarray | None) -> np.ndarray:
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
-        raise InputError(
-            f"pictures need uint8 images [N, H, W, 1 or 3]; got {images.dtype} of shape {images.shape}"
-        )
-    if labels is not None and len(labels) != len(images):
-        raise InputError(f"there are {len(images)} images but {len(labels)} labels")
-    return images
 
 
 def _write_png(file: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str] | None) -> None:
@@ -99,8 +24,9 @@ def _write_npz(file: Path, images: np.ndarray, labels: np.ndarray, names: Sequen
 
 
 def _write_animation(file: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str] | None) -> None:
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), FRAMES)).round().astype(int))
-    frames = [grid(images[i], labels, names=names) for i in chosen]
+    last = len(images) - 1
+    chosen = np.unique(np.linspace(0, last, min(len(images), FRAMES)).round().astype(int))
+    frames = [grid(images[i], labels, names=names, footer=f"step {i} of {last}") for i in chosen]
     step = max(40, 2_000 // len(frames))
     frames[0].save(
         file,
@@ -162,11 +88,20 @@ def write(
     """
     path = check_output(path)
     labels = np.asarray(labels, np.int32)
+    replace_file(path, lambda file: WRITERS[path.suffix](file, np.asarray(images), labels, names))
+
+
+def replace_file(path: Path, make: Callable[[Path], None]) -> None:
+    """Makes a file beside `path`, with its ending, and puts it there when it is complete.
+
+    Raises:
+        InputError: no room on the disk.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing") as folder:
             unfinished = Path(folder) / path.name
-            WRITERS[path.suffix](unfinished, np.asarray(images), labels, names)
+            make(unfinished)
             unfinished.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from error
