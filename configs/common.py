@@ -4,6 +4,19 @@ A recipe is a file with `get_config(variant)`; on the command line `--config=con
 picks the variant and `--config.optimizer.learning_rate=1e-3` sets one field. Every field is listed here with
 its meaning, but for the sizes of the network: the preset sets them and `pom_jax.models.DiPoM` explains them.
 Every field is read somewhere; a misspelt one is an error.
+
+Starting from another run, whose workdir is RUN (of train.py, or of `python -m pom_jax.interop import`):
+
+- Fine-tuning, at a higher resolution or on other classes: `--config.init_from=RUN`. Parameters and averages
+  are both those of RUN's first average; optimiser, schedule and step are new. Position tables are resampled;
+  with another `model.num_classes` the rows of the classes are new and that of "no class" is kept. Whatever
+  else does not fit is an error.
+- A cool-down from any checkpoint: `--config.init_from=RUN --config.init_step=N --config.init_state=True`. RUN
+  goes on after step N as if it had not stopped (parameters, optimiser, averages, draws, order of the data),
+  under this recipe: with `--config.optimizer.schedule=linear --config.optimizer.decay_from=N
+  --config.train.steps=M` the learning rate falls from step N to zero at step M.
+
+Only a new workdir reads them: a run that was stopped goes on from its own checkpoint.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +33,10 @@ def base() -> ConfigDict:
     config.dtype = (
         "bfloat16"  # of the matrix products; parameters, norms, polynomials and losses stay float32
     )
+    config.init_from = ""  # workdir whose parameters a new run starts from; "" = random ones
+    config.init_step = -1  # which checkpoint of it; -1 = the newest
+    config.init_ema = 0  # which of its averages parameters and averages start from; -1 = its parameters
+    config.init_state = False  # True: all of its state goes on, see above
     config.model = _model()
     config.data = ConfigDict(
         {
@@ -46,6 +63,7 @@ def base() -> ConfigDict:
             "learning_rate": 1e-3,
             "schedule": "cosine",  # or constant, linear, sqrt; to zero at train.steps
             "warmup_steps": 10_000,
+            "decay_from": 0,  # step from which the schedule falls; the end of the warm-up if that is later
             "b1": 0.9,
             "b2": 0.999,
             "eps": 1e-8,
@@ -93,6 +111,7 @@ def _model() -> ConfigDict:
             "time_embedding": "homm",  # or "dit", "sit": how those networks see time
             "activation": "gelu",  # or "gelu_tanh", of DiT's feed-forward networks
             "unit_gates": False,  # gates kept as the authors' 1 + g, which keeps their bits
+            "native_size": 0,  # image size whose patches positions "dit" count; 0 = image_size
             "clamp": 0.0,  # bound on the residual stream after each block; 0 = none
             "scan": True,  # one compiled block for all layers; False unrolls: same checkpoints
             "remat": "none",  # computed again backwards: none, dots (all but products) or full

@@ -23,6 +23,7 @@ ADAMW = {
     "learning_rate": 0.1,
     "schedule": "constant",
     "warmup_steps": 0,
+    "decay_from": 0,
     "b1": 0.9,
     "b2": 0.99,
     "eps": 1e-8,

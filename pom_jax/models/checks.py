@@ -20,7 +20,15 @@ CHOICES = {
 }
 
 # Smallest values of number fields; 1 where a field is not listed.
-LEAST = {"registers": 0, "clamp": 0.0, "gate_heads": 0, "attention_every": 0, "window": 0, "head_width": 0}
+LEAST = {
+    "registers": 0,
+    "native_size": 0,
+    "clamp": 0.0,
+    "gate_heads": 0,
+    "attention_every": 0,
+    "window": 0,
+    "head_width": 0,
+}
 
 
 def own_fields(model: Any) -> dict[str, dataclasses.Field]:
@@ -60,7 +68,10 @@ def _check_sizes(m: Any) -> None:
     expanded = m.expansion * m.width
     heads = max(m.gate_heads, 1)
     has_pom = m.mixer != "attention"
-    rules = [(m.image_size % m.patch_size, "image_size", m.image_size, "patch_size", m.patch_size)]
+    rules = [
+        (getattr(m, name) % m.patch_size, name, getattr(m, name), "patch_size", m.patch_size)
+        for name in ("image_size", "native_size")
+    ]
     if (m.mixer != "pom" or m.attention_every) and not m.head_width:
         rules.append((m.width % m.num_heads, "width", m.width, "num_heads", m.num_heads))
     if has_pom and m.form == "power":

@@ -50,6 +50,8 @@ class DiPoM(nn.Module):
         positions: "sincos" (official v1), "sincos_phase" (its later branches), "dit" (MAE and DiT), or
             "learned": tables on the native grid added to the tokens and, with a row for each register, to the
             condition, which is then one a token.
+        native_size: side of the images whose patches the positions "dit" count, for a picture to keep its
+            coordinates at another `image_size`; 0 for `image_size`.
         n_timesteps: the network sees t times this; also the base of its time frequencies.
         time_embedding: "homm" (the authors'), "dit" or "sit", see `nn.embeddings.TIME_EMBEDDINGS`.
         activation: of the feed-forward networks, "gelu" or "gelu_tanh" (DiT's).
@@ -81,6 +83,7 @@ class DiPoM(nn.Module):
     ffn_expansion: int = 4
     registers: int = 0
     positions: str = "sincos"
+    native_size: int = 0
     n_timesteps: int = 1000
     time_embedding: str = "homm"
     activation: str = "gelu"
@@ -143,7 +146,8 @@ class DiPoM(nn.Module):
             condition = condition + offsets
         else:
             table = POSITIONS[self.positions]
-            places = table(rows, columns, self.width, native).reshape(-1, self.width)
+            counted = (self.native_size or self.image_size) // self.patch_size
+            places = table(rows, columns, self.width, counted).reshape(-1, self.width)
         tokens = (tokens + places).astype(tokens.dtype)
         if self.registers:
             first = self.param("registers", SMALL_NORMAL, (self.registers, self.width), jnp.float32)

@@ -217,23 +217,13 @@ def restore_params(
     Raises:
         InputError: no such checkpoint or average, or a damaged one.
     """
-    steps = saved_steps(workdir)
-    if not steps:
-        raise InputError(f"there is no checkpoint in {_folder(workdir)}; train first")
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise InputError(f"there is no checkpoint of step {step} in {workdir}; there are {steps}")
+    shapes, step = parameter_shapes(workdir, step, ema)
     path = _folder(workdir) / str(step)
     prefix = "params/" if ema is None else f"ema/{ema}/"
-    try:
+    with _explain_damage(workdir, step):
         leaves = _read_leaves(path)
-        averages = len({name.split("/")[1] for name in leaves if name.startswith("ema/")})
-        if ema is not None and not 0 <= ema < averages:
-            raise InputError(f"ema={ema} is asked for, but {workdir} holds {averages} averages, from 0 on")
-        names = [name for name in leaves if name.startswith(prefix)]
-        shapes = _nest({n.removeprefix(prefix): _shape(leaves[n]) for n in names})
         params = _place(shapes, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-        others = [params if i == ema else None for i in range(averages)]
+        others = [params if i == ema else None for i in range(_averages(leaves))]
         target = {"params": params} if ema is None else {"ema": others}
         arguments = ocp.args.PyTreeRestore(
             item=target,
@@ -243,11 +233,72 @@ def restore_params(
         with ocp.PyTreeCheckpointer() as reader:
             found = _read(lambda: reader.restore(path / "state", args=arguments))
         _verify({n: v for n, v in digest.digests(found).items() if n.startswith(prefix)}, leaves)
+    return (found["params"] if ema is None else found["ema"][ema]), step
+
+
+def parameter_shapes(
+    workdir: str | Path, step: int | None = None, ema: int | None = 0
+) -> tuple[dict[str, Any], int]:
+    """What `restore_params` would read: nested dicts of `jax.ShapeDtypeStruct`, and their step.
+
+    Raises:
+        InputError: no such checkpoint or average, or one whose list of leaves is damaged.
+    """
+    step = _choose_step(workdir, step)
+    with _explain_damage(workdir, step):
+        leaves = _read_leaves(_folder(workdir) / str(step))
+    averages = _averages(leaves)
+    if ema is not None and not 0 <= ema < averages:
+        raise InputError(f"ema={ema} is asked for, but {workdir} holds {averages} averages, from 0 on")
+    prefix = "params/" if ema is None else f"ema/{ema}/"
+    names = [name for name in leaves if name.startswith(prefix)]
+    return _nest({name.removeprefix(prefix): _shape(leaves[name]) for name in names}), step
+
+
+def check_same_state(workdir: str | Path, step: int | None, target: Any) -> int:
+    """Which step `restore_step` would read: `step`, or the newest.
+
+    Raises:
+        InputError: no such checkpoint, or one of another model or optimiser (both shapes are listed).
+    """
+    step = _choose_step(workdir, step)
+    path = _folder(workdir) / str(step)
+    with _explain_damage(workdir, step):
+        _check_same_model(path, _read_leaves(path), target)
+    return step
+
+
+def restore_step(workdir: str | Path, step: int, target: Any) -> Any:
+    """Reads the whole state of one step of a run, which is left as it is, into the shardings of `target`.
+
+    Raises:
+        InputError: of another model or optimiser, or damaged.
+    """
+    with _explain_damage(workdir, step):
+        return _restore(_folder(workdir) / str(step), target)
+
+
+def _choose_step(workdir: str | Path, step: int | None) -> int:
+    steps = saved_steps(workdir)
+    if not steps:
+        raise InputError(f"there is no checkpoint in {_folder(workdir)}; train first")
+    if step is not None and step not in steps:
+        raise InputError(f"there is no checkpoint of step {step} in {workdir}; there are {steps}")
+    return steps[-1] if step is None else step
+
+
+@contextlib.contextmanager
+def _explain_damage(workdir: str | Path, step: int) -> Iterator[None]:
+    try:
+        yield
     except DamagedCheckpoint as error:
-        others = [s for s in steps if s != step]
+        others = [other for other in saved_steps(workdir) if other != step]
         hint = f"choose another step of {others}" if others else "there is no other"
         raise InputError(f"the checkpoint of step {step} in {workdir} is damaged: {error}; {hint}") from error
-    return (found["params"] if ema is None else found["ema"][ema]), step
+
+
+def _averages(leaves: Mapping[str, Any]) -> int:
+    return len({name.split("/")[1] for name in leaves if name.startswith("ema/")})
 
 
 def _describe(state: Any) -> dict[str, Any]:
@@ -338,7 +389,7 @@ def _check_same_model(path: Path, leaves: Mapping[str, Any], target: Any) -> Non
     ]
     if differing:
         raise InputError(
-            f"the checkpoint {path} is of another model or optimiser; choose another --workdir.\n  "
+            f"the checkpoint {path} is of another model or optimiser; choose another workdir.\n  "
             + _some(differing, separator="\n  ")
         )
 

@@ -22,6 +22,9 @@ CHANGEABLE = (
     "train.", "log.", "mesh.", "sampling.", "model.scan", "model.remat", "data.dir",
 )  # fmt: skip
 
+# Fields of the training sections that runs older than them lack, and what they stood at.
+ADDED = {"init_from": "", "init_step": -1, "init_ema": 0, "init_state": False, "optimizer.decay_from": 0}
+
 
 def check_config(config: ConfigDict) -> None:
     """Raises InputError for values of the training sections that cannot be; the other rooms check theirs."""
@@ -30,9 +33,13 @@ def check_config(config: ConfigDict) -> None:
     rules = [
         ("name", re.fullmatch(r"[\w.+-]*\w[\w.+-]*", config.name), "letters, digits and ._+- (a folder)"),
         ("seed", 0 <= config.seed < 2**32, "a whole number from 0 to 2^32 - 1"),
+        ("init_step", config.init_step >= -1, "a step, or -1 for the newest checkpoint"),
+        ("init_ema", config.init_ema >= -1, "the number of an average, or -1 for the parameters"),
+        ("init_state", config.init_from or not config.init_state, "False where init_from names no run"),
         ("diffusion.label_dropout", 0 <= config.diffusion.label_dropout < 1, "in [0, 1)"),
         ("optimizer.learning_rate", 0 < optimizer.learning_rate < math.inf, "positive"),
         ("optimizer.warmup_steps", optimizer.warmup_steps >= 0, "at least 0"),
+        ("optimizer.decay_from", 0 <= optimizer.decay_from < train.steps, "at least 0, below train.steps"),
         ("optimizer.b1", 0 <= optimizer.b1 < 1, "in [0, 1)"),
         ("optimizer.b2", 0 <= optimizer.b2 < 1, "in [0, 1)"),
         ("optimizer.eps", 0 < optimizer.eps < math.inf, "positive"),
@@ -123,10 +130,10 @@ def keep_config(workdir: str | Path, config: ConfigDict) -> None:
 def differences(kept: ConfigDict, config: ConfigDict) -> list[str]:
     """Fields that decide what is trained and are not the same, one line each.
 
-    A field of the model that one side lacks has its default there: a run may be older than the field.
+    A field that one side lacks has its default there: a run may be older than the field.
     """
     fields = models.own_fields(models.DiPoM).items()
-    usual = {f"model.{name}": f.default for name, f in fields if f.default is not dataclasses.MISSING}
+    usual = {f"model.{name}": f.default for name, f in fields if f.default is not dataclasses.MISSING} | ADDED
     old, new = usual | _flat(kept.to_dict()), usual | _flat(config.to_dict())
     return [
         f"{name}: {old.get(name, 'missing')!r} there, {new.get(name, 'missing')!r} now"

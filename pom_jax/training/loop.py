@@ -17,6 +17,7 @@ from pom_jax.training.progress import Log, duration
 from pom_jax.training.recorder import Recorder
 from pom_jax.training.run import Run, make_run
 from pom_jax.training.sharding import batch_sharding
+from pom_jax.training.start import find_start
 from pom_jax.training.workdir import hold
 
 
@@ -43,6 +44,8 @@ def train(
     # Everything that can be wrong is found before anything is computed or overwritten.
     check_sinks(config)
     run = make_run(config)
+    if not checkpoint.saved_steps(workdir):
+        find_start(run)
     missing = config.train.keep_last + config.train.keep_best + 1 - len(checkpoint.saved_steps(workdir))
     room = max(1, missing) * checkpoint.tree_bytes(run.state)
     checkpoint.check_space(workdir, room, "keeping the checkpoints of this run")
@@ -65,13 +68,18 @@ def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:
     config = run.config.train
     log.line("\n".join([run.describe(), *warnings(run.config)]))
 
-    # State: from the newest good checkpoint, or fresh; either way straight into its shardings.
-    state, start = checkpoint.restore_state(workdir, run.state) or (None, 0)
-    if start >= config.steps:
-        log.line(f"{workdir} has all {config.steps:,} steps already")
-        return 0
-    log.line(f"workdir: {workdir} ({f'goes on after step {start:,}' if start else 'new'})")
-    state = run.fresh_state() if state is None else state
+    # State: from the newest good checkpoint, or where a new run starts; straight into its shardings.
+    if found := checkpoint.restore_state(workdir, run.state):
+        state, start = found
+        if start >= config.steps:
+            log.line(f"{workdir} has all {config.steps:,} steps already")
+            return 0
+        log.line(f"workdir: {workdir} (goes on after step {start:,})")
+    else:
+        new = find_start(run)
+        log.line("\n".join([f"workdir: {workdir} (new)", *new.lines]))
+        new.keep_history(workdir)
+        state, start = new.state(), new.step
     digest.digests(state)  # compiles here what the first checkpoint would else wait for
 
     # Compilation, of all that will run.

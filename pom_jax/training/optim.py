@@ -20,7 +20,13 @@ _DECAYED = ("kernel", "coefficients")  # names of the parameters that weight dec
 
 
 def learning_rate(
-    step: Any, base: float, schedule: str = "constant", *, warmup_steps: int = 0, total_steps: int = 0
+    step: Any,
+    base: float,
+    schedule: str = "constant",
+    *,
+    warmup_steps: int = 0,
+    decay_from: int = 0,
+    total_steps: int = 0,
 ) -> jax.Array:
     """The learning rate of one update: a linear warm-up times a decay that reaches zero at `total_steps`.
 
@@ -32,6 +38,7 @@ def learning_rate(
         base: the rate at the top.
         schedule: "constant", "cosine", "linear" or "sqrt".
         warmup_steps: updates of the ramp from zero to `base`.
+        decay_from: where the decay begins; the end of the warm-up if that is later.
         total_steps: where the decay ends; of no effect on "constant".
 
     Returns:
@@ -43,7 +50,8 @@ def learning_rate(
     curve = choose("optimizer.schedule", schedule, SCHEDULES)
     step = jnp.asarray(step, dtype=jnp.result_type(step, jnp.float32))
     ramp = jnp.minimum(step / max(warmup_steps, 1), 1.0) if warmup_steps > 0 else 1.0
-    progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+    first = max(warmup_steps, decay_from)
+    progress = jnp.clip((step - first) / max(total_steps - first, 1), 0.0, 1.0)
     return base * ramp * curve(progress)
 
 
@@ -143,6 +151,7 @@ def make_schedule(config: Mapping[str, Any], total_steps: int) -> Callable[[Any]
         config["learning_rate"],
         config["schedule"],
         warmup_steps=config["warmup_steps"],
+        decay_from=config["decay_from"],
         total_steps=total_steps,
     )
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from pom_jax import models
 from pom_jax.data import Source, open_source
+from pom_jax.models.resample import fit_parameters
 from pom_jax.training import flops, sharding
 from pom_jax.training.config import check_config
 from pom_jax.training.optim import make_optimizer
@@ -43,11 +44,15 @@ class Run:
     state: Any
     batch: dict[str, jax.ShapeDtypeStruct]
 
-    def fresh_state(self) -> TrainState:
-        """The state before the first step, computed where it will live."""
+    def fresh_state(self, parent: Any = None) -> TrainState:
+        """The state before the first step, computed where it will live.
+
+        Args:
+            parent: parameters that it starts from, see `fit_parameters`; random ones if left out.
+        """
         make = _state_function(self.config, self.model, self.optimizer)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        return jax.jit(make, out_shardings=shardings)(jax.random.key(self.config.seed))
+        return jax.jit(make, out_shardings=shardings)(jax.random.key(self.config.seed), parent)
 
     def compiled_step(self) -> tuple[Any, str]:
         """The training step, compiled for this mesh with the state donated, and a line about its cost."""
@@ -106,4 +111,11 @@ def make_run(config: ConfigDict) -> Run:
 
 
 def _state_function(config: ConfigDict, model: models.DiPoM, optimizer: optax.GradientTransformation) -> Any:
-    return lambda key: initial_state(key, lambda k: models.init(model, k), optimizer, len(config.ema.decays))
+    def make(key: jax.Array, parent: Any = None) -> TrainState:
+        def params(key: jax.Array) -> Any:
+            fresh = models.init(model, key)
+            return fresh if parent is None else fit_parameters(parent, fresh)
+
+        return initial_state(key, params, optimizer, len(config.ema.decays))
+
+    return make

@@ -21,6 +21,7 @@ def adamw(case: Case) -> Findings:
         "learning_rate": call["lr"],
         "schedule": "constant",
         "warmup_steps": 0,
+        "decay_from": 0,
         "b1": call["betas"][0],
         "b2": call["betas"][1],
         "eps": call["eps"],

@@ -1,0 +1,125 @@
+"""Where a run starts: at random parameters, at those of another run, or in the middle of another run."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from pom_jax.errors import InputError
+from pom_jax.models.resample import compare
+from pom_jax.training import checkpoint, metrics
+from pom_jax.training.config import differences
+from pom_jax.training.digest import path_name
+from pom_jax.training.run import Run
+from pom_jax.training.sharding import spec
+from pom_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The state that a new run starts from, which is checked but not read yet.
+
+    Attributes:
+        step: of that state.
+        lines: what it is and what was changed, for people.
+        state: makes it, in the shardings of the run.
+        parent: the run whose steps come before; None where this one begins at step 0.
+    """
+
+    step: int
+    lines: tuple[str, ...]
+    state: Callable[[], TrainState]
+    parent: Path | None = None
+
+    def keep_history(self, workdir: Path) -> None:
+        """Copies the numbers of the steps before into the workdir, whose metrics.jsonl is then whole."""
+        if self.parent is not None and (self.parent / metrics.FILE).is_file():
+            shutil.copyfile(self.parent / metrics.FILE, workdir / metrics.FILE)
+
+
+def find_start(run: Run) -> Start:
+    """Where `config.init_from` says that a run starts; reads no arrays and computes nothing.
+
+    Raises:
+        InputError: no such run, checkpoint or average; parameters, or a state, that do not fit (all of them
+            are listed, with both shapes); no steps left to train.
+    """
+    if not run.config.init_from:
+        return Start(0, (), run.fresh_state)
+    parent = checkpoint.load_config(run.config.init_from)
+    return _branch(run, parent) if run.config.init_state else _fine_tune(run, parent)
+
+
+def _fine_tune(run: Run, parent: ConfigDict) -> Start:
+    config = run.config
+    ema = None if config.init_ema < 0 else config.init_ema
+    shapes, step = checkpoint.parameter_shapes(config.init_from, _step(config), ema)
+    changes, misfits = compare(shapes, run.state.params)
+    if misfits:
+        raise InputError(
+            f"init_from={config.init_from}: its parameters do not fit this model; change the fields of "
+            "config.model, or init_from:\n  " + "\n  ".join(misfits)
+        )
+
+    def state() -> TrainState:
+        shardings = jax.tree.map_with_path(
+            lambda path, leaf: NamedSharding(run.mesh, spec(path_name(path), leaf.shape, run.mesh)), shapes
+        )
+        return run.fresh_state(checkpoint.restore_params(config.init_from, step, ema, shardings)[0])
+
+    which = "the parameters" if ema is None else f"EMA {parent.ema.decays[ema]:g}"
+    lines = [f"starts from {which} of step {step:,} of {config.init_from}; everything else is new"]
+    lines += [f"  {line}" for line in (*changes, *coordinates(config, parent), *_uses(config, parent))]
+    return Start(0, tuple(lines), state)
+
+
+def _branch(run: Run, parent: ConfigDict) -> Start:
+    config = run.config
+    step = checkpoint.check_same_state(config.init_from, _step(config), run.state)
+    if step >= config.train.steps:
+        raise InputError(
+            f"init_from={config.init_from} goes on after step {step}, and "
+            f"train.steps={config.train.steps} is the last: raise train.steps, or choose an earlier init_step"
+        )
+    lines = [f"goes on after step {step:,} of {config.init_from}, with its optimiser and averages"]
+    lines += [f"  {line}" for line in differences(parent, config) if not line.startswith(("name", "init_"))]
+    return Start(
+        step,
+        tuple(lines),
+        lambda: checkpoint.restore_step(config.init_from, step, run.state),
+        Path(config.init_from),
+    )
+
+
+def _step(config: ConfigDict) -> int | None:
+    return None if config.init_step < 0 else config.init_step
+
+
+def _uses(config: ConfigDict, parent: ConfigDict) -> list[str]:
+    """Fields by which the same parameters compute something else, one line each."""
+    sizes = ("model.image_size", "model.num_classes")
+    lines = differences(parent, config)
+    return [
+        line for line in lines if line.startswith(("model.", "diffusion.")) and not line.startswith(sizes)
+    ]
+
+
+def coordinates(config: ConfigDict, parent: ConfigDict) -> list[str]:
+    """A warning where positions count patches, of which the parent has seen fewer or more."""
+    model, old = config.model, parent.model
+    if model.image_size == old.image_size:
+        return []
+    size = old.get("native_size", 0) or old.image_size
+    lines = []
+    if model.positions == "dit" and (model.native_size or model.image_size) != size:
+        lines.append(
+            "warning: positions 'dit' count patches, and the picture has other coordinates than there: "
+            f"--config.model.native_size={size} keeps them"
+        )
+    if model.rotary or model.phase_periods:
+        lines.append("warning: rotary positions and phases count patches: the new grid has ones never seen")
+    return lines

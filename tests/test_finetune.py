@@ -1,0 +1,191 @@
+"""Runs that start from other runs: larger images, other classes, a cool-down, and what is refused."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from configs import digits as recipe
+from pom_jax.errors import InputError
+from pom_jax.models.resample import compare, fit_parameters
+from pom_jax.sampling import load
+from pom_jax.training import checkpoint, loop, metrics
+from pom_jax.training.optim import make_schedule
+from pom_jax.training.run import make_run
+from pom_jax.training.start import coordinates, find_start
+
+SMALL = {"width": 8, "depth": 1, "expansion": 1, "ffn_expansion": 1, "registers": 2, "positions": "learned"}
+
+
+def tiny(**sections: Any) -> ConfigDict:
+    config = recipe.get_config()
+    config.model.update(SMALL | {"num_classes": 3})
+    config.data.update({"source": "synthetic", "batch_size": 8})
+    config.optimizer.update({"warmup_steps": 0, "schedule": "constant"})
+    config.train.update(
+        {"steps": 4, "eval_every": 0, "sample_every": 0, "checkpoint_every": 2, "eval_size": 8}
+    )
+    config.sampling.update({"sampler": "euler", "steps": 2, "num": 3})
+    for name, fields in sections.items():
+        if isinstance(fields, dict):
+            config[name].update(fields)
+        else:
+            config[name] = fields
+    return config
+
+
+def run(config: ConfigDict, workdir: Path) -> str:
+    assert loop.train(config, workdir, lambda *_: None) == 0
+    return (workdir / "log.txt").read_text()
+
+
+def rows(workdir: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in metrics.read_rows(workdir)]
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs that differ in where they start compile the same programs, which are kept between them."""
+    kept = {
+        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("programs")), None),
+        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
+        "jax_disable_most_optimizations": (True, False),  # they take most of a test's time
+    }
+    for turn in (0, 1):
+        for name, values in kept.items():
+            jax.config.update(name, values[turn])
+        compilation_cache.reset_cache()
+        if turn == 0:
+            yield
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "parent"
+    run(tiny(), workdir)
+    return workdir
+
+
+def test_a_finer_grid_and_other_classes_change_their_tables_alone(parent: Path) -> None:
+    config = tiny(init_from=str(parent), model={"image_size": 16, "num_classes": 5})
+    made = make_run(config)
+    start = find_start(made)
+    state = start.state()
+    old, _ = checkpoint.restore_params(parent)
+    assert same(state.params, state.ema[0])
+    assert int(state.step) == 0
+    assert not any(map(np.any, jax.tree.leaves(state.opt_state)))
+    for name, table in state.params.items():
+        if name == "class_embedding":
+            assert table["table"].shape == (6, 8)
+            np.testing.assert_array_equal(table["table"][-1], old[name]["table"][-1])
+            np.testing.assert_array_equal(table["table"][:-1], made.fresh_state().params[name]["table"][:-1])
+        elif "positions" in name:
+            assert table.shape == (8, 8, 8)
+            np.testing.assert_allclose(jnp.mean(table, (0, 1)), jnp.mean(old[name], (0, 1)), atol=1e-3)
+        else:
+            assert same(table, old[name]), name
+    said = "\n".join(start.lines)
+    assert "EMA 0.999 of step 4" in said
+    assert "condition_positions: resampled from 4 x 4 to 8 x 8" in said
+    assert "class_embedding/table: 5 classes anew for the 3 there, the null class kept" in said
+
+
+@pytest.mark.smoke
+def test_resampling_keeps_what_it_should() -> None:
+    table = jax.random.normal(jax.random.key(0), (4, 4, 8))
+    old = {"positions": table, "class_embedding": {"table": table[0]}, "registers": table[1]}
+    assert same(fit_parameters(old, jax.tree.map(jnp.zeros_like, old)), old)
+    finer = old | {"positions": jnp.zeros((8, 6, 8))}
+    constant = fit_parameters(old | {"positions": jnp.full((4, 4, 8), 3.5)}, finer)["positions"]
+    np.testing.assert_allclose(constant, 3.5, rtol=1e-6)
+    assert compare(old, finer) == (["positions: resampled from 4 x 4 to 8 x 6"], [])
+    other = {"positions": table[:, :, :4], "class_embedding": {"table": table[0]}, "out": table}
+    assert compare(old, other)[1] == [
+        "out: nothing there, [4, 4, 8] here",
+        "positions: [4, 4, 8] there, [4, 4, 4] here",
+        "registers: [4, 8] there, nothing here",
+    ]
+
+
+def test_a_run_at_another_size_that_learns_nothing_draws_what_its_parent_draws(
+    parent: Path, tmp_path: Path
+) -> None:
+    original, workdir = tmp_path / "parent", tmp_path / "run"
+    shutil.copytree(parent, original)
+    config = tiny(init_from=str(original), model={"image_size": 16}, train={"steps": 1})
+    config.optimizer.learning_rate = 1e-30
+    assert "resampled from 4 x 4 to 8 x 8" in run(config, workdir)
+    shutil.rmtree(original)
+    config.train.steps = 2
+    assert "goes on after step 1" in run(config, workdir), "from its own checkpoint, without its parent"
+    child, old = load(workdir), load(parent)
+    assert child.config.init_from == str(original)
+    old.config = child.config  # the network of the parent, asked for larger images
+    np.testing.assert_allclose(child.sample_array([0, 1, 2]), old.sample_array([0, 1, 2]), atol=1e-5)
+
+
+def test_a_branch_goes_on_as_its_parent_did(parent: Path, tmp_path: Path) -> None:
+    config = tiny(init_from=str(parent), init_step=2, init_state=True)
+    said = run(config, tmp_path / "run")
+    assert "goes on after step 2" in said
+    assert rows(tmp_path / "run") == rows(parent)
+    for ema in (None, 0):
+        ours, theirs = (checkpoint.restore_params(w, 4, ema)[0] for w in (tmp_path / "run", parent))
+        assert same(ours, theirs)
+
+
+def test_a_cool_down_falls_to_zero(parent: Path) -> None:
+    fields = {"schedule": "linear", "decay_from": 2}
+    made = make_run(
+        tiny(init_from=str(parent), init_step=2, init_state=True, optimizer=fields, train={"steps": 6})
+    )
+    start = find_start(made)
+    assert any("optimizer.schedule: 'constant' there, 'linear' now" in line for line in start.lines)
+    rates = [make_schedule(made.config.optimizer, 6)(step) for step in range(start.step, 7)]
+    np.testing.assert_allclose(rates, 5e-3 * np.array([1, 0.75, 0.5, 0.25, 0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": {"width": 16, "registers": 3}}, r"\n  registers: \[2, 8\] there, \[3, 16\] here"),
+        ({"model": {"registers": 0}}, r"condition_registers: \[2, 8\] there, nothing here"),
+        ({"init_step": 3}, r"no checkpoint of step 3 .*\[2, 4\]"),
+        ({"init_ema": 1}, "holds 1 averages"),
+        ({"init_from": "nowhere"}, "nowhere is not a workdir"),
+        ({"init_state": True}, "after step 4.* raise train.steps"),
+        (
+            {"init_state": True, "optimizer": {"name": "lamb"}, "train": {"steps": 9}},
+            "another model or optimiser",
+        ),
+        ({"init_from": "", "init_state": True}, "init_state=True must be False"),
+        ({"optimizer": {"decay_from": 4}}, "optimizer.decay_from=4"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    parent: Path, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(tiny(**{"init_from": str(parent)} | fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_warns_where_positions_count_patches() -> None:
+    old = tiny(model={"positions": "dit"})
+    larger = tiny(model={"positions": "dit", "image_size": 16})
+    assert coordinates(old, old) == []
+    assert "--config.model.native_size=8" in coordinates(larger, old)[0]
+    larger.model.native_size = 8
+    assert coordinates(larger, old) == []
