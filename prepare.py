@@ -1,13 +1,17 @@
 """Makes the data sets that train.py reads: a folder of shards with a manifest, checked as it is written."""
 
 import argparse
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pom_jax.data import Manifest, digits
-from pom_jax.errors import InputError
+from pom_jax.errors import REFUSALS, InputError, explain
+
+SOURCE = "folder with a subfolder for each class, or of pictures; .csv with columns path,label; .npz as ADM's"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,22 +20,35 @@ def main(argv: Sequence[str]) -> int:
     add_command(
         commands,
         "digits",
-        digits.prepare,
+        lambda arguments: digits.prepare(arguments.out),
         next_step="python train.py --config=configs/digits.py",
         description="1,797 real handwritten digits, 8 x 8 pixels, from scikit-learn: no download.",
     )
+    add_images(commands)
+    add_latents(commands)
     arguments = parser.parse_args(argv)
-    out = arguments.out or Path("data") / arguments.command
-    print(f"preparing {arguments.command} in {out}", flush=True)
+    arguments.argv = argv
+    default = Path("data") / arguments.command
+    elsewhere = "" if arguments.out in (None, default) else f" --config.data.dir={arguments.out}"
+    arguments.out = arguments.out or default
+    print(f"preparing {arguments.command} in {arguments.out}", flush=True)
     start = time.perf_counter()
     try:
-        manifest = arguments.prepare(out)
+        manifest = arguments.prepare(arguments)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return explain(error)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        return explain(error)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on after the last whole shard", file=sys.stderr, flush=True)
+        os._exit(130)  # the usual way out waits for all threads
+    if manifest is None:
+        print("this host's shards are done; the last host to finish writes the manifest")
+        return 0
     print(describe(manifest))
-    print(f"done in {time.perf_counter() - start:.1f} s: {out}/manifest.json says what is in it")
-    elsewhere = f" --config.data.dir={out}" if arguments.out else ""
+    print(f"done in {time.perf_counter() - start:.1f} s: {arguments.out}/manifest.json says what is in it")
     print(f"next: {arguments.next_step}{elsewhere}")
     return 0
 
@@ -39,15 +56,162 @@ def main(argv: Sequence[str]) -> int:
 def add_command(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
-    prepare: Callable[[Path], Manifest],
+    prepare: Callable[[argparse.Namespace], Manifest | None],
     *,
     description: str,
     next_step: str,
-) -> None:
+) -> argparse.ArgumentParser:
     """Adds one data set to the command line; `next_step` is the command that uses it."""
     command = commands.add_parser(name, help=description, description=description)
     command.add_argument("--out", type=Path, metavar="DIR", help=f"folder to make (default: data/{name})")
     command.set_defaults(prepare=prepare, next_step=next_step)
+    return command
+
+
+def add_images(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `images`: pictures of any source, as pixels or as latents."""
+    command = add_command(
+        commands,
+        "images",
+        images,
+        next_step="python train.py --config=configs/dipom_xl2.py",
+        description="Pictures of yours, cropped as ADM does, as pixels or (--autoencoder) as latents.",
+    )
+    flag = command.add_argument
+    flag("--source", type=Path, required=True, metavar="PATH", help=SOURCE)
+    flag("--size", type=int, required=True, metavar="N", help="side of the square crops in pixels")
+    flag("--autoencoder", type=Path, metavar="DIR", help="in diffusers' format; pixels are stored without it")
+    flag(
+        "--moments",
+        default="float16",
+        metavar="TYPE",
+        help="of latents: float16 (default) or int8, half as large",
+    )
+    flag(
+        "--min-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out pictures whose shorter side is below N",
+    )
+    flag("--test-share", type=float, default=0.02, metavar="S", help="share of each class to hold out (0.02)")
+    flag("--test-source", type=Path, metavar="PATH", help="held-out pictures, instead of a share")
+    flag("--seed", type=int, default=0, metavar="N", help="of what is held out and of the order (0)")
+    flag("--shard-images", type=int, default=4096, metavar="N", help="pictures a shard (4096)")
+    flag("--max-unreadable", type=int, default=100, metavar="N", help="pictures that may be unreadable (100)")
+    flag("--workers", type=int, metavar="N", help="threads that read pictures (one a core)")
+    flag("--batch-size", type=int, default=32, metavar="N", help="pictures encoded at once on a device (32)")
+    flag("--hosts", type=int, metavar="N", help="share the work among N hosts that see the same folders")
+    flag("--host", type=int, metavar="I", help="which of them this is, from 0")
+    flag(
+        "--check", type=int, nargs="?", const=8, metavar="N", help="decode N (8) images again: OUT-check.png"
+    )
+
+
+def images(arguments: argparse.Namespace) -> Manifest | None:
+    """Makes a data set of pictures, and the picture to check it."""
+    import jax  # here, so that --help is quick
+    from PIL import Image
+
+    from pom_jax.data.encoding import Latents, Pixels
+    from pom_jax.data.images import check_picture, plan, prepare
+    from pom_jax.data.pictures import open_pictures
+    from pom_jax.data.progress import PrepareProgress
+
+    if arguments.check is not None and arguments.check < 1:
+        raise InputError(f"--check={arguments.check} must be at least 1")
+    pictures = open_pictures(arguments.source)
+    print(f"{len(pictures):,} pictures in {len(pictures.classes):,} classes", flush=True)
+    test = None if arguments.test_source is None else open_pictures(arguments.test_source)
+    if arguments.autoencoder is not None:
+        encoder = Latents(arguments.autoencoder, arguments.size, arguments.moments)
+    else:
+        encoder = Pixels(arguments.size)
+    job = plan(
+        pictures,
+        encoder,
+        arguments.size,
+        test_pictures=test,
+        test_share=arguments.test_share,
+        min_size=arguments.min_size,
+        seed=arguments.seed,
+        shard_images=arguments.shard_images,
+        command=command_line(arguments),
+    )
+    with PrepareProgress() as progress:
+        manifest = prepare(
+            job,
+            arguments.out,
+            hosts=jax.process_count() if arguments.hosts is None else arguments.hosts,
+            host=jax.process_index() if arguments.host is None else arguments.host,
+            workers=arguments.workers,
+            batch_size=arguments.batch_size,
+            max_unreadable=arguments.max_unreadable,
+            progress=progress,
+        )
+    if manifest is None:
+        return None
+    for what in ("unreadable", "below_min_size", "clipped_numbers"):
+        if (count := manifest.made_by[what]) != "0":
+            print(
+                f"  {what}: {count}" + f", listed in {arguments.out}/unreadable.txt" * (what == "unreadable")
+            )
+    if arguments.check is not None:
+        picture, ratio = check_picture(job, arguments.out, arguments.check)
+        path = arguments.out.with_name(f"{arguments.out.name}-check.png")
+        Image.fromarray(picture).save(path)
+        print(f"written: {path} (crops above, what is stored below; {ratio:.1f} dB)")
+    return manifest
+
+
+def add_latents(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `latents`: the chunks of the authors' tool."""
+    command = add_command(
+        commands,
+        "latents",
+        latents,
+        next_step="python train.py --config=configs/dipom_xl2.py",
+        description="Latents in the tar chunks of the authors' tool (int8 or float16), number by number.",
+    )
+    flag = command.add_argument
+    flag("--source", type=Path, required=True, metavar="DIR", help="folder with index.json and its chunks")
+    flag("--classes", type=int, default=1000, metavar="N", help="how many labels there are (1000)")
+    flag(
+        "--test-share",
+        type=float,
+        default=0.02,
+        metavar="S",
+        help="held out if there is no val_index.json (0.02)",
+    )
+    flag("--seed", type=int, default=0, metavar="N", help="of what is held out (0)")
+
+
+def latents(arguments: argparse.Namespace) -> Manifest | None:
+    """Imports the authors' chunks."""
+    from pom_jax.data.latents import prepare_latents
+    from pom_jax.data.progress import PrepareProgress
+
+    with PrepareProgress() as progress:
+        return prepare_latents(
+            arguments.source,
+            arguments.out,
+            classes=arguments.classes,
+            test_share=arguments.test_share,
+            seed=arguments.seed,
+            command=command_line(arguments),
+            progress=progress,
+        )
+
+
+def command_line(arguments: argparse.Namespace) -> str:
+    """The command without what another host or folder changes."""
+    kept, skip = [], False
+    for word in arguments.argv:
+        changes = word.split("=")[0] in ("--out", "--host", "--hosts", "--check")
+        if not skip and not changes:
+            kept.append(word)
+        skip = changes and "=" not in word
+    return f"python prepare.py {shlex.join(kept)}"
 
 
 def describe(manifest: Manifest) -> str:

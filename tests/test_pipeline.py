@@ -182,6 +182,9 @@ class Affine(NamedTuple):
     scale: float = 0.5
     shift: float = 0.25
 
+    def field_scale(self, name: str) -> float:
+        return 1.0
+
 
 def test_images_choose_views_and_posterior_as_the_formula_says():
     manifest = Affine()

@@ -21,15 +21,22 @@ from pom_jax.errors import InputError
 FORMAT = "pom_jax shards"
 VERSION = 1
 FILE = "manifest.json"
-DTYPES = ("uint8", "int32", "float16", "float32")
+DTYPES = ("uint8", "int8", "int32", "float16", "float32")
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a record: its dtype by name (see DTYPES) and its shape without a batch axis."""
+    """One field of a record.
+
+    Attributes:
+        dtype: by name, see DTYPES.
+        shape: without a batch axis.
+        scale: what a stored number counts: its value is `stored * scale`.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    scale: float = 1.0
 
     @property
     def bytes(self) -> int:
@@ -39,6 +46,10 @@ class Field:
     def stored(self) -> np.dtype:
         """The dtype as it lies in the file, little-endian on every machine."""
         return np.dtype(self.dtype).newbyteorder("<")
+
+    def to_json(self) -> dict[str, Any]:
+        # Without a scale of 1, so that sets from before there was one keep their digest.
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("scale", 1.0)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,8 @@ class Manifest:
     """What a data set is.
 
     Image sets have `mean` [V, H, W, C], for latents also `std` [V, H, W, C], and `label` []. A model sees
-    `(mean + std * noise) * scale + shift` in one of the V views (`pipeline.images`).
+    `(mean + std * noise) * scale + shift` in one of the V views (`pipeline.images`), the values of mean and
+    std being what is stored times the scale of the field.
 
     Attributes:
         name: which data set this is, e.g. "digits".
@@ -95,6 +107,9 @@ class Manifest:
         height, width, channels = self.fields["mean"].shape[1:]
         return height, width, channels
 
+    def field_scale(self, name: str) -> float:
+        return self.fields[name].scale
+
     def records(self, split: str) -> int:
         return sum(shard.records for shard in self.splits[split])
 
@@ -102,7 +117,7 @@ class Manifest:
     def digest(self) -> str:
         """A checksum over the layout and all shards, 16 hex digits: equal digests are equal data."""
         content = {
-            "fields": {name: asdict(field) for name, field in self.fields.items()},
+            "fields": {name: field.to_json() for name, field in self.fields.items()},
             "affine": [self.scale, self.shift],
             "splits": {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()},
         }
@@ -110,6 +125,7 @@ class Manifest:
 
     def to_json(self) -> str:
         content: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content["fields"] = {name: field.to_json() for name, field in self.fields.items()}
         content["record_bytes"] = self.record_bytes
         content["records"] = {split: self.records(split) for split in self.splits}
         text = json.dumps(content, indent=2)
@@ -161,7 +177,10 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def _parse(content: Mapping[str, Any]) -> Manifest:
-    fields = {name: Field(value["dtype"], tuple(value["shape"])) for name, value in content["fields"].items()}
+    fields = {
+        name: Field(value["dtype"], tuple(value["shape"]), float(value.get("scale", 1.0)))
+        for name, value in content["fields"].items()
+    }
     check_fields(fields)
     check_affine(content["scale"], content["shift"])
     return Manifest(
@@ -211,6 +230,8 @@ def check_fields(fields: Mapping[str, Field]) -> None:
     for name, field in fields.items():
         if field.dtype not in DTYPES:
             raise InputError(f"field {name} has dtype {field.dtype}; a record can hold {', '.join(DTYPES)}")
+        if not (math.isfinite(field.scale) and field.scale > 0):
+            raise InputError(f"field {name} has scale {field.scale}; it must be finite and above 0")
     mean, std, label = fields.get("mean"), fields.get("std"), fields.get("label")
     if mean is None or len(mean.shape) != 4:
         raise InputError(f"field mean [views, height, width, channels] is needed, found {mean}")

@@ -18,13 +18,15 @@ from pom_jax.errors import InputError
 
 
 class Affine(Protocol):
-    """The map from stored values to the model's space: a `Manifest`, or anything with these two."""
+    """The map from stored values to the model's space: a `Manifest`, or anything with these three."""
 
     @property
     def scale(self) -> float: ...
 
     @property
     def shift(self) -> float: ...
+
+    def field_scale(self, name: str) -> float: ...
 
 
 def batches(
@@ -217,10 +219,11 @@ def images(batch: Mapping[str, jax.Array | np.ndarray], key: jax.Array, affine: 
     Args:
         batch: `mean` [B, V, H, W, C] and, for latents, `std` [B, V, H, W, C].
         key: chooses one of the V views of each record and the noise of the posterior.
-        affine: `scale` and `shift`, e.g. the manifest.
+        affine: `scale`, `shift` and the scales of the fields, e.g. the manifest.
 
     Returns:
-        x [B, H, W, C] float32, `(mean + std * noise) * scale + shift`.
+        x [B, H, W, C] float32, `(mean + std * noise) * scale + shift`;
+        mean and std are what is stored times the scale of the field.
     """
     view_key, noise_key = jax.random.split(key)
     records, views = batch["mean"].shape[:2]
@@ -228,7 +231,7 @@ def images(batch: Mapping[str, jax.Array | np.ndarray], key: jax.Array, affine: 
 
     def chosen(name: str) -> jax.Array:
         picked = jnp.take_along_axis(jnp.asarray(batch[name]), view[:, None, None, None, None], axis=1)[:, 0]
-        return picked.astype(jnp.float32)
+        return picked.astype(jnp.float32) * affine.field_scale(name)
 
     x = chosen("mean")
     if "std" in batch:

@@ -1,6 +1,5 @@
 """Writes a data set: ArrayRecord shards and the manifest, in a folder that appears only when it is whole."""
 
-import contextlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from pom_jax.data.manifest import (
     FILE,
@@ -17,14 +15,10 @@ from pom_jax.data.manifest import (
     Shard,
     check_affine,
     check_fields,
-    find_bad_record,
     read_manifest,
-    sha256,
 )
+from pom_jax.data.shards import DiskError, Moments, ShardFile, check_batch, free_space, to_records
 from pom_jax.errors import InputError
-
-# One record a group: a batch is gathered from random places, and latents do not compress.
-OPTIONS = "group_size:1,uncompressed"
 
 
 class Writer:
@@ -77,10 +71,8 @@ class Writer:
         }
         self._shard_bytes = shard_bytes
         self._shards: dict[str, list[Shard]] = {}
-        self._open: dict[str, tuple[ArrayRecordWriter, Path, int]] = {}
-        channels = fields["mean"].shape[-1]
-        self._moments = np.zeros((2, channels))  # sums of x and x^2 over the training split
-        self._pixels = 0
+        self._open: dict[str, ShardFile] = {}
+        self._moments = Moments(fields["mean"].shape[-1])  # of the training split
         check_replaceable(self.out, name)
 
     def __enter__(self) -> "Writer":
@@ -100,9 +92,8 @@ class Writer:
             if kind is None:
                 self._finish()
         finally:
-            for writer, _, _ in self._open.values():
-                with contextlib.suppress(RuntimeError):  # the disk is full: what counts is the first error
-                    writer.close()
+            for file in self._open.values():
+                file.abandon()
             shutil.rmtree(self._folder, ignore_errors=True)
             self._unfinished = None
 
@@ -133,89 +124,45 @@ class Writer:
             InputError: see the class.
         """
         _ = self._folder  # refused outside of a `with` block, before anything is counted
-        start = self._count(split)
-        arrays = {name: self._checked(split, start, name, batch) for name in self.fields}
-        if extra := set(batch) - set(self.fields):
-            raise InputError(
-                f"fields {sorted(extra)} are not in this data set, which has {list(self.fields)}"
-            )
-        sizes = {name: len(array) for name, array in arrays.items()}
-        if len(set(sizes.values())) > 1:
-            raise InputError(f"the fields of a batch have different numbers of records: {sizes}")
+        classes = len(self._about["classes"])
+        arrays = check_batch(self.fields, batch, classes, split, self._count(split))
         if split == "train":
-            self._add_moments(arrays)
-        count = next(iter(sizes.values()))
-        columns = [arrays[name].reshape(count, -1).view(np.uint8) for name in self.fields]
-        for record in np.concatenate(columns, axis=1):
-            self._append(split, record.tobytes())
-
-    def _checked(self, split: str, start: int, name: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        field = self.fields[name]
-        if name not in batch:
-            raise InputError(f"a batch for split {split} lacks field {name}; it has {sorted(batch)}")
-        array = np.asarray(batch[name])
-        if array.dtype != np.dtype(field.dtype) or array.shape[1:] != field.shape:
-            raise InputError(
-                f"field {name} of split {split} is {array.dtype} {array.shape[1:]} a record, "
-                f"the data set holds {field.dtype} {field.shape}"
-            )
-        if found := find_bad_record(name, array, len(self._about["classes"])):
-            place, what = found
-            raise InputError(
-                f"record {start + place} of split {split}, field {name}: {what}; nothing was written"
-            )
-        return np.ascontiguousarray(array, field.stored)
-
-    def _add_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
-        x = arrays["mean"].astype(np.float64).reshape(-1, self._moments.shape[1])
-        square = x**2
-        if "std" in arrays:
-            square = square + arrays["std"].astype(np.float64).reshape(x.shape) ** 2
-        self._moments += np.stack([x.sum(axis=0), square.sum(axis=0)])
-        self._pixels += len(x)
+            self._moments.add(self.fields, arrays)
+        try:
+            for record in to_records(arrays):
+                self._append(split, record.tobytes())
+        except DiskError as error:
+            raise self._disk_error(error) from error
 
     def _count(self, split: str) -> int:
         closed = sum(shard.records for shard in self._shards.get(split, ()))
-        return closed + (self._open[split][2] if split in self._open else 0)
+        return closed + (self._open[split].records if split in self._open else 0)
 
     def _append(self, split: str, record: bytes) -> None:
         if split not in self._open:
-            path = self._folder / f"{split}-{len(self._shards.setdefault(split, [])):05d}.array_record"
-            self._open[split] = (ArrayRecordWriter(str(path), OPTIONS), path, 0)
-        writer, path, count = self._open[split]
-        try:
-            writer.write(record)
-        except RuntimeError as error:
-            raise self._disk_error(error) from error
-        self._open[split] = (writer, path, count + 1)
-        if (count + 1) * len(record) >= self._shard_bytes:
+            name = f"{split}-{len(self._shards.setdefault(split, [])):05d}.array_record"
+            self._open[split] = ShardFile(self._folder / name)
+        file = self._open[split]
+        file.append(record)
+        if file.records * len(record) >= self._shard_bytes:
             self._close(split)
 
     def _close(self, split: str) -> None:
-        writer, path, count = self._open.pop(split)
-        try:
-            writer.close()
-            # Read back, because a full disk is not always reported while writing.
-            reader = ArrayRecordReader(str(path))
-            found = reader.num_records()
-            reader.close()
-        except (RuntimeError, ValueError) as error:
-            raise self._disk_error(error) from error
-        if found != count:
-            raise self._disk_error(f"{path.name} has {found} records after writing {count}")
-        self._shards[split].append(Shard(path.name, count, path.stat().st_size, sha256(path)))
+        self._shards[split].append(self._open.pop(split).close())
 
-    def _disk_error(self, error: object) -> InputError:
-        free = shutil.disk_usage(self.out.parent).free / 1e9
+    def _disk_error(self, error: Exception) -> InputError:
         return InputError(
-            f"writing {self.out} failed, nothing was left behind: {str(error).splitlines()[0]}. "
-            f"{self.out.parent.resolve()} has {free:.1f} GB free; make room or choose another folder."
+            f"writing {self.out} failed, nothing was left behind: {error}. "
+            f"{free_space(self.out.parent)}; make room or choose another folder."
         )
 
     def _finish(self) -> None:
-        for split in list(self._open):
-            self._close(split)
-        if not self._pixels:
+        try:
+            for split in list(self._open):
+                self._close(split)
+        except DiskError as error:
+            raise self._disk_error(error) from error
+        if not self._moments.pixels:
             raise InputError(
                 f"no record was written to split train of {self.out}; a data set needs a training split"
             )
@@ -224,15 +171,11 @@ class Writer:
                 f"no record was written to split test of {self.out}, which training measures its loss on: "
                 'hold out a few images, such as one in twenty, and write them with write("test", ...)'
             )
-        mean, square = self._moments / self._pixels
-        scale, shift = self._about["scale"], self._about["shift"]
-        deviation = np.sqrt(np.maximum(square - mean**2, 0))
         self._manifest = Manifest(
             **self._about,
             fields=self.fields,
             splits={split: tuple(shards) for split, shards in self._shards.items()},
-            channel_mean=tuple((mean * scale + shift).tolist()),
-            channel_std=tuple((deviation * abs(scale)).tolist()),
+            **self._moments.mapped(self._about["scale"], self._about["shift"]),
         )
         try:
             (self._folder / FILE).write_text(self._manifest.to_json())

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from pom_jax.data.pictures import ENDINGS, UNREADABLE, centre_crop
 from pom_jax.errors import InputError
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 Source = str | os.PathLike[str] | np.ndarray
 
@@ -65,22 +64,6 @@ def open_images(source: Source, size: int | None = None) -> Images:
     return Images(str(path), shape, lambda batch: _stream(path, batch))
 
 
-def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
-    """ADM's crop: halved while the shorter side is twice `size` or more, then bicubic, then the middle.
-
-    Returns:
-        [size, size, 3] uint8.
-    """
-    picture = picture.convert("RGB")
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    width, height = (round(side * scale) for side in picture.size)
-    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
-    top, left = (height - size) // 2, (width - size) // 2
-    return pixels[top : top + size, left : left + size]
-
-
 def _check(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     if dtype != np.uint8:
         raise InputError(f"{name} is {dtype}; images are uint8 of 0 to 255: round and cast them yourself")
@@ -120,7 +103,7 @@ def _picture(path: Path, size: int | None) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB")) if size is None else centre_crop(picture, size)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as a picture: {error}; remove or replace it") from error
 
 

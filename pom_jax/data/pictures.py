@@ -1,0 +1,216 @@
+"""Pictures to make a data set of: a folder, a table of paths or an npz; read singly, cropped as ADM does."""
+
+import csv
+import hashlib
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pom_jax.errors import InputError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+# What Pillow raises for files that are no pictures, cut or broken, or blow up beyond all memory.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+UNREADABLE += (Image.DecompressionBombError,)
+
+ONE_CLASS = ("all",)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that is left out: because it cannot be read, or (no reason) because it is too small."""
+
+    name: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures with labels, none of them read yet.
+
+    Attributes:
+        name: of the folder or file.
+        names: of each picture, such as its path in the folder.
+        labels: [N] int32.
+        classes: the name of each label, in order.
+        open: gives the picture of an index.
+    """
+
+    name: str
+    names: Sequence[str]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    open: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """A checksum over names, labels and classes; what the pictures show is not looked at."""
+        digest = hashlib.sha256("\n".join([*self.classes, "", *self.names]).encode("utf-8", "replace"))
+        digest.update(self.labels.astype("<i4").tobytes())
+        return digest.hexdigest()[:16]
+
+    def crop(self, index: int, size: int, min_size: int = 0) -> np.ndarray | Skipped:
+        """One picture by `centre_crop`, [size, size, 3] uint8; safe to call from several threads.
+
+        Args:
+            min_size: a picture whose shorter side has fewer pixels is skipped.
+        """
+        try:
+            with self.open(index) as picture:
+                if min(picture.size) < min_size:
+                    return Skipped(self.names[index])
+                return centre_crop(picture, size)
+        except UNREADABLE as error:
+            return Skipped(self.names[index], f"{type(error).__name__}: {error}")
+
+
+def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
+    """ADM's crop: halved while the shorter side is twice `size` or more, then bicubic, then the middle.
+
+    Returns:
+        [size, size, 3] uint8.
+    """
+    picture = picture.convert("RGB")
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    width, height = (round(side * scale) for side in picture.size)
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+def open_pictures(source: str | os.PathLike[str]) -> Pictures:
+    """Looks which pictures there are.
+
+    Args:
+        source: a folder with a subfolder for each class (searched with all below them; classes are the sorted
+            names of the subfolders), a folder of pictures (one class), a .csv with the columns `path`
+            (relative to it) and `label` (optional), or an .npz as ADM's: `arr_0` uint8 [N, H, W, 3], `arr_1`
+            the labels, if there.
+
+    Raises:
+        InputError: none of these, no pictures, an empty class.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give a folder of pictures, a .csv or an .npz")
+    if path.suffix.lower() == ".csv":
+        return _open_table(path)
+    if path.suffix.lower() == ".npz":
+        return _open_npz(path)
+    raise InputError(f"{path} is no folder, .csv or .npz; give one of these")
+
+
+def _open_folder(folder: Path) -> Pictures:
+    flat = [entry.name for entry in os.scandir(folder) if _is_picture(entry.name)]
+    classes = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if flat and classes:
+        raise InputError(
+            f"{folder} holds both pictures ({min(flat)}) and folders ({classes[0]}): move the pictures into "
+            "folders, one a class, or the folders away"
+        )
+    if not classes:
+        if not flat:
+            raise InputError(f"{folder} holds no pictures ({', '.join(ENDINGS)}) and no folders of them")
+        return _from_paths(folder, folder.name, sorted(flat), [0] * len(flat), ONE_CLASS)
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        own = sorted(_pictures_below(folder, name))
+        if not own:
+            raise InputError(f"class folder {folder / name} holds no pictures; fill or remove it")
+        names += own
+        labels += [label] * len(own)
+    return _from_paths(folder, folder.name, names, labels, tuple(classes))
+
+
+def _pictures_below(folder: Path, name: str) -> Iterable[str]:
+    for place, _, files in os.walk(folder / name, followlinks=True):
+        yield from (os.path.relpath(os.path.join(place, f), folder) for f in files if _is_picture(f))
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(ENDINGS) and not name.startswith(".")
+
+
+def _open_table(path: Path) -> Pictures:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no table in UTF-8: {error}") from error
+    if not rows or "path" not in rows[0]:
+        raise InputError(f"{path} needs a first line with the columns path,label and a line for each picture")
+    words = [row.get("label") or "" for row in rows] if "label" in rows[0] else list(ONE_CLASS) * len(rows)
+    for line, (row, word) in enumerate(zip(rows, words, strict=True), start=2):
+        if not row["path"] or not word:
+            raise InputError(f"{path}: line {line} lacks its {'label' if row['path'] else 'path'}")
+    numbers = all(word.isascii() and word.isdigit() for word in words)
+    classes = sorted(set(words), key=int if numbers else None)
+    label_of = {word: label for label, word in enumerate(classes)}
+    labels = [label_of[word] for word in words]
+    return _from_paths(path.parent, path.stem, [row["path"] for row in rows], labels, tuple(classes))
+
+
+def _from_paths(
+    folder: Path, name: str, names: Sequence[str], labels: Sequence[int], classes: tuple[str, ...]
+) -> Pictures:
+    def open_picture(index: int) -> Image.Image:
+        return Image.open(folder / names[index])
+
+    return Pictures(name or folder.resolve().name, names, np.array(labels, np.int32), classes, open_picture)
+
+
+def _open_npz(path: Path) -> Pictures:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = np.asarray(archive["arr_1"]) if "arr_1" in archive.files else None
+        images = _mapped(path, "arr_0.npy")
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is no whole npz with images in arr_0: {error}") from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+        raise InputError(
+            f"{path}: arr_0 is {images.dtype} {list(images.shape)}; images are uint8 [N, H, W, 3]"
+        )
+    count = len(images)
+    if found is not None and (found.shape != (count,) or found.dtype.kind not in "iu" or found.min() < 0):
+        raise InputError(
+            f"{path}: arr_1 is {found.dtype} {list(found.shape)}; labels are {count} whole numbers from 0"
+        )
+    labels = np.zeros(count, np.int32) if found is None else found.astype(np.int32)
+    classes = ONE_CLASS if found is None else tuple(str(label) for label in range(int(labels.max()) + 1))
+    names = [f"{path.name}[{index}]" for index in range(count)]
+    return Pictures(path.stem, names, labels, classes, lambda index: Image.fromarray(images[index]))
+
+
+def _mapped(path: Path, member: str) -> np.ndarray:
+    """An array of an npz that lies in memory only where it is touched, unless the file is compressed."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(member)
+        if info.compress_type != zipfile.ZIP_STORED:
+            with archive.open(member) as packed:
+                return np.lib.format.read_array(packed, allow_pickle=False)
+    with path.open("rb") as file:
+        file.seek(info.header_offset + 26)  # the lengths of two fields that stand before the content
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        old = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read(file)
+        order = "F" if by_columns else "C"
+        return np.memmap(file, dtype, "r", offset=file.tell(), shape=shape, order=order)

@@ -1,0 +1,70 @@
+"""How far the making of a data set has come: a bar on a terminal, plain lines elsewhere."""
+
+import time
+
+from rich import progress as bars
+from rich.console import Console
+
+EVERY = 10.0  # seconds between two plain lines
+
+
+class PrepareProgress:
+    """Shows images done, images/s and the time left; use as a context.
+
+    Args:
+        console: where to; standard output by default.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._bar = None
+        if self._console.is_terminal:
+            columns = (
+                bars.TextColumn("{task.description}"),
+                bars.BarColumn(),
+                bars.MofNCompleteColumn(),
+                bars.TextColumn("{task.fields[rate]}"),
+                bars.TimeRemainingColumn(),
+            )
+            self._bar = bars.Progress(*columns, console=self._console)
+        self._done = self._total = 0
+        self._began = self._told = time.perf_counter()
+
+    def __enter__(self) -> "PrepareProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def begin(self, total: int) -> None:
+        """From now on time counts, for so many images."""
+        self._done, self._total = 0, total
+        self._began = self._told = time.perf_counter()
+        if self._bar is not None:
+            self._task = self._bar.add_task("images", total=total, rate="")
+            self._bar.start()
+
+    def advance(self, images: int) -> None:
+        self._done += images
+        now = time.perf_counter()
+        rate = self._done / max(now - self._began, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, rate=f"{rate:,.1f} images/s")
+        if self._done == self._total:
+            self.say(f"{self._total:,} images in {now - self._began:.1f} s, {rate:,.1f} images/s")
+        elif self._bar is None and now - self._told >= EVERY:
+            left = (self._total - self._done) / rate
+            self.say(
+                f"{self._done:,}/{self._total:,} images | {rate:,.1f} images/s | about {_duration(left)} left"
+            )
+            self._told = now
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,121 @@
+"""What a data set is made of, down to the records of each shard, before any of them is made."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pom_jax.data.manifest import Field
+from pom_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The records of one shard: indices into the source of its split."""
+
+    split: str
+    number: int
+    indices: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number:05d}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a data set will hold.
+
+    Attributes:
+        name, fields, classes, scale, shift, autoencoder: see `Manifest`.
+        settings: what must not change between two starts, in words; they become part of `made_by`.
+        notes: further entries of `made_by`.
+        pieces: all shards.
+    """
+
+    name: str
+    fields: Mapping[str, Field]
+    classes: tuple[str, ...]
+    scale: float
+    shift: float
+    autoencoder: str | None
+    settings: Mapping[str, str]
+    notes: Mapping[str, str]
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some records of a piece, in order; the last batch of each piece says so.
+
+    Attributes:
+        arrays: `{field: [n, *shape]}`, of numpy or on a device.
+        count: how many of the n records count; the others are padding.
+        clipped: [n] how many numbers of each record lay beyond what its field can hold.
+        unreadable, too_small: pictures that were left out since the batch before.
+    """
+
+    piece: Piece
+    arrays: Mapping[str, Any]
+    count: int
+    clipped: Any = None
+    unreadable: Sequence[str] = ()
+    too_small: int = 0
+    last: bool = False
+
+
+def hold_out(labels: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A random choice of records to train on and to hold out, evenly over the classes, each in random order.
+
+    Args:
+        labels: [N].
+        share: of each class that is held out.
+
+    Returns:
+        Indices of the records to train on, and of those held out.
+
+    Raises:
+        InputError: a share that leaves nothing on one side.
+    """
+    order = rng.permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    # A step up of this staircase every 1 / share places: within one of the share in every class.
+    stairs = (
+        np.floor(np.arange(len(labels) + 1) * share + 0.5) if 0 < share < 1 else np.zeros(len(labels) + 1)
+    )
+    held = np.diff(stairs) > 0
+    if not 0 < held.sum() < len(labels):
+        raise InputError(
+            f"--test-share={share:g} of {len(labels)} leaves {held.sum()} to hold out; it must be between 0 "
+            "and 1 and leave some on both sides"
+        )
+    return rng.permutation(by_class[~held]), rng.permutation(by_class[held])
+
+
+def cut(split: str, indices: np.ndarray, records: int) -> tuple[Piece, ...]:
+    """The pieces of a split, of so many records each."""
+    starts = range(0, len(indices), records)
+    return tuple(Piece(split, n, indices[start : start + records]) for n, start in enumerate(starts))
+
+
+def fingerprint(pieces: Sequence[Piece]) -> str:
+    """A checksum of the order of all records, for the settings."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(f"{piece.name} {len(piece.indices)}".encode() + piece.indices.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_settings(
+    where: str, verb: str, found: Mapping[str, str], wanted: Mapping[str, str], way: str
+) -> None:
+    """Raises InputError that names each setting that differs."""
+    different = [
+        f"{name} = {found.get(name, 'nothing')}, now {value}"
+        for name, value in wanted.items()
+        if found.get(name) != value
+    ]
+    if different:
+        raise InputError(f"{where} {verb} with {'; '.join(different)}. {way[0].upper()}{way[1:]}.")
