@@ -2,100 +2,170 @@
 
 python eval.py --workdir=runs/digits
 python eval.py --npz=seed0.npz,seed1.npz --data=data/digits
-python eval.py --images=samples.npz --reference=real.npz --inception=FILE  (FID and the field's other scores)
+
+FID, sFID, Inception Score, precision and recall, as ADM's evaluation suite counts them:
+
+python eval.py --workdir=RUN --reference=REF --inception=FILE [--autoencoder=DIR] [--num=50000]
+    draws the samples first, in parts that outlive a kill; lists such as --guidance=1,1.5,2 --steps=20,50
+    score every combination, with a table and a plot
+python eval.py --images=samples.npz --reference=REF --inception=FILE
+python eval.py --reference=DIR --inception=FILE --save_reference=real.npz
+    keeps the statistics of real images, to serve as REF
+
+REF is an .npz of ADM's suite, images (.npz with arr_0, a folder) or a data set of prepare.py.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from absl import flags
 
 from pom_jax.errors import InputError, run_command
 
-Number = TypeVar("Number", int, float)
+if TYPE_CHECKING:
+    from pom_jax.evaluation.report import Report
+
+Value = TypeVar("Value")
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Run of train.py to sample from; scores go to its eval folder."
 )
-NPZ = flags.DEFINE_list("npz", None, "Score these files of samples instead, one a sampling seed.")
-GUIDANCE = flags.DEFINE_list("guidance", ["1", "1.5"], "Guidance scales to score; 1 is off.")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Sampling seeds; scores are means over them.")
-SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the run's own by default.")
-STEPS = flags.DEFINE_integer("steps", None, "Sampler steps; the run's own by default.")
-NUM = flags.DEFINE_integer("num", None, "Samples a seed; as many as there are training images by default.")
+NPZ = flags.DEFINE_list("npz", None, "Score these files of digits instead, one a sampling seed.")
+IMAGES = flags.DEFINE_string("images", None, "Score these images: a folder of pictures or an .npz.")
+OUT = flags.DEFINE_string("out", None, "Folder for the scores; eval/ of the run by default.")
+GUIDANCE = flags.DEFINE_list(
+    "guidance", None, "Guidance scales; 1 is off. By default the run's own, for digits 1 and 1.5."
+)
+SAMPLER = flags.DEFINE_list("sampler", None, "Samplers; the run's own by default.")
+STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
+EMA = flags.DEFINE_list("ema", ["0"], "Which averages of the parameters to score; -1 for none.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
-EMA = flags.DEFINE_integer("ema", 0, "Which average of the parameters to score; -1 for none.")
-DATA = flags.DEFINE_string("data", None, "Folder of the real images; the run's own by default.")
-OUT = flags.DEFINE_string("out", None, "Folder for scores.json and scores.md; eval/ of the run by default.")
-IMAGES = flags.DEFINE_string(
-    "images", None, "FID, sFID, Inception Score, precision, recall of these: a folder of pictures or an .npz."
+NUM = flags.DEFINE_integer(
+    "num", None, "Samples: 50,000 by default; of digits, a seed, as many as there are training images."
 )
+
+DATA = flags.DEFINE_string("data", None, "Folder of the real digits; the run's own by default.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Sampling seeds of digits; scores are means over them.")
+
 REFERENCE = flags.DEFINE_string(
-    "reference", None, "Real images for --images, alike, or an .npz of ADM's suite."
+    "reference", None, "Real images: an .npz of ADM's suite or of --save_reference, images, or a data set."
 )
-INCEPTION = flags.DEFINE_string("inception", None, "Weights for --images: .safetensors, or .pth with torch.")
+INCEPTION = flags.DEFINE_string("inception", None, "Weights of Inception: .safetensors, or .pth with torch.")
+AUTOENCODER = flags.DEFINE_string(
+    "autoencoder", None, "Folder of the autoencoder (diffusers' format) that makes pixels of latents."
+)
 CROP = flags.DEFINE_integer(
     "crop", None, "Crop pictures of folders to squares of this many pixels, as ADM does."
 )
+SAVE_REFERENCE = flags.DEFINE_string(
+    "save_reference", None, "Keep the reference's statistics and features in this .npz."
+)
+
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise; image i is the same whatever --num is.")
+NPZ_OUT = flags.DEFINE_string("npz_out", None, "Also write all samples to this .npz, for ADM's suite.")
+KEEP_SAMPLES = flags.DEFINE_bool(
+    "keep_samples", True, "Keep the samples in eval/samples once they are scored."
+)
+PART = flags.DEFINE_integer("part", 1024, "Samples of a file there; a killed run redoes at most one.")
+BATCH = flags.DEFINE_integer("batch_size", 256, "Images drawn at once; lower it if memory runs out.")
+HOST = flags.DEFINE_integer(
+    "host", None, "Of several machines that share the sampling and see the same folder, this one, from 0."
+)
+HOSTS = flags.DEFINE_integer("hosts", None, "How many there are; those of jax.distributed by default.")
+
+# What goes together: anything else that is given was meant for another way to score.
+_SAMPLING = {"workdir", "guidance", "sampler", "steps", "ema", "step", "num", "out"}
+_REAL = {"reference", "inception", "autoencoder", "crop", "save_reference", "out"}
+_BANK = {"seed", "npz_out", "keep_samples", "part", "batch_size", "host", "hosts"}
+FITTING = {
+    "--workdir without --reference (digits)": _SAMPLING | {"data", "seeds"},
+    "--workdir with --reference": _SAMPLING | _REAL | _BANK,
+    "--images": _REAL - {"save_reference"} | {"images"},
+    "--npz (digits)": {"npz", "data", "out"},
+    "--save_reference without --workdir": _REAL - {"out"},
+}
 
 
 def main(argv: Sequence[str]) -> None:
     """Scores what the flags describe."""
-    from pom_jax.evaluation import evaluate  # here, so that --help is quick
-
     if len(argv) > 1:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python eval.py --help")
-    workdir, files = WORKDIR.value, NPZ.value
     if IMAGES.value is not None:
+        check_flags("--images")
         score_images(IMAGES.value)
-        return
-    if workdir is not None and files is None:
-        report = evaluate.evaluate_workdir(
-            workdir,
-            guidances=numbers("guidance", GUIDANCE.value, float),
-            seeds=numbers("seeds", SEEDS.value, int),
-            sampler=SAMPLER.value,
-            steps=STEPS.value,
-            step=STEP.value,
-            ema=None if EMA.value < 0 else EMA.value,
-            num=NUM.value,
-            data=DATA.value,
-            say=say,
-        )
-        out = Path(OUT.value or Path(workdir) / "eval")
-    elif files is not None and workdir is None:
-        report = evaluate.evaluate_files(files, DATA.value or "data/digits", say=say)
-        out = Path(OUT.value or Path(files[0]).parent)
+    elif NPZ.value is not None:
+        check_flags("--npz (digits)")
+        score_files(NPZ.value)
+    elif WORKDIR.value is not None and REFERENCE.value is None:
+        check_flags("--workdir without --reference (digits)")
+        score_digits(WORKDIR.value)
+    elif WORKDIR.value is not None:
+        check_flags("--workdir with --reference")
+        score_workdir(WORKDIR.value)
+    elif SAVE_REFERENCE.value is not None:
+        check_flags("--save_reference without --workdir")
+        keep_reference(SAVE_REFERENCE.value)
     else:
         raise InputError(
             "give one of --workdir=DIR (a run of train.py), --npz=FILE (samples of digits) and --images=PATH"
         )
-    print(f"\n{report.text()}\n")
-    evaluate.save(report, out)
-    print(
-        f"written: {out}/scores.md, scores.json and nearest.png (samples above their nearest training images)"
+
+
+def score_workdir(workdir: str) -> None:
+    """The field's scores of samples drawn from a run."""
+    from pom_jax.evaluation.workdir_scores import score_workdir
+
+    reference, inception = real_images()
+    sweep = score_workdir(
+        workdir,
+        reference,
+        inception,
+        num=50_000 if NUM.value is None else NUM.value,
+        emas=averages(),
+        samplers=SAMPLER.value,
+        steps=None if STEPS.value is None else values("steps", STEPS.value, int),
+        guidances=None if GUIDANCE.value is None else values("guidance", GUIDANCE.value, float),
+        step=STEP.value,
+        seed=SEED.value,
+        autoencoder=AUTOENCODER.value,
+        size=CROP.value,
+        out=OUT.value,
+        npz_out=NPZ_OUT.value,
+        reference_out=SAVE_REFERENCE.value,
+        keep_samples=KEEP_SAMPLES.value,
+        part=PART.value,
+        batch_size=BATCH.value,
+        host=HOST.value,
+        hosts=HOSTS.value,
+        say=say,
     )
+    if sweep is None:
+        return
+    out = Path(OUT.value or Path(workdir) / "eval")
+    if len(sweep.found) == 1:
+        print(f"\n{sweep.found[0].text()}\n")
+        sweep.found[0].save(out)
+        print(f"written: {out}/image_scores.md and image_scores.json")
+    else:
+        print(f"\n{sweep.markdown()}")
+        print(f"written: {out}/{', '.join(sweep.save(out))}")
+    if KEEP_SAMPLES.value:
+        print(f"samples: {out}/samples (kept; a folder for each way to sample, yours to delete)")
 
 
 def score_images(images: str) -> None:
-    """The field's scores of images that are there, as ADM's evaluation suite counts them."""
-    from pom_jax.evaluation import image_scores
+    """The field's scores of images that are there."""
+    from pom_jax.evaluation import image_scores, reference
     from pom_jax.evaluation.inception_weights import load_inception
     from pom_jax.sampling import SamplingProgress
 
-    reference, inception = REFERENCE.value, INCEPTION.value
-    if WORKDIR.value is not None or NPZ.value is not None:
-        raise InputError("--images goes without --workdir and --npz: score one thing at a time")
-    if reference is None or inception is None:
-        raise InputError(
-            "--images needs --reference=PATH (real images, or an .npz of ADM's suite) and --inception=FILE "
-            "(weights of inception-2015-12-05, such as pt_inception-2015-12-05-6726825d.pth)"
-        )
+    real, inception = real_images()
     weights = load_inception(inception)
+    opened = reference.open_reference(real, CROP.value, AUTOENCODER.value)
     with SamplingProgress() as progress:
         found = image_scores.score_images(
-            images, reference, weights, size=CROP.value, say=say, progress=progress.drawn
+            images, opened, weights, size=CROP.value, say=say, progress=progress.drawn
         )
     print(f"\n{found.text()}\n")
     out = Path(OUT.value or Path(images).parent / "eval")
@@ -103,11 +173,96 @@ def score_images(images: str) -> None:
     print(f"written: {out}/image_scores.md and image_scores.json")
 
 
-def numbers(flag: str, values: Sequence[str], kind: Callable[[str], Number]) -> list[Number]:
+def keep_reference(file: str) -> None:
+    """Statistics and features of real images, into a file."""
+    from pom_jax.evaluation import reference
+    from pom_jax.evaluation.inception_weights import load_inception
+    from pom_jax.sampling import SamplingProgress
+
+    real, inception = real_images()
+    reference.check_file(file)
+    weights = load_inception(inception)
+    opened = reference.open_reference(real, CROP.value, AUTOENCODER.value)
+    say(f"reference: {opened.protocol}")
+    with SamplingProgress() as progress:
+        fitted = reference.fit_reference(opened, weights, progress=progress.drawn)
+    reference.save_reference(file, fitted, weights)
+    print(f"written: {file} (statistics and features, to be given as --reference)")
+
+
+def score_digits(workdir: str) -> None:
+    """The digits' own scores of a run."""
+    from pom_jax.evaluation import evaluate  # here, so that --help is quick
+
+    report = evaluate.evaluate_workdir(
+        workdir,
+        guidances=values("guidance", GUIDANCE.value or ["1", "1.5"], float),
+        seeds=values("seeds", SEEDS.value, int),
+        sampler=single("sampler", SAMPLER.value),
+        steps=single("steps", None if STEPS.value is None else values("steps", STEPS.value, int)),
+        step=STEP.value,
+        ema=single("ema", averages()),
+        num=NUM.value,
+        data=DATA.value,
+        say=say,
+    )
+    tell(report, Path(OUT.value or Path(workdir) / "eval"))
+
+
+def score_files(files: Sequence[str]) -> None:
+    """The same of samples in files."""
+    from pom_jax.evaluation import evaluate
+
+    report = evaluate.evaluate_files(files, DATA.value or "data/digits", say=say)
+    tell(report, Path(OUT.value or Path(files[0]).parent))
+
+
+def tell(report: "Report", out: Path) -> None:
+    from pom_jax.evaluation import evaluate
+
+    print(f"\n{report.text()}\n")
+    evaluate.save(report, out)
+    print(
+        f"written: {out}/scores.md, scores.json and nearest.png (samples above their nearest training images)"
+    )
+
+
+def check_flags(way: str) -> None:
+    """Raises an InputError if a flag is given that this way to score does not read."""
+    known = set().union(*FITTING.values())
+    given = [f"--{name}" for name in sorted(known - FITTING[way]) if flags.FLAGS[name].present]
+    if given:
+        raise InputError(
+            f"{way} goes without {', '.join(given)}; python eval.py --help tells what goes together"
+        )
+
+
+def real_images() -> tuple[str, str]:
+    """The values of --reference and --inception."""
+    if REFERENCE.value is None or INCEPTION.value is None:
+        raise InputError(
+            "FID needs --reference=PATH (real images, or an .npz of ADM's suite) and --inception=FILE "
+            "(weights of inception-2015-12-05, such as pt_inception-2015-12-05-6726825d.pth)"
+        )
+    return REFERENCE.value, INCEPTION.value
+
+
+def averages() -> list[int | None]:
+    return [None if number < 0 else number for number in values("ema", EMA.value, int)]
+
+
+def values(flag: str, words: Sequence[str], kind: Callable[[str], Value]) -> list[Value]:
     try:
-        return [kind(value) for value in values]
+        return [kind(word) for word in words]
     except ValueError as error:
-        raise InputError(f"--{flag}={','.join(values)}: {error}") from error
+        raise InputError(f"--{flag}={','.join(words)}: {error}") from error
+
+
+def single(flag: str, given: Sequence[Value] | None) -> Value | None:
+    """The one value of a flag that may be a list with --reference."""
+    if given is not None and len(given) != 1:
+        raise InputError(f"--{flag} takes one value here; several are for --reference")
+    return None if given is None else given[0]
 
 
 def say(line: str) -> None:

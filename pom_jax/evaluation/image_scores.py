@@ -17,7 +17,7 @@ from pom_jax.evaluation.images import Images, Source, open_images
 from pom_jax.evaluation.inception_score import PART, inception_score
 from pom_jax.evaluation.inception_weights import InceptionWeights
 from pom_jax.evaluation.precision_recall import NEIGHBOURS, precision_recall
-from pom_jax.evaluation.reference import Reference, fit_reference, open_reference
+from pom_jax.evaluation.reference import OpenReference, Reference, fit_reference, open_reference
 from pom_jax.evaluation.report import Metric
 
 PACKAGES = ("jax", "flax", "numpy", "pillow")
@@ -46,6 +46,39 @@ class ImageScores:
     def protocol_line(self) -> str:
         return "protocol: " + "; ".join(f"{name} {value}" for name, value in self.protocol.items())
 
+    def json(self) -> str:
+        return json.dumps({"protocol": dict(self.protocol), "scores": dict(self.scores)}, indent=2) + "\n"
+
+    def write(self, file: Path) -> None:
+        """Writes these scores alone, whole or not at all, for `read`.
+
+        Raises:
+            InputError: nothing can be written there.
+        """
+        unfinished = file.with_name(f".{file.name}.unfinished")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(self.json())
+            unfinished.replace(file)
+        except OSError as error:
+            raise InputError(f"the scores cannot be written to {file}: {error}") from error
+
+    @classmethod
+    def read(cls, file: Path) -> "ImageScores":
+        """Scores that `write` wrote.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            content = json.loads(file.read_text())
+            scores = {
+                name: float(content["scores"][name]) for name in IMAGE_METRICS if name in content["scores"]
+            }
+            return cls({"fid": scores.pop("fid"), **scores}, dict(content["protocol"]))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{file} is damaged: {error}; delete it to score again") from error
+
     def text(self) -> str:
         """For a terminal: a line a score, and the protocol."""
         lines = []
@@ -67,10 +100,9 @@ class ImageScores:
             for name, row in zip(IMAGE_METRICS, rows, strict=True)
             if name in self.scores
         ]
-        content = {"protocol": dict(self.protocol), "scores": dict(self.scores)}
         try:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "image_scores.json").write_text(json.dumps(content, indent=2) + "\n")
+            (out / "image_scores.json").write_text(self.json())
             (out / "image_scores.md").write_text(
                 "\n".join(["| | |", "|---|---|", *shown, "", self.protocol_line(), ""])
             )
@@ -80,7 +112,7 @@ class ImageScores:
 
 def score_images(
     images: Source | Images,
-    reference: Source | Reference,
+    reference: Source | OpenReference | Reference,
     weights: InceptionWeights,
     *,
     size: int | None = None,
@@ -89,19 +121,22 @@ def score_images(
     batch_size: int = BATCH,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> ImageScores:
     """Scores samples against real images, as ADM's evaluation suite does.
 
     Args:
         images: uint8 [N, H, W, 3], an .npz with them in `arr_0`, a folder of pictures, or from `open_images`.
             The field's numbers are of N = 50,000; FID of fewer is higher.
-        reference: ADM's .npz or images in the same forms; from `fit_reference` where it serves several times.
+        reference: ADM's .npz, images in the same forms, a data set of pixels, or from `open_reference`; from
+            `fit_reference` where it serves several times.
         weights: from `load_inception`.
         size: crops the pictures of folders, see `open_images`.
         part: images a part of the Inception Score.
         neighbours: of precision and recall.
         batch_size, progress: as in `extract_features`.
         say: told what happens.
+        about: how the samples were made, for the protocol.
 
     Raises:
         InputError: too few images, or files that hold something else; before anything is compiled, but for a
@@ -109,7 +144,7 @@ def score_images(
     """
     say = say or (lambda line: None)
     samples = images if isinstance(images, Images) else open_images(images, size)
-    opened = None if isinstance(reference, Reference) else open_reference(reference, size)
+    opened = None if isinstance(reference, Reference) else _opened(reference, size, weights)
     real = opened.images if opened is not None else None
     for found in (samples, real):
         if found is not None and found.count <= max(neighbours, 1):
@@ -135,15 +170,27 @@ def score_images(
     scores["inception_score"] = inception_score(found.logits, part)
     if reference.pool is not None:
         scores |= precision_recall(found.pool, reference.pool, neighbours)._asdict()
-    return ImageScores(scores, _protocol(samples, reference, weights, part, neighbours))
+    return ImageScores(scores, _protocol(samples, reference, weights, part, neighbours, about or {}))
+
+
+def _opened(reference: Source | OpenReference, size: int | None, weights: InceptionWeights) -> OpenReference:
+    opened = reference if isinstance(reference, OpenReference) else open_reference(reference, size)
+    opened.check(weights)
+    return opened
 
 
 def _protocol(
-    samples: Images, reference: Reference, weights: InceptionWeights, part: int, neighbours: int
+    samples: Images,
+    reference: Reference,
+    weights: InceptionWeights,
+    part: int,
+    neighbours: int,
+    about: Mapping[str, str],
 ) -> dict[str, str]:
     count, height, width, _ = samples.shape
     return {
         "samples": f"{count:,} of {width} x {height} from {samples.name}",
+        **about,
         "reference": reference.protocol,
         "Inception": f"{weights.name}, sha256 {weights.sha256}, float32, TF1 bilinear to 299 x 299",
         "Inception Score": f"mean over parts of {part:,} in order",

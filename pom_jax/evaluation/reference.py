@@ -1,12 +1,15 @@
-"""The real images that samples are scored against: ADM's npz of statistics, or statistics of images given.
+"""The real images that samples are scored against: ADM's npz of statistics, images, or what was kept of them.
 
 ADM's files (https://github.com/openai/guided-diffusion/tree/main/evaluations) hold `mu`, `sigma` of the pool
 features and `mu_s`, `sigma_s` of the spatial ones over a whole training set, and in `arr_0` images of it for
-precision and recall, 10,000 for ImageNet. pytorch-fid's hold `mu` and `sigma` alone.
+precision and recall, 10,000 for ImageNet. pytorch-fid's hold `mu` and `sigma` alone. Ours hold the features
+themselves for precision and recall, `pool`, and in `inception` the checksum of the weights that made them.
 """
 
+import hashlib
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from pom_jax.evaluation.frechet import Gaussian
 from pom_jax.evaluation.images import Images, Source, open_images
 from pom_jax.evaluation.inception import POOL, SPATIAL
 from pom_jax.evaluation.inception_weights import InceptionWeights, file_sha256
+from pom_jax.evaluation.shards import is_data_set, open_shards
 
 KEPT = 10_000  # images of a folder that serve precision and recall: as many as ADM's ImageNet files hold
 
@@ -45,41 +49,66 @@ class OpenReference(NamedTuple):
         keep: images for precision and recall at most, spread evenly over the set: all of a file (None), as
             ADM's suite does, and 10,000 of a folder or an array.
         protocol: as in `Reference`.
+        pool: as in `Reference`, where a file held it.
+        inception: checksum of the weights that made the pool; None where it is not known.
     """
 
     statistics: Statistics | None
     images: Images | None
     keep: int | None
     protocol: str
+    pool: np.ndarray | None = None
+    inception: str | None = None
+
+    def check(self, weights: InceptionWeights) -> None:
+        """Raises an InputError unless these weights may have made what a file held."""
+        if self.inception is not None and self.inception != weights.sha256:
+            raise InputError(
+                f"the reference was made with Inception of sha256 {self.inception}, and {weights.name} has "
+                f"{weights.sha256}: give the same weights, or make the reference again"
+            )
 
 
-def open_reference(source: Source, size: int | None = None) -> OpenReference:
+def open_reference(
+    source: Source, size: int | None = None, autoencoder: str | os.PathLike[str] | None = None
+) -> OpenReference:
     """Looks at a reference and reads the statistics a file holds.
 
     Args:
-        source: an .npz with statistics, images or both; a folder of pictures; or uint8 [N, H, W, 3].
+        source: an .npz with statistics, images or both; a folder of pictures, or of a data set by prepare.py;
+            or uint8 [N, H, W, 3].
         size: pictures of a folder are cropped to this many pixels, see `open_images`.
+        autoencoder: of a data set of latents, see `open_shards`.
 
     Raises:
         InputError: nothing there, or neither statistics nor images in it.
     """
-    statistics, images, keep, parts = None, None, None, []
-    if not isinstance(source, (str, os.PathLike)) or not Path(source).is_file():
+    statistics, images, keep, pool, inception, parts = None, None, None, None, None, []
+    if is_data_set(source):
+        images, keep = open_shards(str(source), autoencoder), KEPT
+        parts.append(images.name)
+    elif not isinstance(source, (str, os.PathLike)) or not Path(source).is_file():
         images, keep = open_images(source, size), KEPT
         parts.append(images.name)
+        if isinstance(source, (str, os.PathLike)):
+            parts.append(f"sha256 {_listing_sha256(Path(source))} of names and sizes")
     else:
         names = _names(source)
         if "mu" in names:
             statistics = read_statistics(source)
         if statistics is None or "arr_0" in names:
             images = open_images(source)
+        if "pool" in names:
+            pool, inception = _read_pool(source)
         parts += [str(source), f"sha256 {file_sha256(source)}"]
     if statistics is not None:
         parts.append("statistics of the file")
     if images is not None:
         count, height, width, _ = images.shape
         parts.append(f"{count:,} images of {width} x {height}")
-    return OpenReference(statistics, images, keep, ", ".join(parts))
+    if pool is not None:
+        parts.append(f"features of {len(pool):,} images for precision and recall")
+    return OpenReference(statistics, images, keep, ", ".join(parts), pool, inception)
 
 
 def fit_reference(
@@ -95,10 +124,14 @@ def fit_reference(
         opened: from `open_reference`.
         weights: from `load_inception`.
         batch_size, progress: as in `extract_features`.
+
+    Raises:
+        InputError: other weights than those that made it, or images that cannot be read.
     """
+    opened.check(weights)
     if opened.images is None:
         assert opened.statistics is not None
-        return Reference(opened.statistics, None, opened.protocol)
+        return Reference(opened.statistics, opened.pool, opened.protocol)
     found = extract_features(
         opened.images, weights, batch_size=batch_size, keep=opened.keep, progress=progress
     )
@@ -144,15 +177,50 @@ def write_statistics(
     Raises:
         InputError: another ending, images of another kind, or no room on the disk.
     """
-    path = Path(path)
-    if path.suffix != ".npz":
-        raise InputError(f"{path} ends in {path.suffix!r}; statistics are written as .npz")
-    content: dict[str, Any] = {"mu": statistics.pool.mean, "sigma": statistics.pool.covariance}
-    if statistics.spatial is not None:
-        content |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
+    content = _arrays(statistics)
     if images is not None:
         open_images(images)
         content["arr_0"] = images
+    _write(path, content)
+
+
+def save_reference(
+    path: str | os.PathLike[str], reference: Reference, weights: InceptionWeights | None = None
+) -> None:
+    """Writes an npz of all that a comparison needs, so that the images need not be put through again.
+
+    Args:
+        path: ends in .npz; its folder is made.
+        reference: from `fit_reference`.
+        weights: those of `fit_reference`; None where they are not known.
+
+    Raises:
+        InputError: another ending, or no room on the disk.
+    """
+    content = _arrays(reference.statistics)
+    if reference.pool is not None:
+        content["pool"] = reference.pool
+    if weights is not None:
+        content["inception"] = np.array(weights.sha256)
+    _write(path, content)
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raises an InputError unless statistics can be written to a file of that name."""
+    if Path(path).suffix != ".npz":
+        raise InputError(f"{path} ends in {Path(path).suffix!r}; statistics are written as .npz")
+
+
+def _arrays(statistics: Statistics) -> dict[str, Any]:
+    arrays: dict[str, Any] = {"mu": statistics.pool.mean, "sigma": statistics.pool.covariance}
+    if statistics.spatial is not None:
+        arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
+    return arrays
+
+
+def _write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    check_file(path)
+    path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +231,26 @@ def write_statistics(
         raise InputError(f"{path} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _read_pool(path: str | os.PathLike[str]) -> tuple[np.ndarray, str | None]:
+    """`pool` of an npz of `save_reference`, and the checksum of the weights that made it."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            pool = content["pool"]
+            inception = str(content["inception"]) if "inception" in content else None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is no whole npz of statistics: {error}") from error
+    if pool.dtype != np.float32 or pool.ndim != 2 or pool.shape[1] != POOL or not np.isfinite(pool).all():
+        raise InputError(f"{path}: pool is {pool.dtype} {list(pool.shape)}, not finite float32 [K, {POOL}]")
+    return pool, inception
+
+
+def _listing_sha256(folder: Path) -> str:
+    """A checksum over which files there are: cheap, and other pictures hardly have the same sizes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listing = "\n".join(f"{path.relative_to(folder)} {path.stat().st_size}" for path in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _names(path: str | os.PathLike[str]) -> list[str]:

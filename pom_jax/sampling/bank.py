@@ -52,7 +52,7 @@ class Bank:
 
     @property
     def digest(self) -> str:
-        """A checksum over the settings; each part holds it, so that none of another bank is taken for ours."""
+        """A checksum over the settings; each part holds it, so that another bank's is not taken for ours."""
         return _digest(self.settings)
 
     def path(self, number: int) -> Path:

@@ -1,0 +1,243 @@
+"""FID and the field's other scores of a trained run: draws its samples, and scores them.
+
+What is finished stays: the parts of the samples (`sampling.bank`) and the scores of each way to sample, so
+that the same command goes on where it was killed.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from pom_jax.errors import InputError
+from pom_jax.evaluation.image_scores import ImageScores, score_images
+from pom_jax.evaluation.images import Images
+from pom_jax.evaluation.inception_weights import InceptionWeights, load_inception
+from pom_jax.evaluation.precision_recall import NEIGHBOURS
+from pom_jax.evaluation.reference import (
+    OpenReference,
+    Reference,
+    check_file,
+    fit_reference,
+    open_reference,
+    save_reference,
+)
+from pom_jax.evaluation.shards import rgb
+from pom_jax.evaluation.sweep import Sweep, make_grid
+from pom_jax.sampling import SamplingProgress, load
+from pom_jax.sampling.bank import PART, Bank, open_bank, write_bank
+from pom_jax.sampling.writers import check_output
+from pom_jax.training import checkpoint
+from pom_jax.vae.files import weights_sha256
+
+WAIT = 10.0  # seconds between two looks for what other hosts draw
+
+Say = Callable[[str], None]
+
+
+def score_workdir(
+    workdir: str | Path,
+    reference: str | os.PathLike[str],
+    inception: str | os.PathLike[str],
+    *,
+    num: int = 50_000,
+    emas: Sequence[int | None] = (0,),
+    samplers: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
+    guidances: Sequence[float] | None = None,
+    step: int | None = None,
+    seed: int = 0,
+    autoencoder: str | os.PathLike[str] | None = None,
+    size: int | None = None,
+    out: str | Path | None = None,
+    npz_out: str | Path | None = None,
+    reference_out: str | Path | None = None,
+    keep_samples: bool = True,
+    part: int = PART,
+    batch_size: int = 256,
+    host: int | None = None,
+    hosts: int | None = None,
+    say: Say = print,
+) -> Sweep | None:
+    """Draws `num` samples in each way that is asked for, and scores them against real images.
+
+    Labels go through all classes in turn; image i depends on the seed, i and its label.
+
+    Args:
+        workdir: of train.py.
+        reference: see `open_reference`.
+        inception: file of weights, see `load_inception`.
+        num: samples of each way; the field's numbers are of 50,000.
+        emas, samplers, steps, guidances: all their combinations, see `make_grid`.
+        step: which checkpoint; the newest by default.
+        seed: of the noise.
+        autoencoder: folder of the one that the latents are of, in diffusers' format.
+        size: crops the pictures of a folder of real images, see `open_images`.
+        out: folder for samples and scores; eval/ of the run by default.
+        npz_out: also write the samples there for ADM's suite; for one way to sample only.
+        reference_out: also keep the reference's statistics there, see `save_reference`.
+        keep_samples: else the samples of each way are deleted once it is scored.
+        part: samples of a file on disk.
+        batch_size: images drawn at once, over all devices of a host.
+        host, hosts: this one of so many that share the sampling and see the same `out`; those of
+            jax.distributed by default. Host 0 waits for the others and scores.
+        say: told what happens.
+
+    Returns:
+        The scores; None on all hosts but host 0.
+
+    Raises:
+        InputError: whatever is wrong with any of these, before anything is drawn; a disk that takes no more.
+    """
+    hosts = jax.process_count() if hosts is None else hosts
+    host = jax.process_index() if host is None else host
+    _check_numbers(num=num, part=part, batch_size=batch_size, seed=seed, host=host, hosts=hosts)
+    config = checkpoint.load_config(workdir)
+    grid = make_grid(config, emas=emas, samplers=samplers, steps=steps, guidances=guidances)
+    _check_files(npz_out, reference_out, len(grid))
+    weights = load_inception(inception)
+    opened = open_reference(reference, size, autoencoder)
+    opened.check(weights)
+    real = _Real(opened, weights, reference_out, say)
+    step = checkpoint.latest_step(workdir) if step is None else step  # one step, even while training goes on
+    out = Path(workdir) / "eval" if out is None else Path(out)
+    decoder = None if autoencoder is None else weights_sha256(autoencoder)
+
+    found, generator = [], None
+    for place, setting in enumerate(grid, 1):
+        if generator is None or generator.ema != setting.ema:
+            generator = None  # before the next one takes as much memory
+            generator = load(workdir, step, setting.ema, autoencoder)
+        settings = setting._asdict() | {"seed": seed, "autoencoder": decoder, "part": part}
+        del settings["ema"]
+        bank = open_bank(out / "samples", generator, num, **settings)
+        file = out / "scores" / f"{bank.folder.name}-{num}-{real.digest}.json"
+        say(f"[{place}/{len(grid)}] {setting.name(config)}, step {generator.step:,}, seed {seed}")
+        if host == 0 and file.is_file() and npz_out is None:
+            say(f"scored before: {file} (delete it to score again)")
+            found.append(ImageScores.read(file))
+            continue
+        if host == 0:
+            real.fit()  # what cannot be read fails before hours of sampling
+        with SamplingProgress() as progress:
+            bank.fill(generator, batch_size=batch_size, host=host, hosts=hosts, say=say, progress=progress)
+        if host > 0:
+            _wait_for_scores(file, say)
+            continue
+        _wait_for_parts(bank, hosts, say)
+        if npz_out is not None:
+            write_bank(npz_out, bank)
+            say(f"written: {npz_out} (arr_0 images, arr_1 labels)")
+        found.append(_score(bank, real, _about(workdir, bank, autoencoder), say))
+        found[-1].write(file)
+        if not keep_samples:
+            bank.remove()
+    return Sweep(config, grid, found) if host == 0 else None
+
+
+def _check_numbers(*, num: int, part: int, batch_size: int, seed: int, host: int, hosts: int) -> None:
+    if num <= NEIGHBOURS or part < 1 or batch_size < 1:
+        raise InputError(
+            f"num={num}, part={part}, batch_size={batch_size}: scores need more than {NEIGHBOURS} samples, "
+            "parts and batches at least 1"
+        )
+    if not 0 <= host < hosts:
+        raise InputError(f"host={host} of hosts={hosts}: hosts count from 0")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")
+
+
+def _check_files(npz_out: str | Path | None, reference_out: str | Path | None, ways: int) -> None:
+    if npz_out is not None:
+        if ways > 1:
+            raise InputError(f"{npz_out} is one file of samples, and {ways} ways to sample are asked for")
+        if check_output(npz_out).suffix != ".npz":
+            raise InputError(f"{npz_out}: samples for ADM's suite are an .npz")
+    if reference_out is not None:
+        check_file(reference_out)
+
+
+@dataclass
+class _Real:
+    """The reference, put through the network when it is first needed."""
+
+    opened: OpenReference
+    weights: InceptionWeights
+    out: str | Path | None
+    say: Say
+    fitted: Reference | None = field(default=None, init=False)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.opened.protocol} {self.weights.sha256}".encode()).hexdigest()[:8]
+
+    def fit(self) -> Reference:
+        if self.fitted is None:
+            self.say(f"reference: {self.opened.protocol}")
+            with SamplingProgress() as progress:
+                self.fitted = fit_reference(self.opened, self.weights, progress=progress.drawn)
+            if self.out is not None:
+                save_reference(self.out, self.fitted, self.weights)
+                self.say(f"written: {self.out} (statistics and features of the reference)")
+        return self.fitted
+
+
+def _images(bank: Bank) -> Images:
+    height, width = bank.read(0).shape[1:3]
+
+    def batches(size: int) -> Iterator[np.ndarray]:
+        left = np.empty((0, height, width, 3), np.uint8)  # what the parts so far left of a batch
+        for number in range(bank.parts):
+            images = np.concatenate([left, rgb(bank.read(number))])
+            whole = len(images) - len(images) % size
+            for start in range(0, whole, size):
+                yield images[start : start + size]
+            left = images[whole:]
+        if len(left):
+            yield left
+
+    return Images(str(bank.folder), (len(bank.labels), height, width, 3), batches)
+
+
+def _score(bank: Bank, real: _Real, about: Mapping[str, str], say: Say) -> ImageScores:
+    reference = real.fit()
+    with SamplingProgress() as progress:
+        return score_images(
+            _images(bank), reference, real.weights, say=say, progress=progress.drawn, about=about
+        )
+
+
+def _about(workdir: str | Path, bank: Bank, autoencoder: str | os.PathLike[str] | None) -> dict[str, str]:
+    s = bank.settings
+    return {
+        "checkpoint": f"step {s['step']} of {workdir}",
+        "EMA": "none" if s["ema"] is None else f"{s['ema']:g}",
+        "digest of the parameters": s["parameters"],
+        "sampler": f"{s['sampler']}, {s['steps']} steps",
+        "guidance": f"{s['guidance']:g}",
+        "seed": str(s["seed"]),
+        "labels": s["labels"],
+        "autoencoder": "none" if autoencoder is None else f"{autoencoder}, sha256 {s['autoencoder']}",
+    }
+
+
+def _wait_for_parts(bank: Bank, hosts: int, say: Say) -> None:
+    """Until the parts of all hosts are there."""
+    while hosts > 1:
+        absent = [number for number in range(bank.parts) if not bank.path(number).exists()]
+        if not absent and not (absent := bank.missing(say)):
+            return
+        say(f"waiting for {len(absent)} of {bank.parts} parts of other hosts, such as number {absent[0]}")
+        time.sleep(WAIT)
+
+
+def _wait_for_scores(file: Path, say: Say) -> None:
+    """With jax.distributed a process that ends takes the others with it, so it waits for host 0's scores."""
+    say("host 0 scores the samples once all parts are there")
+    while jax.process_count() > 1 and not file.exists():
+        time.sleep(WAIT)
