@@ -10,6 +10,7 @@ with their meaning in configs/common.py, the sizes of the network in pom_jax/mod
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -34,7 +35,15 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python train.py --help")
     keep_freed_memory()
     config = _CONFIG.value
-    return loop.train(config, _WORKDIR.value or default_workdir(config), write, SCORED)
+    workdir = _WORKDIR.value or default_workdir(config)
+    return loop.train(config, workdir, write, SCORED, make_fid)
+
+
+def make_fid(config: Any, model: Any) -> Any:
+    """What scores during training; its packages are imported only where it is asked for."""
+    from pom_jax.evaluation.training_fid import TrainingFid
+
+    return TrainingFid(config, model)
 
 
 if __name__ == "__main__":

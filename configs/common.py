@@ -96,6 +96,19 @@ def base() -> ConfigDict:
     config.sampling = ConfigDict(  # of the grids drawn during training
         {"sampler": "heun", "steps": 25, "guidance": 4.0, "num": 16}
     )
+    config.fid = ConfigDict(  # FID during training, of the first average
+        {
+            "every": 0,  # steps between two; 0 = never
+            "num": 2_048,  # samples; numbers of other sizes do not compare
+            "reference": "",  # real images: an .npz of ADM's suite or of eval.py, pictures, or a data set
+            "inception": "",  # file of Inception's weights
+            "autoencoder": "",  # folder of the one that the latents are of; empty for a model of pixels
+            "sampler": "heun",
+            "steps": 25,
+            "guidance": 1.0,
+            "batch_size": 256,  # samples drawn at once
+        }
+    )
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})  # devices along each axis; -1 = all that are left
     config.log = ConfigDict({"tensorboard": False, "wandb": False})  # besides metrics.jsonl
     return config.lock()  # a recipe that sets a field which is not here fails

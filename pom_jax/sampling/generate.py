@@ -96,10 +96,10 @@ class Generator:
         self.decoder = decoder
         self.config, self.model, self.step, self.ema = config, model, step, ema
         self.classes = tuple(classes or map(str, range(config.model.num_classes)))
-        mesh = _mesh()
-        self._batch_sharding = NamedSharding(mesh, PartitionSpec("data"))
-        self._whole = NamedSharding(mesh, PartitionSpec())
-        self.params = jax.device_put(params, self._whole)
+        self.mesh = _mesh()
+        self._batch_sharding = NamedSharding(self.mesh, PartitionSpec("data"))
+        self.whole = NamedSharding(self.mesh, PartitionSpec())
+        self.params = jax.device_put(params, self.whole)
         self._compiled: dict[tuple[_Program, int], Any] = {}
 
     def __repr__(self) -> str:
@@ -215,7 +215,7 @@ class Generator:
             clip=clip,
             trajectory=trajectory,
         )
-        devices = self._whole.mesh.size
+        devices = self.whole.mesh.size
         size = -(-min(batch_size, len(labels)) // devices) * devices
         draw = self._compile(program, size, progress)
         parts = []
@@ -237,7 +237,7 @@ class Generator:
     def _inputs(self, scale: float, seed: int, index: np.ndarray, labels: np.ndarray) -> tuple[Any, Any, Any]:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
         return (
-            jax.device_put(jnp.float32(scale), self._whole),
+            jax.device_put(jnp.float32(scale), self.whole),
             jax.device_put(keys, self._batch_sharding),
             jax.device_put(labels, self._batch_sharding),
         )

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pom_jax import models
+from pom_jax.diffusion.samplers import SAMPLERS
 from pom_jax.errors import InputError
 
 FILE = "config.json"
@@ -19,7 +20,7 @@ MOST_SAMPLES = 10_000  # in a grid drawn during training
 
 # What may change when a run is resumed: how long, how often, where and how fast, but not what is trained.
 CHANGEABLE = (
-    "train.", "log.", "mesh.", "sampling.", "model.scan", "model.remat", "data.dir",
+    "train.", "log.", "mesh.", "sampling.", "fid.", "model.scan", "model.remat", "data.dir",
 )  # fmt: skip
 
 # Fields of the training sections that runs older than them lack, and what they stood at.
@@ -28,7 +29,8 @@ ADDED = {"init_from": "", "init_step": -1, "init_ema": 0, "init_state": False, "
 
 def check_config(config: ConfigDict) -> None:
     """Raises InputError for values of the training sections that cannot be; the other rooms check theirs."""
-    optimizer, train, ema = config.optimizer, config.train, config.ema
+    optimizer, train, ema, fid = config.optimizer, config.train, config.ema, config.fid
+    latents = config.model.channels not in (1, 3)
     decays = [d if isinstance(d, int | float) else math.nan for d in ema.decays]  # --config cannot tell
     rules = [
         ("name", re.fullmatch(r"[\w.+-]*\w[\w.+-]*", config.name), "letters, digits and ._+- (a folder)"),
@@ -58,6 +60,15 @@ def check_config(config: ConfigDict) -> None:
         ("train.keep_last", train.keep_last >= 1, "at least 1"),
         ("train.keep_best", train.keep_best >= 0, "at least 0"),
         ("train.max_skipped", train.max_skipped >= 1, "at least 1"),
+        ("fid.every", fid.every >= 0, "at least 0 (0 = never)"),
+        ("fid.num", fid.num >= 2, "at least 2"),
+        ("fid.reference", fid.reference or not fid.every, "the real images to compare with"),
+        ("fid.inception", fid.inception or not fid.every, "the file of Inception's weights"),
+        ("fid.autoencoder", fid.autoencoder or not (fid.every and latents), "that of these latents"),
+        ("fid.sampler", fid.sampler in SAMPLERS, f"one of {', '.join(SAMPLERS)}"),
+        ("fid.steps", fid.steps >= 1, "at least 1"),
+        ("fid.guidance", 0 <= fid.guidance < math.inf, "finite and at least 0 (1 = off)"),
+        ("fid.batch_size", fid.batch_size >= 1, "at least 1"),
         ("sampling.num", 1 <= config.sampling.num <= MOST_SAMPLES, f"from 1 to {MOST_SAMPLES}"),
     ]
     wrong = [f"{name}={_get(config, name)!r} must be {what}" for name, good, what in rules if not good]

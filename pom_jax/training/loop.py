@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from pom_jax.data.pipeline import batches, device_batches, local_rows
 from pom_jax.training import checkpoint, digest
 from pom_jax.training.config import keep_config, warnings
+from pom_jax.training.fid import Fid, MakeFid, open_fid
 from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
 from pom_jax.training.metrics import check_sinks
@@ -22,7 +23,11 @@ from pom_jax.training.workdir import hold
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, write_images: WriteImages, scored: Collection[str] = ()
+    config: ConfigDict,
+    workdir: str | Path,
+    write_images: WriteImages,
+    scored: Collection[str] = (),
+    make_fid: MakeFid | None = None,
 ) -> int:
     """Trains, or goes on where the run in `workdir` stopped.
 
@@ -31,6 +36,7 @@ def train(
         workdir: for everything the run writes.
         write_images: writes a grid of samples, see `preview.Preview`.
         scored: names of the data sets that eval.py has scores for; of others it is not recommended.
+        make_fid: makes what scores during training, where fid.every asks for it.
 
     Returns:
         Exit code: 0 at the end, 143 after SIGTERM and 130 after Ctrl-C (saved; run again to go on).
@@ -44,6 +50,7 @@ def train(
     # Everything that can be wrong is found before anything is computed or overwritten.
     check_sinks(config)
     run = make_run(config)
+    fid = open_fid(config, run.model, make_fid)
     if not checkpoint.saved_steps(workdir):
         find_start(run)
     missing = config.train.keep_last + config.train.keep_best + 1 - len(checkpoint.saved_steps(workdir))
@@ -55,7 +62,7 @@ def train(
             keep_config(workdir, config)
             log = Log(workdir)
             try:
-                code = _train(run, workdir, preview, log)
+                code = _train(run, workdir, preview, fid, log)
                 if code == 0:
                     log.line(_next_commands(workdir, run.train.manifest.name in scored))
                 return code
@@ -64,7 +71,7 @@ def train(
                 log.close()
 
 
-def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:
+def _train(run: Run, workdir: Path, preview: Preview, fid: Fid | None, log: Log) -> int:
     config = run.config.train
     log.line("\n".join([run.describe(), *warnings(run.config)]))
 
@@ -90,6 +97,8 @@ def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:
     heldout_loss = HeldOut(run.config, run.model, run.heldout, run.mesh, run.state.params)
     if config.sample_every:
         preview.compile()
+    if fid is not None:
+        fid.prepare(log.line)
 
     # Steps. Nothing waits for the step just started, except before a checkpoint.
     at = batch_sharding(run.mesh)
@@ -107,6 +116,8 @@ def _train(run: Run, workdir: Path, preview: Preview, log: Log) -> int:
                     recorder.extend(heldout_loss(state.ema[0]))
                 if _due(step, config.sample_every, config.steps):
                     preview.draw(state.ema[0], step, log.line)
+                if fid is not None and _due(step, run.config.fid.every, config.steps):
+                    recorder.extend(fid(state.ema[0], step, log.line))
                 if ends or step % config.checkpoint_every == 0:
                     recorder.checkpoint(step, state)
                 if ends:

@@ -77,10 +77,10 @@ class Recorder:
         self._finish()
         self._pending = (step, metrics)
 
-    def extend(self, metrics: Metrics) -> None:
+    def extend(self, metrics: Mapping[str, Any]) -> None:
         """Puts more numbers into the row of the step just added."""
         if self._pending is not None:
-            self._pending = (self._pending[0], self._pending[1] | metrics)
+            self._pending = (self._pending[0], self._pending[1] | dict(metrics))
 
     def checkpoint(self, step: int, state: TrainState) -> None:
         """Finishes the step, then saves; the rows are on the disk before the checkpoint that counts them."""

@@ -1,0 +1,114 @@
+"""FID of a few samples while a model trains: the same noise every time, so that the course can be read."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.experimental.multihost_utils import process_allgather
+from ml_collections import ConfigDict
+
+from pom_jax.errors import InputError
+from pom_jax.evaluation.features import extract_features
+from pom_jax.evaluation.frechet import Moments, gaussian_distance
+from pom_jax.evaluation.images import open_images
+from pom_jax.evaluation.inception import POOL
+from pom_jax.evaluation.inception_weights import load_inception
+from pom_jax.evaluation.reference import Reference, fit_reference, open_reference
+from pom_jax.evaluation.shards import rgb
+from pom_jax.sampling import Generator
+from pom_jax.sampling.decode import load_decoder
+from pom_jax.training.preview import labels_in_turn
+from pom_jax.training.progress import duration
+
+Say = Callable[[str], None]
+
+
+class TrainingFid:
+    """FID of `fid.num` samples of averaged parameters, labels in turn over all classes.
+
+    FID falls with the number of samples: compare it along a run and between runs with the same `fid` section,
+    not with numbers of 50,000. With several processes each draws its share.
+
+    Args:
+        config: of the run; reads fid, model, diffusion, ema, seed.
+        model: the network.
+
+    Raises:
+        InputError: no such reference, weights or autoencoder, or those of something else.
+    """
+
+    def __init__(self, config: ConfigDict, model: nn.Module):
+        self._config = fid = config.fid
+        self._weights = load_inception(fid.inception)
+        self._opened = open_reference(fid.reference, autoencoder=fid.autoencoder or None)
+        self._opened.check(self._weights)
+        decoder = load_decoder(fid.autoencoder, config.model.channels) if fid.autoencoder else None
+        self._generator = Generator(config, model, None, ema=0, decoder=decoder)
+        self._generator.check_pixels()
+        self._seed = config.seed
+        self._share = -(-fid.num // jax.process_count())
+        if self._share < 2:
+            raise InputError(f"fid.num={fid.num} is less than two samples for each of the processes")
+        self._labels = labels_in_turn(config.model.num_classes, fid.num)
+        self._reference: Reference | None = None
+
+    def prepare(self, say: Say) -> None:
+        """Puts the reference through the network, unless its file holds the statistics already."""
+        say(f"FID of {self._config.num:,} samples against {self._opened.protocol}")
+        with jax.set_mesh(self._generator.mesh):
+            self._reference = fit_reference(self._opened, self._weights)
+
+    def __call__(self, params: Any, step: int, say: Say) -> Mapping[str, np.ndarray]:
+        """Draws and scores; NaN where the samples are not finite, as they may be early in a run.
+
+        Args:
+            params: averaged parameters, over any mesh of all processes.
+            step: how long they were trained.
+            say: told the score.
+
+        Returns:
+            A scalar named after the number of samples, such as `fid_2048`.
+        """
+        if self._reference is None:
+            self.prepare(say)
+        assert self._reference is not None
+        began, count = time.perf_counter(), self._config.num
+        pool = process_allgather(self._features(params, say), tiled=True)[:count]
+        score = np.nan
+        if np.isfinite(pool).all():
+            moments = Moments(POOL)
+            moments.add(pool)
+            score = gaussian_distance(self._reference.statistics.pool, moments.gaussian())
+        fid = self._config
+        say(
+            f"step {step:,} | FID {score:.2f} of {count:,} samples ({fid.sampler}, {fid.steps} steps, "
+            f"guidance {fid.guidance:g}; took {duration(time.perf_counter() - began)})"
+        )
+        return {f"fid_{count}": np.asarray(score)}
+
+    def _features(self, params: Any, say: Say) -> np.ndarray:
+        """Inception's pool features of this process's share, [share, 2048]; NaN if a sample is not finite."""
+        first = jax.process_index() * self._share
+        labels = np.resize(self._labels, jax.process_count() * self._share)[first : first + self._share]
+        whole = process_allgather(params, tiled=True)
+        with jax.set_mesh(self._generator.mesh):
+            self._generator.params = jax.device_put(whole, self._generator.whole)
+            try:
+                images = self._generator.sample(
+                    labels,
+                    guidance=self._config.guidance,
+                    sampler=self._config.sampler,
+                    steps=self._config.steps,
+                    seed=self._seed,
+                    first=first,
+                    batch_size=self._config.batch_size,
+                )
+            except InputError as error:
+                say(f"no FID: {error}")
+                return np.full((self._share, POOL), np.nan, np.float32)
+            finally:
+                self._generator.params = None  # training needs the memory
+            return extract_features(open_images(rgb(images)), self._weights).pool

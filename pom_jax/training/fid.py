@@ -1,0 +1,39 @@
+"""What scores a model while it trains: given by the caller, for training knows nothing of scores."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from ml_collections import ConfigDict
+
+from pom_jax.errors import InputError
+
+Say = Callable[[str], None]
+
+
+class Fid(Protocol):
+    """`evaluation.training_fid.TrainingFid`."""
+
+    def prepare(self, say: Say) -> None:
+        """Whatever can be computed before training."""
+        ...
+
+    def __call__(self, params: Any, step: int, say: Say) -> Mapping[str, Any]:
+        """Scores averaged parameters; gives scalars for the row of this step."""
+        ...
+
+
+MakeFid = Callable[[ConfigDict, Any], Fid]  # of the configuration and the network
+
+
+def open_fid(config: ConfigDict, model: Any, make: MakeFid | None) -> Fid | None:
+    """What `config.fid` asks for; None for nothing.
+
+    Raises:
+        InputError: the caller gives no way to score, or the files of the section cannot be used.
+    """
+    every = config.fid.every
+    if every == 0:
+        return None
+    if make is None:
+        raise InputError(f"fid.every={every} needs make_fid, which train.py gives; or set it to 0")
+    return make(config, model)
