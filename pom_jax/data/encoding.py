@@ -15,7 +15,6 @@ from pom_jax.data.manifest import Field
 from pom_jax.errors import InputError, choose
 from pom_jax.vae.chunks import decode_in_chunks, encode_in_chunks
 from pom_jax.vae.files import load_autoencoder, weights_sha256
-from pom_jax.vae.model import AutoencoderKL
 
 CHUNK = 8  # images that a device encodes at a time
 
@@ -109,11 +108,11 @@ class Latents:
         self.settings: Mapping[str, str] = {"autoencoder": f"sha256:{digest}", "moments": moments}
         self._mesh = Mesh(np.array(jax.local_devices()), ("data",))
         self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
-        self._encode = functools.partial(_encode, self._model, tuple(self.fields.items()))
 
     def __call__(self, crops: np.ndarray) -> Encoded:
         with jax.set_mesh(self._mesh), jax.default_matmul_precision("highest"):
-            return Encoded(*self._encode(self._params, crops))
+            moments = encode_in_chunks(self._model, self._params, _both_views(crops), CHUNK)
+            return Encoded(*_stored(tuple(self.fields.items()), moments))
 
     def decode(self, mean: np.ndarray) -> np.ndarray:
         latents = mean.astype(np.float32) * self.fields["mean"].scale
@@ -122,16 +121,22 @@ class Latents:
         return np.round(127.5 * (np.clip(pixels, -1, 1) + 1)).astype(np.uint8)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(
-    model: AutoencoderKL, fields: tuple[tuple[str, Field], ...], params: Any, crops: jax.Array
-) -> tuple[dict[str, jax.Array], jax.Array]:
+@jax.jit
+def _both_views(crops: jax.Array) -> jax.Array:
+    """Crops and, after them, their mirror images, [2 B, H, W, 3] in [-1, 1]."""
     x = crops.astype(jnp.float32) / 127.5 - 1
-    both = jnp.concatenate([x, x[:, :, ::-1]])
-    moments = encode_in_chunks(model, params, both, CHUNK)
-    arrays, clipped = {}, jnp.zeros(len(x), jnp.int32)
+    return jnp.concatenate([x, x[:, :, ::-1]])
+
+
+@functools.partial(jax.jit, static_argnames="fields")
+def _stored(
+    fields: tuple[tuple[str, Field], ...], moments: tuple[jax.Array, jax.Array]
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Moments [2 B, ...] as the fields hold them, [B, 2, ...], and how many numbers of each were clipped."""
+    count = len(moments[0]) // 2
+    arrays, clipped = {}, jnp.zeros(count, jnp.int32)
     for (name, field), values in zip(fields, moments, strict=True):
-        values = jnp.stack([values[: len(x)], values[len(x) :]], axis=1)
+        values = jnp.stack([values[:count], values[count:]], axis=1)
         if field.dtype in ("int8", "uint8"):
             low, high = (-127, 127) if field.dtype == "int8" else (0, 255)
             steps = jnp.round(values / field.scale)

@@ -1,0 +1,346 @@
+"""Pictures become shards: the same numbers for any workers, hosts and kills; nothing is left out silently."""
+
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from PIL import Image
+
+import prepare as prepare_command
+from pom_jax.data import Records, pipeline, read_manifest
+from pom_jax.data.encoding import CHUNK, Latents, Pixels
+from pom_jax.data.images import check_picture, plan, prepare
+from pom_jax.data.pictures import centre_crop, open_pictures
+from pom_jax.data.recipe import hold_out
+from pom_jax.data.unfinished import Unfinished
+from pom_jax.errors import InputError
+from pom_jax.vae import AutoencoderConfig, AutoencoderKL, encode_in_chunks, save_autoencoder, weights_sha256
+from pom_jax.vae.names import parameter_shapes
+from tests.pictures import photographs, write_crops
+
+ROOT = Path(__file__).parents[1]
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """40 crops of 4 photographs, in class folders."""
+    return write_crops(tmp_path_factory.mktemp("source") / "photographs", 10)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """A small autoencoder of random numbers, its deviations narrow as those of trained ones are."""
+    config = AutoencoderConfig(
+        block_out_channels=(4, 8), norm_num_groups=2, use_quant_conv=False, mid_block_add_attention=False
+    )
+    rng = np.random.default_rng(0)
+    leaves = {
+        path: rng.normal(size=shape) / np.sqrt(max(1, np.prod(shape[:-1])))
+        for path, shape in parameter_shapes(config).items()
+    }
+    leaves["encoder", "conv_out", "bias"] = np.repeat([0.0, -6.0], 4)
+    leaves["encoder", "conv_out", "kernel"] *= np.repeat([4.0, 0.2], 4)
+    folder = tmp_path_factory.mktemp("autoencoder") / "small"
+    save_autoencoder(folder, AutoencoderKL(config), traverse_util.unflatten_dict(leaves))
+    return folder
+
+
+def pixel_job(source, *, min_size=0, seed=0):
+    pictures = open_pictures(source)
+    return plan(pictures, Pixels(SIZE), SIZE, test_share=0.1, shard_images=8, min_size=min_size, seed=seed)
+
+
+def make(job, out, **options):
+    """The manifest of a set that this command finishes."""
+    manifest = prepare(job, out, **options)
+    assert manifest is not None
+    return manifest
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "prepare.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+
+
+def crops_of(job, split):
+    """What the records of a split are made of, in their order: crops and labels."""
+    indices = np.concatenate([piece.indices for piece in job.recipe.pieces if piece.split == split])
+    crops = np.stack([job.sources[split].crop(int(index), SIZE) for index in indices])
+    return crops, job.sources[split].labels[indices]
+
+
+@pytest.mark.smoke
+def test_latents_are_those_of_crops_and_their_mirror_images(source, autoencoder, tmp_path):
+    encoder = Latents(autoencoder, SIZE)
+    job = plan(open_pictures(source), encoder, SIZE, test_share=0.1, shard_images=8)
+    manifest = make(job, tmp_path / "set", batch_size=4, workers=2)
+    records = Records(tmp_path / "set", "train")
+    batch = records.gather(np.arange(len(records)))
+    crops, labels = crops_of(job, "train")
+    np.testing.assert_array_equal(batch["label"], labels)
+    x = crops[:4] / np.float32(127.5) - 1
+    with jax.default_matmul_precision("highest"), jax.set_mesh(encoder._mesh):
+        moments = encode_in_chunks(encoder._model, encoder._params, np.concatenate([x, x[:, :, ::-1]]), CHUNK)
+    for name, values in zip(("mean", "std"), moments, strict=True):
+        stored = batch[name][:4]
+        assert stored.shape == (4, 2, 16, 16, 4)
+        expected = np.stack([values[:4], values[4:]], axis=1)
+        np.testing.assert_allclose(stored, expected, rtol=1e-3, atol=1e-5)
+    assert (manifest.scale, manifest.shift) == (0.18215, 0)
+    assert manifest.autoencoder == f"small sha256:{weights_sha256(autoencoder)}"
+    assert (manifest.records("train"), manifest.records("test")) == (36, 4)
+    assert len(manifest.splits["train"]) == 5
+    mean = batch["mean"].astype(np.float64).mean(axis=(0, 1, 2, 3))
+    np.testing.assert_allclose(mean * manifest.scale, manifest.channel_mean, atol=1e-6)
+
+    # int8: nothing is clipped, and the error is what rounding makes of it.
+    small = plan(
+        open_pictures(source), Latents(autoencoder, SIZE, "int8"), SIZE, test_share=0.1, shard_images=8
+    )
+    manifest8 = make(small, tmp_path / "int8", batch_size=4)
+    assert manifest8.made_by["clipped_numbers"] == "0"
+    assert manifest8.record_bytes < 0.51 * manifest.record_bytes
+    batch8 = Records(tmp_path / "int8", "train").gather(np.arange(36))
+    for name, bound in (("mean", 4 / 127), ("std", 0.125 / 255)):
+        values = batch8[name].astype(np.float64) * manifest8.fields[name].scale
+        error = (values - batch[name]) * manifest.scale
+        assert 0.1 * bound < np.abs(error).max() < 1.02 * bound
+    seen8, seen = (
+        pipeline.images({"mean": found["mean"]}, jax.random.key(1), about)
+        for found, about in ((batch8, manifest8), (batch, manifest))
+    )
+    difference = np.asarray(seen8 - seen)
+    assert 0.014 < np.std(difference) < 0.022
+    np.testing.assert_allclose(manifest8.channel_std, manifest.channel_std, rtol=0.05)
+
+    picture, ratio = check_picture(small, tmp_path / "int8", 3)
+    assert picture.shape == (2 * SIZE, 3 * SIZE, 3)
+    np.testing.assert_array_equal(picture[:SIZE, :SIZE], crops[0])
+    assert 0 < ratio < 40
+
+
+def test_pixels_are_the_same_for_any_hosts_workers_and_batches(source, tmp_path):
+    job = pixel_job(source)
+    whole = make(job, tmp_path / "whole", workers=1, batch_size=3)
+    assert prepare(job, tmp_path / "shared", hosts=2, host=1) is None
+    assert not (tmp_path / "shared").exists()
+    shared = make(job, tmp_path / "shared", hosts=2, host=0, workers=3, batch_size=16)
+    assert shared == whole == read_manifest(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == {
+        "manifest.json",
+        *(shard.file for shards in whole.splits.values() for shard in shards),
+    }
+    for split in ("train", "test"):
+        records = Records(tmp_path / "shared", split)
+        batch = records.gather(np.arange(len(records)))
+        crops, labels = crops_of(job, split)
+        np.testing.assert_array_equal(batch["mean"], np.stack([crops, crops[:, :, ::-1]], axis=1))
+        np.testing.assert_array_equal(batch["label"], labels)
+        x = np.asarray(pipeline.images({"mean": batch["mean"][:, :1]}, jax.random.key(0), whole))
+        np.testing.assert_allclose(x, crops / 127.5 - 1, atol=1e-6)
+    assert check_picture(job, tmp_path / "whole", 2)[1] == np.inf
+    assert prepare(job, tmp_path / "whole") == whole  # nothing left to do
+
+
+def test_a_killed_command_goes_on_and_redoes_no_whole_shard(tmp_path, capsys):
+    photograph = Image.fromarray(photographs()["china"])
+    (tmp_path / "source").mkdir()
+    for number in range(60):
+        photograph.save(tmp_path / f"source/{number:03d}.jpg")
+    out, growing = tmp_path / "set", tmp_path / "set.unfinished"
+    arguments = ["images", f"--source={tmp_path}/source", "--shard-images=5", "--workers=1", "--batch-size=2"]
+    command = [sys.executable, "prepare.py", *arguments, "--size=256", f"--out={out}"]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(growing.glob("train-*.json"))) < 3:
+        assert running.poll() is None
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not out.exists()
+    before = {path.name: path.stat() for path in growing.glob("*.array_record")}
+    assert 3 <= len(before) < 13
+
+    assert prepare_command.main([*arguments, "--size=128", f"--out={out}"]) == 2
+    assert "size = 256, now 128" in capsys.readouterr().err
+    (growing / "train-00001.array_record").write_bytes(b"cut")
+    done = run(*arguments, "--size=256", f"--out={out}", "--check=2")
+    assert done.returncode == 0, done.stderr
+    assert "shards are there already" in done.stdout
+    for name, status in before.items():
+        unchanged = (out / name).stat().st_mtime_ns == status.st_mtime_ns
+        assert unchanged == (name != "train-00001.array_record")
+    assert len(Records(out, "train", verify=True)) == 59
+    assert Image.open(tmp_path / "set-check.png").size == (512, 512)
+    assert not growing.exists()
+    assert prepare_command.main([*arguments, "--size=256", f"--out={tmp_path}/other"]) == 0
+    assert (tmp_path / "other/manifest.json").read_bytes() == (out / "manifest.json").read_bytes()
+
+
+def test_a_full_disk_keeps_whole_shards_and_a_flipped_byte_is_noticed(source, tmp_path):
+    out, growing = tmp_path / "set", tmp_path / "set.unfinished"
+    job = pixel_job(source)
+    assert prepare(job, out, hosts=2, host=0) is None
+    kept = {path: path.read_bytes() for path in growing.glob("*.array_record")}
+    assert len(kept) == 3
+    program = f"""
+import resource, sys
+import prepare
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, {resource.getrlimit(resource.RLIMIT_FSIZE)[1]}))
+sys.exit(prepare.main(["images", "--source={source}", "--size={SIZE}", "--test-share=0.1",
+                       "--shard-images=8", "--out={out}"]))
+"""
+    full = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert full.returncode == 2, full.stderr
+    assert "make room. All whole shards are kept" in full.stderr
+    assert {path: path.read_bytes() for path in kept} == kept
+
+    damaged = growing / "train-00000.array_record"
+    content = bytearray(kept[damaged])
+    content[5000] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(InputError, match=r"train-00000.array_record is not what was written.*SHA-256"):
+        prepare(job, out)
+    manifest = make(job, out)
+    assert manifest.records("train") == 36
+    assert (out / damaged.name).read_bytes() == kept[damaged]
+
+
+def test_unreadable_and_small_pictures_are_counted_and_listed(source, tmp_path):
+    folder = Path(shutil.copytree(source, tmp_path / "source"))
+    Image.fromarray(photographs()["china"]).save(folder / "china/00.png")
+    with (folder / "china/00.png").open("rb+") as file:
+        file.truncate(100_000)
+    (folder / "flower/03.jpg").write_text("no picture")
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b""))
+    bomb = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    (folder / "coffee/05.jpg").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(bomb))
+    broken = {"china/00.png", "coffee/05.jpg", "flower/03.jpg"}
+    paths = [path for path in folder.rglob("*.*") if str(path.relative_to(folder)) not in broken]
+    sides = [min(Image.open(path).size) for path in paths]
+    limit = sorted(sides)[6]
+    job = pixel_job(folder, min_size=limit)
+    with pytest.raises(InputError, match=r"(?s)more than --max-unreadable=2.*china/00.png"):
+        prepare(job, tmp_path / "set", max_unreadable=2)
+    manifest = make(job, tmp_path / "set")
+    small = sum(side < limit for side in sides)
+    assert manifest.made_by["unreadable"] == "3"
+    assert manifest.made_by["below_min_size"] == str(small) != "0"
+    assert manifest.records("train") + manifest.records("test") == 37 - small
+    lines = (tmp_path / "set/unreadable.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["china/00.png", "coffee/05.jpg", "flower/03.jpg"]
+    assert "DecompressionBombError" in lines[1]
+
+
+def test_tables_npz_and_flat_folders_are_the_same_pictures(source, tmp_path):
+    folder = open_pictures(source)
+    crops = [folder.crop(index, SIZE) for index in range(len(folder))]
+    names = [f"{folder.names[i]},{folder.classes[folder.labels[i]]}" for i in range(len(folder))]
+    (source.parent / "table.csv").write_text("\n".join(["path,label", *(f"photographs/{n}" for n in names)]))
+    table = open_pictures(source.parent / "table.csv")
+    assert (table.classes, table.labels.tolist()) == (folder.classes, folder.labels.tolist())
+    np.testing.assert_array_equal(table.crop(7, SIZE), crops[7])
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "set.npz", np.array(crops), folder.labels.astype(np.int64))
+        npz = open_pictures(tmp_path / "set.npz")
+        assert npz.labels.tolist() == folder.labels.tolist()
+        np.testing.assert_array_equal([npz.crop(i, SIZE) for i in range(len(npz))], crops)
+    flat = open_pictures(source / "china")
+    assert (flat.classes, len(flat)) == (("all",), 10)
+    np.testing.assert_array_equal(flat.crop(0, SIZE), crops[10])
+    manifest = make(plan(flat, Pixels(SIZE), SIZE, test_pictures=flat), tmp_path / "flat")
+    assert (manifest.records("train"), manifest.records("test")) == (10, 10)
+
+
+def test_what_is_held_out_is_even_over_the_classes():
+    labels = np.repeat(np.arange(7), [5, 10, 50, 100, 20, 1, 64])
+    train, test = hold_out(labels, 0.1, np.random.default_rng(3))
+    np.testing.assert_array_equal(np.sort([*train, *test]), np.arange(250))
+    assert len(test) == 25
+    assert np.all(np.abs(np.bincount(labels[test], minlength=7) - 0.1 * np.bincount(labels)) < 1)
+    assert not np.array_equal(labels[train], np.sort(labels[train]))
+    other = hold_out(labels, 0.1, np.random.default_rng(4))[1]
+    assert set(other.tolist()) != set(test.tolist())
+
+
+def test_two_commands_at_one_folder_and_foreign_folders_are_refused(source, tmp_path):
+    job = pixel_job(source)
+    with (
+        Unfinished(tmp_path / "set", job.recipe),
+        pytest.raises(InputError, match="another command is making"),
+    ):
+        prepare(job, tmp_path / "set")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").write_text("mine")
+    with pytest.raises(InputError, match="holds other things; nothing was changed"):
+        prepare(job, tmp_path / "thesis")
+    (tmp_path / "thesis").rename(tmp_path / "other.unfinished")
+    with pytest.raises(InputError, match="is no unfinished data set"):
+        prepare(job, tmp_path / "other")
+    assert (tmp_path / "other.unfinished/chapter.tex").read_text() == "mine"
+    prepare(job, tmp_path / "set")
+    with pytest.raises(InputError, match=r"was made with .*seed = 0, now 1"):
+        prepare(pixel_job(source, seed=1), tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--source=nowhere", "--size=32"], "nowhere does not exist.*folder of pictures"),
+        (["--source=both", "--size=32"], "holds both pictures .a.png. and folders .b."),
+        (["--source=hollow", "--size=32"], "class folder .*hollow/x holds no pictures"),
+        (["--source=no.csv", "--size=32"], "needs a first line with the columns path,label"),
+        (["--source=no.npz", "--size=32"], "no whole npz with images in arr_0"),
+        (["--source=float.npz", "--size=32"], "arr_0 is float64.*images are uint8"),
+        (["--source=good", "--size=0"], "--size=0"),
+        (["--source=good", "--size=32", "--test-share=0"], "--test-share=0 of 8 leaves 0"),
+        (["--source=good", "--size=32", "--test-source=good/u"], "--test-source has 1 classes"),
+        (
+            ["--source=good", "--size=32", "--test-share=0.5", "--hosts=2", "--host=2"],
+            "--host=2 must be from 0 to 1",
+        ),
+        (["--source=good", "--size=32", "--test-share=0.5", "--workers=-1"], "--workers=-1"),
+        (["--source=good", "--size=32", "--check=0"], "--check=0"),
+        (["--source=good", "--size=35", "--autoencoder=AE"], "--size=35.* multiple of 2"),
+        (["--source=good", "--size=32", "--autoencoder=AE", "--moments=int4"], "--moments = 'int4'.*float16"),
+        (["--source=good", "--size=32", "--autoencoder=good"], "good has no diffusion_pytorch_model"),
+    ],
+)
+def test_bad_flags_are_refused_in_words(autoencoder, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    picture = Image.fromarray(np.zeros((40, 40, 3), np.uint8))
+    for name in ("both/a.png", "both/b/c.png", *(f"good/{c}/{n}.png" for c in "uv" for n in range(4))):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(name)
+    Path("hollow/x").mkdir(parents=True)
+    Path("no.csv").write_text("file\na.png\n")
+    Path("no.npz").write_text("PK")
+    np.savez("float.npz", np.zeros((1, 8, 8, 3)))
+
+    code = prepare_command.main(
+        ["images", *(word.replace("AE", str(autoencoder)) for word in arguments), "--out=set"]
+    )
+    error = capsys.readouterr().err
+    assert code == 2
+    assert re.search(words, error), error
+    assert not Path("set").exists()
+    assert not Path("set.unfinished").exists()
+
+
+def test_the_crop_is_of_the_middle():
+    china = Image.fromarray(photographs()["china"])  # 640 x 427
+    assert centre_crop(china, 64).shape == (64, 64, 3)
+    np.testing.assert_array_equal(centre_crop(china, 427), np.asarray(china)[:, 106:533])
