@@ -21,6 +21,8 @@ Only a new workdir reads them: a run that was stopped goes on from its own check
 
 from ml_collections import ConfigDict
 
+from pom_jax.diffusion.guidance import resolution_guidance
+from pom_jax.diffusion.schedules import resolution_shift
 from pom_jax.errors import InputError
 from pom_jax.models import presets
 
@@ -134,20 +136,39 @@ def _model() -> ConfigDict:
     return config
 
 
-def imagenet(preset: str, variant: str | None = None) -> ConfigDict:
-    """The recipe for 256 x 256 ImageNet in 32 x 32 x 4 latents.
+def imagenet(preset: str, variant: str | None = None, latent_side: int = 32) -> ConfigDict:
+    """The recipe for ImageNet in latents of 4 channels; those of 256 x 256 images are 32 x 32.
 
-    `data.dir` is a folder of shards with such latents of 1,000 classes. The command that makes them from
-    images is not part of this release; `pom_jax.data.Writer` writes the format. Without data, try the speed:
+    `data.dir` is a folder of shards with such latents of 1,000 classes, as `python prepare.py images
+    --source=FOLDER --size=256 --autoencoder=DIR` makes them. Without data, try the speed:
     `--config.data.source=synthetic`.
 
     Training is data-parallel over all devices; `--config.mesh.fsdp=8` also cuts parameters, optimiser and
     averages over 8 of them, `--config.model.remat=dots` trades time for memory, and
-    `--config.optimizer.accumulate=4` computes the batch in 4 slices.
+    `--config.optimizer.accumulate=4` computes the batch in 4 slices. `python -m benchmarks.costs` compiles
+    recipes with such options, for the devices here or for TPUs elsewhere, and says what they need.
+
+    Where the values come from:
+
+    - The first paper: the network (figure 3), its sizes, degree 2 and expansion 2; flow matching (figure 4);
+      256 pixels first, then fine-tuning at 512 and 1024; guidance that grows with the resolution (figure 4,
+      `resolution_guidance`); FID 2.46 for XL/2 at 256 pixels.
+    - Defaults of the authors' code (HoMM, src/configs): AdamW with learning rate 1e-3, betas 0.9 and 0.999,
+      decay 0.01; 10,000 steps of warm-up, then a cosine to step 300,000; gradients clipped at norm 1;
+      bfloat16; 10 % of the labels dropped; EMA 0.999; uniform times. Of its branch `upscale`: the time shift
+      sqrt(side / 32) (`resolution_shift`) and the positions `sincos_phase`.
+    - Ours: a batch of 256, which is DiT's (theirs is 128 by default); an EMA of every step from the first one
+      on (theirs: every tenth, from step 10,000); continuous times (theirs: whole thousandths); one shifted
+      time for noise and network (their network sees it in sampling but not in training); no decay of
+      positions and registers; the grids drawn during training; length and learning rate of fine-tuning.
+    - Unknown: batch, steps, learning rate and objective of the published model (the name of a checkpoint
+      speaks of 2.5 million steps and a cool-down), and its positions; sampler and guidance of the FID; all of
+      the fine-tuning but that it was done.
 
     Args:
         preset: name such as "DiPoM-XL/2"; see `pom_jax.models.presets`.
         variant: what follows the colon of --config; nothing may.
+        latent_side: of the latents, an eighth of the images'.
 
     Raises:
         InputError: an unknown preset or variant.
@@ -157,4 +178,21 @@ def imagenet(preset: str, variant: str | None = None) -> ConfigDict:
     config = base()
     config.name = preset.lower().replace("-", "_").replace("/", "")
     config.model.update(presets.preset(preset))
+    config.diffusion.shift = resolution_shift(latent_side)
+    config.sampling.guidance = resolution_guidance(latent_side)
+    if latent_side != 32:
+        config.name += f"_{8 * latent_side}"
+        config.model.image_size = latent_side
+    return config
+
+
+def imagenet_fine_tuning(preset: str, variant: str | None, latent_side: int) -> ConfigDict:
+    """`imagenet` at a higher resolution, for `--config.init_from` a run at a lower one.
+
+    With positions whose waves are no shorter than the picture, so that a finer grid sees values between those of
+    the coarse one: the harmonics of `sincos`, the default at 256 pixels, are shorter than its patches.
+    """
+    config = imagenet(preset, variant, latent_side)
+    config.model.update({"positions": "sincos_phase", "remat": "full"})
+    config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 1_000})
     return config

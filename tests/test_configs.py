@@ -1,12 +1,16 @@
 """Recipes: every field is read, wrong variants and overrides are explained, sizes are those promised."""
 
 import importlib
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -16,6 +20,7 @@ from pom_jax import models
 from pom_jax.data import digits
 from pom_jax.diffusion.paths import make_path
 from pom_jax.errors import InputError
+from pom_jax.models.resample import compare
 from pom_jax.training import checkpoint, config, loop
 from pom_jax.training.command import parse_flags
 
@@ -215,8 +220,21 @@ def test_a_kept_config_comes_back_the_same(tmp_path: Path) -> None:
     assert checkpoint.load_config(tmp_path).to_dict() == made.to_dict()
 
 
+def test_higher_resolutions_have_their_latents_shift_and_guidance() -> None:
+    found = [load(name) for name in ("dipom_xl2", "dipom_xl2_512", "dipom_xl2_1024")]
+    assert [made.model.image_size for made in found] == [32, 64, 128]
+    np.testing.assert_allclose([made.diffusion.shift for made in found], [1, 2**0.5, 2])
+    assert [made.sampling.guidance for made in found] == [5, 9, 17]
+    for coarse, fine in itertools.pairwise(found):
+        shapes = [
+            jax.eval_shape(partial(models.init, models.build(m.model)), jax.random.key(0))
+            for m in (coarse, fine)
+        ]
+        assert compare(*shapes) == ([], [])
+
+
 def test_sizes_promised_in_the_recipes_are_those_of_the_models() -> None:
-    for recipe in ("dipom_s2", "dipom_b2", "dipom_l2", "dipom_xl2", "dit_xl2"):
+    for recipe in (name for name in RECIPES if name != "digits"):
         made = load(recipe)
         promised = re.search(r"Cost: ([\d.]+) million", docstring(recipe))
         assert promised is not None

@@ -6,6 +6,7 @@ Time t runs from 0 (data) to 1 (noise). A network is a function (x_t [B, ...], t
 from pom_jax.diffusion.guidance import GUIDANCE_SCHEDULES as GUIDANCE_SCHEDULES
 from pom_jax.diffusion.guidance import check_guidance as check_guidance
 from pom_jax.diffusion.guidance import guide as guide
+from pom_jax.diffusion.guidance import resolution_guidance as resolution_guidance
 from pom_jax.diffusion.losses import BinnedLoss as BinnedLoss
 from pom_jax.diffusion.losses import Losses as Losses
 from pom_jax.diffusion.losses import diffusion_loss as diffusion_loss

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -82,14 +83,18 @@ class Run:
         )
 
 
-def make_run(config: ConfigDict) -> Run:
+def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
     """Checks everything a configuration says and makes what it describes; computes nothing.
+
+    Args:
+        config: see configs/common.py.
+        devices: what it runs on, all there are by default; others can be compiled for without being there.
 
     Raises:
         InputError: any field, or the data, cannot be used.
     """
     check_config(config)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
     model = models.build(config.model, config.dtype)
     optimizer = make_optimizer(config.optimizer, config.train.steps)

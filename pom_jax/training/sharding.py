@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -41,16 +41,17 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | EllipsisType | None, ...]], ...] = 
 )
 
 
-def make_mesh(config: Mapping[str, int]) -> Mesh:
-    """The mesh of `config.mesh` over all devices, with axes `data` and `fsdp`.
+def make_mesh(config: Mapping[str, int], chosen: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config.mesh`, with axes `data` and `fsdp`.
 
     Args:
         config: devices along each axis; at most one may be -1, all that are left.
+        chosen: the devices; all there are by default.
 
     Raises:
         InputError: sizes that do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    devices = jax.device_count() if chosen is None else len(chosen)
     sizes = {name: config[name] for name in ("data", "fsdp")}
     wanted = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
@@ -66,7 +67,8 @@ def make_mesh(config: Mapping[str, int]) -> Mesh:
         )
     # The compiler propagates shardings from what is set here; the default axis type would make every
     # operation whose result is ambiguous an error.
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    types = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=chosen)
 
 
 def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:

@@ -109,7 +109,7 @@ def _uses(config: ConfigDict, parent: ConfigDict) -> list[str]:
 
 
 def coordinates(config: ConfigDict, parent: ConfigDict) -> list[str]:
-    """A warning where positions count patches, of which the parent has seen fewer or more."""
+    """Warnings where a grid has positions that the parent has not seen, nor such on both sides of them."""
     model, old = config.model, parent.model
     if model.image_size == old.image_size:
         return []
@@ -119,6 +119,11 @@ def coordinates(config: ConfigDict, parent: ConfigDict) -> list[str]:
         lines.append(
             "warning: positions 'dit' count patches, and the picture has other coordinates than there: "
             f"--config.model.native_size={size} keeps them"
+        )
+    if model.positions == "sincos":
+        lines.append(
+            "warning: the waves of positions 'sincos' are shorter than a patch, so another grid sees other "
+            "values; 'sincos_phase' (of both runs) and 'learned' are smooth"
         )
     if model.rotary or model.phase_periods:
         lines.append("warning: rotary positions and phases count patches: the new grid has ones never seen")
