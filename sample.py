@@ -5,6 +5,7 @@ python sample.py --workdir=runs/digits --num=1000 --out=samples.npz
 python sample.py --workdir=runs/digits --num=16 --out=samples.gif  the way from noise to images
 python sample.py --workdir=runs/digits --per_class=12  a sheet with a row for each class
 python sample.py --workdir=runs/digits --guidance=0,1,1.5,3  a sheet with a column for each scale
+python sample.py --workdir=runs/dipom_xl2_512 --upscale_from=small.npz  larger images of smaller samples
 """
 
 from collections.abc import Callable, Sequence
@@ -42,6 +43,14 @@ STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest
 AUTOENCODER = flags.DEFINE_string(
     "autoencoder", None, "Folder of the autoencoder (diffusers' format) that makes pixels of latents."
 )
+UPSCALE_FROM = flags.DEFINE_string(
+    "upscale_from", None, "Smaller samples (.npz of sample.py) to enlarge, with noise, and start from."
+)
+UPSCALE_START = flags.DEFINE_float(
+    "upscale_start",
+    0.7,
+    "Time they are noised to, before the shift: 1 is noise alone, nearer to 0 keeps more.",
+)
 BATCH = flags.DEFINE_integer("batch_size", 256, "Images drawn at once; lower it if memory runs out.")
 
 
@@ -66,6 +75,8 @@ def main(argv: Sequence[str]) -> None:
         steps=values(STEPS, int),
         sampler=values(SAMPLER, str),
         seed=SEED.value,
+        upscale_from=UPSCALE_FROM.value,
+        upscale_start=UPSCALE_START.value,
         batch_size=BATCH.value,
     )
 

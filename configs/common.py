@@ -189,8 +189,8 @@ def imagenet(preset: str, variant: str | None = None, latent_side: int = 32) -> 
 def imagenet_fine_tuning(preset: str, variant: str | None, latent_side: int) -> ConfigDict:
     """`imagenet` at a higher resolution, for `--config.init_from` a run at a lower one.
 
-    With positions whose waves are no shorter than the picture, so that a finer grid sees values between those of
-    the coarse one: the harmonics of `sincos`, the default at 256 pixels, are shorter than its patches.
+    With positions whose waves are no shorter than the picture, so that a finer grid sees values between those
+    of the coarse one: the harmonics of `sincos`, the default at 256 pixels, are shorter than its patches.
     """
     config = imagenet(preset, variant, latent_side)
     config.model.update({"positions": "sincos_phase", "remat": "full"})

@@ -16,6 +16,7 @@ from pom_jax.errors import InputError, choose
 from pom_jax.sampling.generate import Generator, load
 from pom_jax.sampling.pictures import sheet
 from pom_jax.sampling.progress import SamplingProgress
+from pom_jax.sampling.upscale import START, read_low
 from pom_jax.sampling.writers import ANIMATIONS, check_output, replace_file, write
 from pom_jax.training.preview import labels_in_turn
 
@@ -37,6 +38,8 @@ def sample_to_file(
     steps: int | Sequence[int] | None = None,
     sampler: str | Sequence[str] | None = None,
     seed: int = 0,
+    upscale_from: str | None = None,
+    upscale_start: float = START,
     **settings: Any,
 ) -> Path:
     """Samples from a workdir and writes the result where `out` says.
@@ -51,7 +54,8 @@ def sample_to_file(
         step, ema, autoencoder: see `load`.
         guidance, steps, sampler: of `Generator.sample_array`. Several values of one of them make a sheet with
             a column for each, from the same noise along a row.
-        seed, settings: of `Generator.sample_array`.
+        upscale_from: .npz of smaller samples to start from, see `upscale.read_low`; labels are those in it.
+        seed, upscale_start, settings: of `Generator.sample_array`.
 
     Returns:
         The file.
@@ -63,20 +67,32 @@ def sample_to_file(
     varied = _varied(choices)
     as_sheet = per_class is not None or varied is not None
     _check_request(out, num, per_class, varied)
+    if upscale_from is not None and not (classes is None and num is None and per_class is None):
+        raise InputError(
+            f"--upscale_from={upscale_from} says which classes, and how many images: leave out --classes, "
+            "--num and --per_class"
+        )
     generator = load(workdir, step, ema, autoencoder)
     columns = _columns(choices, varied, generator.config.sampling)
     usual = generator.config.sampling.num
     if as_sheet:
         usual = min(ROWS, len(generator.classes)) if classes is None else 1  # those that are named
-    rows = spread(generator.classes, classes, num or usual)
+    low = None
+    if upscale_from is None:
+        rows = spread(generator.classes, classes, num or usual)
+    else:
+        low, rows = read_low(upscale_from, generator.config.model)
     labels = np.repeat(rows, per_class or 1)
     name = _name(generator, labels, columns, varied, per_class, seed)
+    if upscale_from is not None:
+        name = f"{name.removesuffix('.png')}_from_{Path(upscale_from).stem}_at_{upscale_start:g}.png"
     path = check_output(out or workdir / "samples" / name)
 
     animated = path.suffix in ANIMATIONS
     draw = generator.sample if generator.makes_pixels or path.suffix != ".npz" else generator.sample_array
     with SamplingProgress(title=_title(generator, len(labels), columns, varied, seed)) as progress:
         settings |= {"seed": seed, "trajectory": animated, "progress": progress}
+        settings |= {"low": low, "upscale_start": upscale_start}
         drawn = [draw(labels, **column, **settings) for column in columns]
     if as_sheet:
         images = np.stack(drawn, axis=1)

@@ -20,9 +20,11 @@ from pom_jax.diffusion.guidance import check_guidance, guide
 from pom_jax.diffusion.paths import Path as NoisePath
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler, sample
+from pom_jax.diffusion.schedules import shift_time, time_grid
 from pom_jax.errors import InputError
 from pom_jax.sampling.decode import Decoder, load_decoder
 from pom_jax.sampling.progress import Progress
+from pom_jax.sampling.upscale import START, check_start, noised
 from pom_jax.training import checkpoint
 from pom_jax.training.preview import to_pixels
 from pom_jax.training.step import network
@@ -47,12 +49,21 @@ class _Program:
     schedule: str
     clip: float | None
     trajectory: bool
+    start: float
 
-    def __call__(self, params: Any, scale: jax.Array, keys: jax.Array, labels: jax.Array) -> Any:
-        """x [B, H, W, C], or all its states [steps + 1, B, H, W, C], from keys [B] and labels [B]."""
+    def __call__(
+        self, params: Any, scale: jax.Array, keys: jax.Array, labels: jax.Array, low: jax.Array | None
+    ) -> Any:
+        """x [B, H, W, C], or all its states [steps + 1, B, H, W, C].
 
+        From keys [B], labels [B], and the images [B, h, w, C] to start at `start` from, if there are any.
+        """
         start, steps = jax.vmap(jax.random.split, out_axes=1)(keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, self.shape))(start)
+        times = None
+        if low is not None:
+            times = shift_time(time_grid(self.steps, start=self.start), self.shift)
+            noise = noised(self.path, low, noise, times[0])
         scale_or_off = scale if self.guided else 1.0
         drawn = sample(
             guide(network(self.model, params), labels, self.null, scale_or_off, self.interval, self.schedule),
@@ -62,6 +73,7 @@ class _Program:
             prediction=self.prediction,
             sampler=self.sampler,
             steps=self.steps,
+            times=times,
             shift=self.shift,
             clip=self.clip,
             trajectory=self.trajectory,
@@ -100,7 +112,7 @@ class Generator:
         self._batch_sharding = NamedSharding(self.mesh, PartitionSpec("data"))
         self.whole = NamedSharding(self.mesh, PartitionSpec())
         self.params = jax.device_put(params, self.whole)
-        self._compiled: dict[tuple[_Program, int], Any] = {}
+        self._compiled: dict[tuple[_Program, int, tuple[int, ...] | None], Any] = {}
 
     def __repr__(self) -> str:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
@@ -167,6 +179,8 @@ class Generator:
         schedule: str = "constant",
         clip: float | None = None,
         trajectory: bool = False,
+        low: np.ndarray | None = None,
+        upscale_start: float = START,
         progress: Progress | None = None,
     ) -> np.ndarray:
         """Draws one image (or latent) for each label, in the space of the model.
@@ -182,6 +196,8 @@ class Generator:
             first: i of the first image; images of several calls are those of one.
             batch_size: images drawn at once, over all devices.
             interval, schedule: of the guidance, see `diffusion.guide`.
+            low: [N, h, w, C] smaller images to start from, in the space of the model, see `sampling.upscale`.
+            upscale_start: the time they are noised to, before the shift; nearer to 0 leaves more of them.
             progress: is told what happens.
 
         Returns:
@@ -195,6 +211,11 @@ class Generator:
         defaults = self.config.sampling
         scale = float(defaults.guidance if guidance is None else guidance)
         check_guidance(scale, interval)
+        check_start(upscale_start)
+        if low is not None and len(low) != len(labels):
+            raise InputError(
+                f"there are {len(low)} smaller images for {len(labels)} labels; give one for each"
+            )
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
         for name, number in {"seed": seed, "first": first}.items():
@@ -214,16 +235,19 @@ class Generator:
             schedule=schedule,
             clip=clip,
             trajectory=trajectory,
+            start=upscale_start,
         )
         devices = self.whole.mesh.size
         size = -(-min(batch_size, len(labels)) // devices) * devices
-        draw = self._compile(program, size, progress)
+        shape = None if low is None else (size, *low.shape[1:])
+        draw = self._compile(program, size, shape, progress)
         parts = []
         for start in range(0, len(labels), size):
             # The last batch is filled up with label 0, so that nothing compiles twice.
             index = (first + np.arange(start, start + size)).astype(np.uint32)
             given = np.pad(labels[start : start + size], (0, max(0, start + size - len(labels))))
-            drawn = np.asarray(draw(self.params, *self._inputs(scale, seed, index, given)))
+            begin = None if low is None else low[np.minimum(index - first, len(low) - 1)]
+            drawn = np.asarray(draw(self.params, *self._inputs(scale, seed, index, given, begin)))
             if not np.isfinite(drawn).all():
                 raise InputError(
                     f"guidance {scale:g} and {program.steps} steps gave values that are not finite: lower "
@@ -234,25 +258,32 @@ class Generator:
                 progress.drawn(min(start + size, len(labels)), len(labels))
         return np.concatenate(parts, axis=1 if trajectory else 0)
 
-    def _inputs(self, scale: float, seed: int, index: np.ndarray, labels: np.ndarray) -> tuple[Any, Any, Any]:
+    def _inputs(
+        self, scale: float, seed: int, index: np.ndarray, labels: np.ndarray, low: np.ndarray | None
+    ) -> tuple[Any, ...]:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
         return (
             jax.device_put(jnp.float32(scale), self.whole),
             jax.device_put(keys, self._batch_sharding),
             jax.device_put(labels, self._batch_sharding),
+            jax.device_put(low, self._batch_sharding),
         )
 
-    def _compile(self, program: _Program, size: int, progress: Progress | None) -> Any:
-        if (program, size) not in self._compiled:
-            inputs = self._inputs(1.0, 0, np.arange(size, dtype=np.uint32), np.zeros(size, np.int32))
+    def _compile(
+        self, program: _Program, size: int, shape: tuple[int, ...] | None, progress: Progress | None
+    ) -> Any:
+        """Of `size` images, which start from smaller ones of this shape."""
+        if (program, size, shape) not in self._compiled:
+            low = None if shape is None else np.zeros(shape, np.float32)
+            inputs = self._inputs(1.0, 0, np.arange(size, dtype=np.uint32), np.zeros(size, np.int32), low)
             lowered = jax.jit(program).lower(self.params, *inputs)
             if progress is not None:
                 progress.compiling("sampler")
             began = time.perf_counter()
-            self._compiled[program, size] = lowered.compile()
+            self._compiled[program, size, shape] = lowered.compile()
             if progress is not None:
                 progress.compiled(time.perf_counter() - began)
-        return self._compiled[program, size]
+        return self._compiled[program, size, shape]
 
     def _check_labels(self, labels: Labels) -> np.ndarray:
         array = np.asarray(labels)
