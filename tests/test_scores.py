@@ -1,0 +1,376 @@
+"""Samples on disk, scores in one command that outlives kills, grids of settings, FID during training."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from configs import common
+from pom_jax import models
+from pom_jax.data import Field, Writer
+from pom_jax.errors import InputError
+from pom_jax.evaluation.features import Statistics
+from pom_jax.evaluation.frechet import Gaussian
+from pom_jax.evaluation.inception import POOL
+from pom_jax.evaluation.inception_weights import InceptionWeights
+from pom_jax.evaluation.reference import Reference, fit_reference, open_reference, save_reference
+from pom_jax.evaluation.shards import open_shards
+from pom_jax.evaluation.sweep import Sweep
+from pom_jax.evaluation.training_fid import TrainingFid
+from pom_jax.evaluation.workdir_scores import score_workdir
+from pom_jax.sampling import Generator, SamplingProgress, load
+from pom_jax.sampling.bank import Bank, open_bank, write_bank
+from pom_jax.training import checkpoint, digest, loop
+from pom_jax.training.config import keep_config
+from pom_jax.training.metrics import read_rows
+from pom_jax.vae.config import PRESETS
+from pom_jax.vae.files import save_autoencoder, weights_sha256
+from pom_jax.vae.model import AutoencoderKL
+from tests.random_inception import write_random_inception
+
+ROOT = Path(__file__).parent.parent
+NUM, PART, STEPS = 8, 2, 150  # steps enough that a kill finds some parts and not all
+
+
+def recipe(channels: int = 3) -> ConfigDict:
+    config = common.base()
+    config.name, config.dtype = "tiny", "float32"
+    config.model.update({"image_size": 16, "channels": channels, "num_classes": 3, "patch_size": 4})
+    config.model.update({"width": 16, "depth": 1})
+    config.ema.decays = (0.9, 0.99)
+    config.sampling.update({"sampler": "euler", "steps": 2, "guidance": 1.5, "num": 2})
+    return config
+
+
+def make_run(folder: Path, config: ConfigDict) -> Path:
+    """What train.py leaves, as far as sampling looks at it: random parameters, other ones in each average."""
+    network = models.build(config.model, config.dtype)
+    shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def drawn() -> Any:
+        return jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(leaf.dtype), shapes)
+
+    keep_config(folder, config)
+    checkpoints = checkpoint.Checkpoints(folder, keep_last=1, keep_best=0)
+    checkpoints.save(7, {"params": drawn(), "ema": [drawn(), drawn()]})
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """For other processes: each program is compiled once, here as there, without the slow optimisations."""
+    kept = {
+        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("programs")), None),
+        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
+        "jax_disable_most_optimizations": (True, False),
+    }
+    for turn in (0, 1):
+        for name, values in kept.items():
+            jax.config.update(name, values[turn])
+        compilation_cache.reset_cache()
+        if turn == 0:
+            yield {**os.environ, **{name.upper(): str(values[0]) for name, values in kept.items()}}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"), recipe())
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("inception") / "random.safetensors"
+    write_random_inception(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Statistics as pytorch-fid keeps them."""
+    file = tmp_path_factory.mktemp("real") / "real.npz"
+    np.savez(file, mu=np.zeros(POOL), sigma=np.eye(POOL))
+    return file
+
+
+@pytest.fixture(scope="module")
+def sweep(workdir: Path, inception: Path, real: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Two guidances scored without interruption, where they are, and what was said."""
+    out, said = tmp_path_factory.mktemp("sweep"), []
+    settings: dict[str, Any] = {"num": NUM, "part": PART, "steps": [STEPS], "guidances": [1, 2], "out": out}
+    found = score_workdir(workdir, real, inception, **settings, say=said.append)
+    return found, out, said, settings
+
+
+def fill(bank: Bank, generator: Generator, **settings: int) -> list[str]:
+    said: list[str] = []
+    with SamplingProgress() as progress:
+        bank.fill(generator, say=said.append, progress=progress, **settings)
+    return said
+
+
+def test_parts_are_the_images_of_one_call_and_damaged_ones_are_drawn_again(workdir: Path, tmp_path: Path):
+    generator = load(workdir)
+    settings: dict[str, Any] = {"guidance": 1.5, "sampler": "euler", "steps": 2, "part": 3}
+    bank = open_bank(tmp_path, generator, 8, **settings)
+    fill(open_bank(tmp_path, generator, 4, **settings), generator)  # a bank of fewer is the beginning of one
+    first = bank.path(0).stat().st_mtime_ns
+    said = fill(bank, generator, host=1, hosts=2)
+    assert "part-00001.npz holds 1 of 3 images; it is drawn again" in said[0]
+    assert not bank.path(2).exists()
+    fill(bank, generator, host=0, hosts=2)
+    assert bank.path(0).stat().st_mtime_ns == first
+    assert json.loads((bank.folder / "settings.json").read_text()) == bank.settings
+
+    write_bank(tmp_path / "all.npz", bank)
+    with np.load(tmp_path / "all.npz") as content:
+        images, labels = content["arr_0"], content["arr_1"]
+    np.testing.assert_array_equal(labels, np.arange(8) % 3)
+    whole = generator.sample(labels, guidance=1.5, sampler="euler", steps=2)
+    assert np.abs(images.astype(int) - whole).max() <= 1  # batches of other sizes round in another way
+    assert (images == whole).mean() > 0.99
+
+    other = open_bank(tmp_path, generator, 8, **settings | {"seed": 1})
+    fill(other, generator)
+    bank.path(0).write_bytes(other.path(0).read_bytes())
+    content = bytearray(bank.path(1).read_bytes())
+    content[len(content) // 2] ^= 1
+    bank.path(1).write_bytes(content)
+    bank.path(2).write_bytes(bank.path(2).read_bytes()[:-30])
+    said = fill(bank, generator)
+    for line, why in zip(said, (f"settings {other.digest}", "Bad CRC-32", "is damaged"), strict=False):
+        assert why in line
+    np.testing.assert_array_equal(np.concatenate([bank.read(k) for k in range(3)]), images)
+    with bank._held(0), pytest.raises(InputError, match="another process draws"):
+        fill(bank, generator)
+    bank.remove()
+    assert not bank.folder.exists()
+    assert other.folder.exists()
+
+
+def test_a_grid_is_a_table_and_a_plot_and_is_scored_once(
+    sweep: tuple[Sweep, Path, list[str], dict[str, Any]], workdir: Path, inception: Path, real: Path
+):
+    found, out, said, settings = sweep
+    again = score_workdir(workdir, real, inception, **settings, say=said.append)
+    assert again is not None
+    assert [scores.scores for scores in again.found] == [scores.scores for scores in found.found]
+    assert sum(line.startswith("scored before") for line in said) == 2
+    best = min(scores.scores["fid"] for scores in found.found)
+    rows = [line for line in found.markdown().splitlines() if line.startswith("| 0.9 | euler | 150 |")]
+    assert [f"{best:.2f}" in row for row in rows] == [row.endswith("best FID |") for row in rows]
+    axis, lines = found.lines()
+    assert (axis, list(lines), [x for x, _ in lines["EMA 0.9, euler, 150 steps"]]) == (
+        "guidance", ["EMA 0.9, euler, 150 steps"], [1, 2]
+    )  # fmt: skip
+    assert found.save(out) == ["sweep.md", "sweep.json", "sweep.png"]
+    line = found.shared_protocol()
+    for words in ("samples 8 of 16 x 16", f"step 7 of {workdir}", "EMA 0.9", "seed 0", "sha256", "jax"):
+        assert words in line
+    assert "guidance" not in line
+    assert json.loads((out / "sweep.json").read_text())["settings"][1]["protocol"]["guidance"] == "2"
+
+
+def command(workdir: Path, inception: Path, real: Path, out: Path) -> list[str]:
+    flags = {"workdir": workdir, "reference": real, "inception": inception, "out": out}
+    flags |= {"num": NUM, "part": PART, "steps": STEPS, "guidance": 2}
+    return [sys.executable, str(ROOT / "eval.py"), *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def kill_when(
+    ready: Callable[[], bool], arguments: list[str], log: Path, environment: dict[str, str]
+) -> None:
+    with (
+        log.open("w") as file,
+        subprocess.Popen(arguments, stdout=file, stderr=file, cwd=ROOT, env=environment) as process,
+    ):
+        deadline = time.monotonic() + 240
+        while not ready() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, log.read_text()
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def fid(out: Path) -> float:
+    return json.loads((out / "image_scores.json").read_text())["scores"]["fid"]
+
+
+def test_killed_while_drawing_and_while_scoring_the_same_command_gives_the_same_number(
+    sweep: tuple[Sweep, Path, list[str], dict[str, Any]],
+    workdir: Path,
+    inception: Path,
+    real: Path,
+    environment: dict[str, str],
+    tmp_path: Path,
+):
+    arguments, log = command(workdir, inception, real, tmp_path), tmp_path / "log"
+
+    def parts() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("samples/*/part-*.npz")}
+
+    kill_when(lambda: len(parts()) > 0, arguments, log, environment)
+    finished = parts()
+    assert 0 < len(finished) < NUM // PART
+    kill_when(lambda: f"samples: {NUM} images of" in log.read_text(), arguments, log, environment)
+    drawn = parts()
+    assert len(drawn) == NUM // PART
+    assert finished.items() <= drawn.items()
+    done = run(arguments, environment)
+    assert parts() == drawn
+    assert "0 to draw here" in done.stdout
+    assert fid(tmp_path) == pytest.approx(sweep[0].found[1].scores["fid"], rel=1e-9)
+
+
+def test_eight_devices_give_the_number_of_one(
+    sweep: tuple[Sweep, Path, list[str], dict[str, Any]],
+    workdir: Path,
+    inception: Path,
+    real: Path,
+    environment: dict[str, str],
+    tmp_path: Path,
+):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    done = run(command(workdir, inception, real, tmp_path), environment | {"XLA_FLAGS": flags})
+    assert "device 8 x cpu" in done.stdout
+    assert fid(tmp_path) == pytest.approx(sweep[0].found[1].scores["fid"], rel=1e-3)
+
+
+def test_fid_during_training_changes_nothing_and_is_that_of_the_checkpoint(
+    inception: Path, real: Path, tmp_path: Path
+):
+    states = []
+    for every in (0, 3):
+        config = recipe()
+        config.data.update({"source": "synthetic", "batch_size": 8})
+        config.optimizer.warmup_steps = 1
+        config.train.update({"steps": 3, "eval_every": 0, "sample_every": 0})
+        config.fid.update({"every": every, "num": NUM, "reference": str(real), "inception": str(inception)})
+        config.fid.update({"sampler": "euler", "steps": 2, "guidance": 1.5})
+        folder = tmp_path / str(every)
+        assert loop.train(config, folder, lambda *_: None, make_fid=TrainingFid) == 0
+        states.append([digest.digests(checkpoint.restore_params(folder, ema=n)[0]) for n in (None, 0, 1)])
+    assert states[0] == states[1]
+    rows = read_rows(tmp_path / "3")
+    assert [f"fid_{NUM}" in row for row in rows] == [False, False, True]
+    said = (tmp_path / "3" / "log.txt").read_text()
+    assert f"step 3 | FID {rows[-1][f'fid_{NUM}']:.2f} of {NUM} samples (euler, 2 steps, guidance 1.5" in said
+    scored = score_workdir(tmp_path / "3", real, inception, num=NUM, keep_samples=False)
+    assert scored is not None
+    assert scored.found[0].scores["fid"] == pytest.approx(rows[-1][f"fid_{NUM}"], rel=1e-3)
+    assert not list(tmp_path.glob("3/eval/samples/*"))
+    with pytest.raises(InputError, match="needs make_fid"):
+        loop.train(config, tmp_path / "new", lambda *_: None)
+    config.fid.reference = "nowhere.npz"
+    with pytest.raises(InputError, match=r"nowhere.npz does not exist"):
+        loop.train(config, tmp_path / "new", lambda *_: None, make_fid=TrainingFid)
+    assert not (tmp_path / "new").exists()
+
+
+def test_data_sets_serve_as_reference(digits_dir: Path, tmp_path: Path):
+    digits = open_shards(digits_dir)
+    assert digits.shape == (1437, 8, 8, 3)
+    batch = next(digits.batches(5))
+    assert (batch.min(), batch.max(), batch.dtype) == (0, 255, np.uint8)
+    opened = open_reference(digits_dir)
+    assert (opened.keep, "data checksum" in opened.protocol) == (10_000, True)
+
+    model = AutoencoderKL(PRESETS["tiny"])
+    side = 2 * model.config.downsampling
+    rng, zeros = np.random.default_rng(0), np.zeros((1, side, side, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), zeros)
+    for name in ("other", "vae"):
+        variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32) / 10, shapes)
+        save_autoencoder(tmp_path / name, model, variables["params"])
+    channels = model.config.latent_channels
+    latents = rng.standard_normal((3, 2, 2, 2, channels)).astype(np.float16)
+    fields = {"mean": Field("float16", latents.shape[1:]), "std": Field("float16", latents.shape[1:])}
+    about: dict[str, Any] = {"name": "latents", "classes": ["all"], "scale": 0.5, "shift": 0.1}
+    about["autoencoder"] = f"vae sha256:{weights_sha256(tmp_path / 'vae')}"
+    with Writer(tmp_path / "set", fields=fields | {"label": Field("int32", ())}, **about) as writer:
+        for split in ("train", "test"):
+            batch = {"mean": latents, "std": np.ones_like(latents), "label": np.zeros(3, np.int32)}
+            writer.write(split, batch)
+    for autoencoder, words in ((None, "holds latents of 2 x 2"), (tmp_path / "other", "made with")):
+        with pytest.raises(InputError, match=words):
+            open_shards(tmp_path / "set", autoencoder)
+    found = open_shards(tmp_path / "set", tmp_path / "vae")
+    assert found.shape == (3, side, side, 3)
+    decode = jax.jit(lambda z: model.apply(variables, z, method="decode"))
+    pixels = np.asarray(decode(latents[:, 0].astype(np.float32)))
+    expected = np.round(127.5 * (np.clip(pixels, -1, 1) + 1))
+    assert expected.std() > 10
+    assert np.abs(np.concatenate(list(found.batches(3))) - expected).max() <= 1
+
+
+def test_a_kept_reference_needs_no_images_but_the_same_weights(tmp_path: Path):
+    pool = np.random.default_rng(0).standard_normal((5, POOL)).astype(np.float32)
+    statistics = Statistics(Gaussian(np.arange(float(POOL)), np.eye(POOL)), None)
+    weights = InceptionWeights({}, "mine", "a" * 64)
+    save_reference(tmp_path / "kept.npz", Reference(statistics, pool, "somewhere"), weights)
+    opened = open_reference(tmp_path / "kept.npz")
+    found = fit_reference(opened, weights)
+    np.testing.assert_array_equal(found.pool, pool)
+    np.testing.assert_array_equal(found.statistics.pool.mean, statistics.pool.mean)
+    assert "features of 5 images" in found.protocol
+    with pytest.raises(InputError, match="mine has bbbb"):
+        fit_reference(opened, weights._replace(sha256="b" * 64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num": 3}, "num=3.*more than 3"),
+        ({"seed": -1}, "seed is -1"),
+        ({"host": 2, "hosts": 2}, "host=2 of hosts=2"),
+        ({"samplers": ["hoin"]}, "hoin.*heun"),
+        ({"steps": [0]}, "steps must be"),
+        ({"guidances": [-1.0]}, "guidance must be"),
+        ({"guidances": [1.0, 1]}, "each once"),
+        ({"emas": [2]}, "--ema=2: this run keeps 2 averages"),
+        ({"npz_out": "all.npz", "guidances": [1, 2]}, "one file of samples, and 2 ways"),
+        ({"npz_out": "all.png"}, r"are an \.npz"),
+        ({"reference_out": "real.pkl"}, r"written as \.npz"),
+        ({"reference": "nowhere"}, "nowhere does not exist"),
+        ({"step": 8}, "no checkpoint of step 8"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_drawn(
+    workdir: Path, inception: Path, real: Path, tmp_path: Path, settings: dict[str, Any], words: str
+):
+    reference = settings.pop("reference", real)
+    with pytest.raises(InputError, match=words):
+        score_workdir(workdir, reference, inception, out=tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_latents_needs_its_autoencoder(tmp_path: Path, inception: Path, real: Path):
+    run = make_run(tmp_path / "run", recipe(channels=4))
+    with pytest.raises(InputError, match="--autoencoder=DIR"):
+        score_workdir(run, real, inception)
+
+
+def test_flags_that_do_not_go_together_are_told(workdir: Path):
+    arguments = [f"--workdir={workdir}", "--reference=real.npz", "--seeds=1,2", "--data=digits"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "--workdir with --reference goes without --data, --seeds" in done.stderr
