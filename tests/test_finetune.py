@@ -79,8 +79,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_finer_grid_and_other_classes_change_their_tables_alone(parent: Path) -> None:
     config = tiny(init_from=str(parent), model={"image_size": 16, "num_classes": 5})
-    made = make_run(config)
-    start = find_start(made)
+    start = find_start(make_run(config))
     state = start.state()
     old, _ = checkpoint.restore_params(parent)
     assert same(state.params, state.ema[0])
@@ -90,7 +89,7 @@ def test_a_finer_grid_and_other_classes_change_their_tables_alone(parent: Path) 
         if name == "class_embedding":
             assert table["table"].shape == (6, 8)
             np.testing.assert_array_equal(table["table"][-1], old[name]["table"][-1])
-            np.testing.assert_array_equal(table["table"][:-1], made.fresh_state().params[name]["table"][:-1])
+            assert 0.01 < np.std(table["table"][:-1]) < 0.03, "drawn anew"
         elif "positions" in name:
             assert table.shape == (8, 8, 8)
             np.testing.assert_allclose(jnp.mean(table, (0, 1)), jnp.mean(old[name], (0, 1)), atol=1e-3)
@@ -189,3 +188,5 @@ def test_warns_where_positions_count_patches() -> None:
     assert "--config.model.native_size=8" in coordinates(larger, old)[0]
     larger.model.native_size = 8
     assert coordinates(larger, old) == []
+    larger.model.update({"positions": "sincos", "rotary": True})
+    assert [line.split(" ")[1] for line in coordinates(larger, old)] == ["the", "rotary"]

@@ -72,7 +72,7 @@ def _fine_tune(run: Run, parent: ConfigDict) -> Start:
         return run.fresh_state(checkpoint.restore_params(config.init_from, step, ema, shardings)[0])
 
     which = "the parameters" if ema is None else f"EMA {parent.ema.decays[ema]:g}"
-    lines = [f"starts from {which} of step {step:,} of {config.init_from}; everything else is new"]
+    lines = [f"starts from {which} of step {step:,} of {config.init_from}, with a new optimiser"]
     lines += [f"  {line}" for line in (*changes, *coordinates(config, parent), *_uses(config, parent))]
     return Start(0, tuple(lines), state)
 
