@@ -209,11 +209,7 @@ def run(arguments: list[str], environment: dict[str, str]) -> subprocess.Complet
     return done
 
 
-def fid(out: Path) -> float:
-    return json.loads((out / "image_scores.json").read_text())["scores"]["fid"]
-
-
-def test_killed_while_drawing_and_while_scoring_the_same_command_gives_the_same_number(
+def test_killed_while_drawing_and_while_scoring_on_eight_devices_it_ends_with_the_number_of_one(
     sweep: tuple[Sweep, Path, list[str], dict[str, Any]],
     workdir: Path,
     inception: Path,
@@ -221,6 +217,8 @@ def test_killed_while_drawing_and_while_scoring_the_same_command_gives_the_same_
     environment: dict[str, str],
     tmp_path: Path,
 ):
+    devices = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = environment | {"XLA_FLAGS": devices}
     arguments, log = command(workdir, inception, real, tmp_path), tmp_path / "log"
 
     def parts() -> dict[Path, int]:
@@ -235,33 +233,24 @@ def test_killed_while_drawing_and_while_scoring_the_same_command_gives_the_same_
     assert finished.items() <= drawn.items()
     done = run(arguments, environment)
     assert parts() == drawn
+    assert f"{NUM} in" in done.stdout
     assert "0 to draw here" in done.stdout
-    assert fid(tmp_path) == pytest.approx(sweep[0].found[1].scores["fid"], rel=1e-9)
-
-
-def test_eight_devices_give_the_number_of_one(
-    sweep: tuple[Sweep, Path, list[str], dict[str, Any]],
-    workdir: Path,
-    inception: Path,
-    real: Path,
-    environment: dict[str, str],
-    tmp_path: Path,
-):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = run(command(workdir, inception, real, tmp_path), environment | {"XLA_FLAGS": flags})
     assert "device 8 x cpu" in done.stdout
-    assert fid(tmp_path) == pytest.approx(sweep[0].found[1].scores["fid"], rel=1e-3)
+    found, out, *_ = sweep
+    score = json.loads((tmp_path / "image_scores.json").read_text())["scores"]["fid"]
+    assert score == pytest.approx(found.found[1].scores["fid"], rel=1e-3)
+    for path in drawn:
+        with np.load(path) as ours, np.load(out / path.relative_to(tmp_path)) as theirs:
+            assert np.abs(ours["arr_0"].astype(int) - theirs["arr_0"]).max() <= 1
 
 
-def test_fid_during_training_changes_nothing_and_is_that_of_the_checkpoint(
-    inception: Path, real: Path, tmp_path: Path
-):
+def test_fid_during_training_changes_nothing(inception: Path, real: Path, tmp_path: Path):
     states = []
     for every in (0, 3):
         config = recipe()
         config.data.update({"source": "synthetic", "batch_size": 8})
         config.optimizer.warmup_steps = 1
-        config.train.update({"steps": 3, "eval_every": 0, "sample_every": 0})
+        config.train.update({"steps": 3, "eval_every": 0, "eval_size": 8, "sample_every": 0})
         config.fid.update({"every": every, "num": NUM, "reference": str(real), "inception": str(inception)})
         config.fid.update({"sampler": "euler", "steps": 2, "guidance": 1.5})
         folder = tmp_path / str(every)
@@ -272,10 +261,6 @@ def test_fid_during_training_changes_nothing_and_is_that_of_the_checkpoint(
     assert [f"fid_{NUM}" in row for row in rows] == [False, False, True]
     said = (tmp_path / "3" / "log.txt").read_text()
     assert f"step 3 | FID {rows[-1][f'fid_{NUM}']:.2f} of {NUM} samples (euler, 2 steps, guidance 1.5" in said
-    scored = score_workdir(tmp_path / "3", real, inception, num=NUM, keep_samples=False)
-    assert scored is not None
-    assert scored.found[0].scores["fid"] == pytest.approx(rows[-1][f"fid_{NUM}"], rel=1e-3)
-    assert not list(tmp_path.glob("3/eval/samples/*"))
     with pytest.raises(InputError, match="needs make_fid"):
         loop.train(config, tmp_path / "new", lambda *_: None)
     config.fid.reference = "nowhere.npz"
