@@ -242,6 +242,24 @@ def test_a_shard_that_changes_later_never_gives_wrong_numbers(tmp_path, open_lar
         source.gather(np.arange(300))
 
 
+def test_records_are_compared_however_often_they_are_read(tmp_path, open_large):
+    batch = latents(500)
+    write_latents(tmp_path / "set", [batch], shard_bytes=80_000)
+    source = open_large(tmp_path / "set")
+    for seed in range(4):  # some of them for the first time, most again, across the blocks of a shard
+        indices = np.random.default_rng(seed).integers(0, 500, 400)
+        rows = source.gather(indices)
+        for name, array in batch.items():
+            np.testing.assert_array_equal(rows[name], array[indices])
+    source.gather(np.arange(500))
+    content = bytearray((tmp_path / "set" / SHARD).read_bytes())
+    content[200] ^= 1  # in the first record
+    with (tmp_path / "set" / SHARD).open("rb+") as file:
+        file.write(content)
+    with pytest.raises(InputError, match="not what it was when it was first read"):
+        source.gather(np.arange(500))
+
+
 def test_checksums_of_a_large_set_are_compared_if_asked_for(tmp_path, open_large):
     write_latents(tmp_path / "set", [latents(300)])
     assert len(open_large(tmp_path / "set", verify=True)) == 300

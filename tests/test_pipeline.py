@@ -9,12 +9,14 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import grain
 import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pom_jax.data import Records, Synthetic, pipeline
+from pom_jax.data.order import Order
 from pom_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,18 @@ def test_every_epoch_holds_every_record_once_in_another_order(digits_dir):
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 5
     other = next(pipeline.batches(_Indices(source), 100, seed=4))["index"]
     assert (other != epochs[0, :100]).mean() > 0.9
+
+
+@pytest.mark.parametrize("records", [7, 4096, 5000, 65_538, 1_281_167])
+def test_the_order_is_the_one_of_grain(records):
+    for seed in (0, 2**32 - 1):
+        theirs = grain.MapDataset.range(records).seed(seed).shuffle().repeat()
+        ours = Order(records, seed)
+        for start in (0, records - 3, 10**6):
+            places = np.arange(start, start + 9)
+            assert ours[places].tolist() == [theirs[int(place)] for place in places]
+    if records == 5000:
+        assert np.array_equal(np.sort(ours[np.arange(records)]), np.arange(records))
 
 
 class _Indices:

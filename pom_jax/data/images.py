@@ -214,7 +214,7 @@ def _batches(job: Job, pieces: Sequence[Piece], workers: int, batch_size: int) -
         return job.sources[piece.split].crop(index, job.size, job.min_size)
 
     places = ((piece, int(index)) for piece in pieces for index in piece.indices)
-    crops = _ahead(crop, places, workers, 2 * batch_size)
+    crops = read_ahead(crop, places, workers, 2 * batch_size)
     for piece in pieces:
         for start in range(0, len(piece.indices), batch_size):
             indices = piece.indices[start : start + batch_size]
@@ -250,7 +250,7 @@ def _encoded(
     )
 
 
-def _ahead(
+def read_ahead(
     call: Callable[[Task], Result], tasks: Iterable[Task], workers: int, ahead: int
 ) -> Iterator[Result]:
     """Results in the order of the tasks, of which so many are under way before theirs is asked for."""

@@ -8,11 +8,11 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pom_jax.data.order import Order
 from pom_jax.data.sources import Source
 from pom_jax.errors import InputError
 
@@ -56,13 +56,13 @@ def batches(
         raise InputError(f"seed is {seed}; the order of the data needs one from 0 to {2**32 - 1}")
     if start_step < 0:
         raise InputError(f"start_step is {start_step}; steps are counted from 0")
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()  # [i] costs the same for any i
-    places = range(batch_size)[rows or slice(None)]
+    order = Order(len(source), seed)
+    places = np.arange(batch_size)[rows or slice(None)]
 
     def generate() -> Iterator[dict[str, np.ndarray]]:
         step = start_step
         while True:
-            yield source.gather(np.array([order[step * batch_size + place] for place in places]))
+            yield source.gather(order[step * batch_size + places])
             step += 1
 
     return generate()

@@ -1,17 +1,18 @@
 """Reads a split of a data set: every check before the first batch, then whole batches by index."""
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from pom_jax.data.manifest import Manifest, Shard, find_bad_record, read_manifest, sha256
+from pom_jax.data.shard_reader import RANDOM_ACCESS, ShardReader
 from pom_jax.errors import InputError
 
 SMALL = 64 * 2**20  # bytes: sets up to this size are always verified, and kept in memory
-RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class Records:
@@ -42,9 +43,9 @@ class Records:
         small = len(self) * self.manifest.record_bytes <= SMALL
         for shard in self._shards:
             self._check(shard, checksum=verify or small)
-        self._readers: dict[int, ArrayRecordReader] = {}
+        self._readers: dict[int, ShardReader] = {}
         self._lock = threading.Lock()
-        self._rows: np.ndarray | None = self._read(np.arange(len(self))) if small else None
+        self._rows: np.ndarray | None = self._read(np.arange(len(self)))[0] if small else None
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -61,19 +62,27 @@ class Records:
             raise InputError(
                 f"records {indices.min()} to {indices.max()} asked of {len(self)} in {self._where()}"
             )
-        rows = self._read(indices) if self._rows is None else self._rows[indices]
+        if self._rows is None:
+            rows, fresh = self._read(indices)
+        else:
+            rows, fresh = self._rows[indices], np.ones(len(indices), bool)
         batch, start = {}, 0
         for name, field in self.manifest.fields.items():
-            column = np.ascontiguousarray(rows[:, start : start + field.bytes])
+            # A view of the rows where the bytes of the field are aligned in them: nothing is copied.
+            column = rows[:, start : start + field.bytes]
+            if start % np.dtype(field.dtype).itemsize:
+                column = column.copy()
             batch[name] = (
                 column.view(field.stored).reshape(len(rows), *field.shape).astype(field.dtype, copy=False)
             )
             start += field.bytes
         for name, values in batch.items():
-            if found := find_bad_record(name, values, len(self.manifest.classes)):
+            # What was found good once is still the same.
+            found = find_bad_record(name, values[fresh], len(self.manifest.classes)) if fresh.any() else None
+            if found is not None:
                 place, what = found
                 raise InputError(
-                    f"record {indices[place]} of {self._where()}, field {name}: {what}; "
+                    f"record {indices[fresh][place]} of {self._where()}, field {name}: {what}; "
                     "make the data set again"
                 )
         return batch
@@ -110,28 +119,43 @@ class Records:
                 f"{self.manifest.record_bytes}; {again}"
             )
 
-    def _read(self, indices: np.ndarray) -> np.ndarray:
-        """The raw records at `indices` [n]: uint8 [n, record bytes]."""
-        rows = np.empty((len(indices), self.manifest.record_bytes), np.uint8)
-        owners = np.searchsorted(self._starts, indices, side="right") - 1
-        for number in np.unique(owners):
-            places = np.flatnonzero(owners == number)
-            path = self.folder / self._shards[number].file
-            try:
-                found = self._reader(int(number)).read((indices[places] - self._starts[number]).tolist())
-                rows[places] = np.frombuffer(b"".join(found), np.uint8).reshape(len(places), -1)
-            except (RuntimeError, ValueError, IndexError) as error:
-                raise InputError(
-                    f"shard {path} cannot be read ({str(error).splitlines()[0]}): it was changed "
-                    "or the disk is failing; compare its SHA-256 with manifest.json"
-                ) from error
-        return rows
+    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The raw records at `indices` [n], uint8 [n, S], and which [n] were read for the first time.
 
-    def _reader(self, number: int) -> ArrayRecordReader:
+        S is the record bytes, filled up with zeros to whole words.
+        """
+        size = self.manifest.record_bytes
+        rows = np.empty((len(indices), -(-size // 8) * 8), np.uint8)
+        rows[:, size:] = 0
+        owners = np.searchsorted(self._starts, indices, side="right") - 1
+        places = {int(number): np.flatnonzero(owners == number) for number in np.unique(owners)}
+        fresh = np.empty(len(indices), bool)
+        for number, own in places.items():
+            with self._explained(number):
+                fresh[own] = self._reader(number).read(indices[own] - self._starts[number], rows, own)
+        sums = rows.view(np.uint64).sum(axis=1, dtype=np.uint64)
+        for number, own in places.items():
+            with self._explained(number):
+                self._reader(number).compare(indices[own] - self._starts[number], sums[own], fresh[own])
+        return rows, fresh
+
+    @contextlib.contextmanager
+    def _explained(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise InputError(
+                f"shard {self.folder / self._shards[number].file} cannot be read "
+                f"({str(error).splitlines()[0]}): it was changed or the disk is failing; compare its SHA-256 "
+                "with manifest.json"
+            ) from error
+
+    def _reader(self, number: int) -> ShardReader:
         with self._lock:
             if number not in self._readers:
-                path = self.folder / self._shards[number].file
-                self._readers[number] = ArrayRecordReader(str(path), RANDOM_ACCESS)
+                shard = self._shards[number]
+                path = self.folder / shard.file
+                self._readers[number] = ShardReader(path, shard.records, self.manifest.record_bytes)
             return self._readers[number]
 
     def _where(self) -> str:
