@@ -314,7 +314,7 @@ def test_a_kept_reference_needs_no_images_but_the_same_weights(tmp_path: Path):
     found = fit_reference(opened, weights)
     np.testing.assert_array_equal(found.pool, pool)
     np.testing.assert_array_equal(found.statistics.pool.mean, statistics.pool.mean)
-    assert "features of 5 images" in found.protocol
+    assert "made of (somewhere), statistics of the file, features of 5 images" in found.protocol
     with pytest.raises(InputError, match="mine has bbbb"):
         fit_reference(opened, weights._replace(sha256="b" * 64))
 

@@ -3,7 +3,8 @@
 ADM's files (https://github.com/openai/guided-diffusion/tree/main/evaluations) hold `mu`, `sigma` of the pool
 features and `mu_s`, `sigma_s` of the spatial ones over a whole training set, and in `arr_0` images of it for
 precision and recall, 10,000 for ImageNet. pytorch-fid's hold `mu` and `sigma` alone. Ours hold the features
-themselves for precision and recall, `pool`, and in `inception` the checksum of the weights that made them.
+themselves for precision and recall, `pool`, in `inception` the checksum of the weights that made them, and in
+`about` of which images they are.
 """
 
 import hashlib
@@ -101,6 +102,8 @@ def open_reference(
         if "pool" in names:
             pool, inception = _read_pool(source)
         parts += [str(source), f"sha256 {file_sha256(source)}"]
+        if "about" in names:
+            parts.append(f"made of ({_read_about(source)})")
     if statistics is not None:
         parts.append("statistics of the file")
     if images is not None:
@@ -197,7 +200,7 @@ def save_reference(
     Raises:
         InputError: another ending, or no room on the disk.
     """
-    content = _arrays(reference.statistics)
+    content = _arrays(reference.statistics) | {"about": np.array(reference.protocol)}
     if reference.pool is not None:
         content["pool"] = reference.pool
     if weights is not None:
@@ -244,6 +247,15 @@ def _read_pool(path: str | os.PathLike[str]) -> tuple[np.ndarray, str | None]:
     if pool.dtype != np.float32 or pool.ndim != 2 or pool.shape[1] != POOL or not np.isfinite(pool).all():
         raise InputError(f"{path}: pool is {pool.dtype} {list(pool.shape)}, not finite float32 [K, {POOL}]")
     return pool, inception
+
+
+def _read_about(path: str | os.PathLike[str]) -> str:
+    """`about` of an npz of `save_reference`: the protocol of the reference it was made of."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return str(content["about"])
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is no whole npz of statistics: {error}") from error
 
 
 def _listing_sha256(folder: Path) -> str:
