@@ -1,8 +1,6 @@
 """Reads a split of a data set: every check before the first batch, then whole batches by index."""
 
-import contextlib
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +41,10 @@ class Records:
         small = len(self) * self.manifest.record_bytes <= SMALL
         for shard in self._shards:
             self._check(shard, checksum=verify or small)
-        self._readers: dict[int, ShardReader] = {}
-        self._lock = threading.Lock()
-        self._rows: np.ndarray | None = self._read(np.arange(len(self)))[0] if small else None
+        paths = [self.folder / shard.file for shard in self._shards]
+        counts = [shard.records for shard in self._shards]
+        self._reader = ShardReader(paths, counts, self.manifest.record_bytes)
+        self._rows: np.ndarray | None = self._reader.read(np.arange(len(self)))[0] if small else None
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -63,7 +62,7 @@ class Records:
                 f"records {indices.min()} to {indices.max()} asked of {len(self)} in {self._where()}"
             )
         if self._rows is None:
-            rows, fresh = self._read(indices)
+            rows, fresh = self._reader.read(indices)
         else:
             rows, fresh = self._rows[indices], np.ones(len(indices), bool)
         batch, start = {}, 0
@@ -118,45 +117,6 @@ class Records:
                 f"shard {path} has records of {length} bytes, the manifest's fields take "
                 f"{self.manifest.record_bytes}; {again}"
             )
-
-    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The raw records at `indices` [n], uint8 [n, S], and which [n] were read for the first time.
-
-        S is the record bytes, filled up with zeros to whole words.
-        """
-        size = self.manifest.record_bytes
-        rows = np.empty((len(indices), -(-size // 8) * 8), np.uint8)
-        rows[:, size:] = 0
-        owners = np.searchsorted(self._starts, indices, side="right") - 1
-        places = {int(number): np.flatnonzero(owners == number) for number in np.unique(owners)}
-        fresh = np.empty(len(indices), bool)
-        for number, own in places.items():
-            with self._explained(number):
-                fresh[own] = self._reader(number).read(indices[own] - self._starts[number], rows, own)
-        sums = rows.view(np.uint64).sum(axis=1, dtype=np.uint64)
-        for number, own in places.items():
-            with self._explained(number):
-                self._reader(number).compare(indices[own] - self._starts[number], sums[own], fresh[own])
-        return rows, fresh
-
-    @contextlib.contextmanager
-    def _explained(self, number: int) -> Iterator[None]:
-        try:
-            yield
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            raise InputError(
-                f"shard {self.folder / self._shards[number].file} cannot be read "
-                f"({str(error).splitlines()[0]}): it was changed or the disk is failing; compare its SHA-256 "
-                "with manifest.json"
-            ) from error
-
-    def _reader(self, number: int) -> ShardReader:
-        with self._lock:
-            if number not in self._readers:
-                shard = self._shards[number]
-                path = self.folder / shard.file
-                self._readers[number] = ShardReader(path, shard.records, self.manifest.record_bytes)
-            return self._readers[number]
 
     def _where(self) -> str:
         return f"split {self.split} in {self.folder}"

@@ -1,11 +1,15 @@
-"""Random records of one shard, quickly, and never a changed one."""
+"""Random records of a split, quickly, and never a changed one."""
 
 import os
 import threading
+from collections.abc import Sequence
+from io import RawIOBase
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
+
+from pom_jax.errors import InputError
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -15,70 +19,101 @@ RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 2**16, 24, 40
 
 
+GROUP = 16  # records that are added up while they are still in the cache
+
+
 class ShardReader:
-    """Reads records by index; may be used by several threads.
+    """Reads records of many shards by index; may be used by several threads.
 
     The first time, a record is read by ArrayRecord, which compares its checksum. From then on it comes
     straight from its place in the file, several times as quick, and the sum of its words is compared.
 
     Args:
-        path: of the shard.
-        records: how many it has.
+        paths: of the shards.
+        counts: how many records each has.
         record_bytes: the length of each.
-
-    Raises:
-        RuntimeError, ValueError, IndexError, OSError: the file cannot be read or was changed.
     """
 
-    def __init__(self, path: Path, records: int, record_bytes: int):
-        self._lock = threading.Lock()
-        self._reader = ArrayRecordReader(str(path), RANDOM_ACCESS)
-        self._file = path.open("rb", buffering=0)
+    def __init__(self, paths: Sequence[Path], counts: Sequence[int], record_bytes: int):
+        self._paths = paths
+        self._starts = np.cumsum([0, *counts])
         self._bytes = record_bytes
-        self._places = _places(np.arange(records), record_bytes)
-        self._known = np.zeros(records, bool)
-        self._sums = np.zeros(records, np.uint64)
+        self._known = np.zeros(self._starts[-1], bool)
+        self._sums = np.zeros(self._starts[-1], np.uint64)
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._files: dict[int, RawIOBase] = {}
+        self._lock = threading.Lock()
 
-    def read(self, indices: np.ndarray, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Reads records into some rows.
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The raw records at `indices` [n], uint8 [n, S], and which [n] were read for the first time.
 
-        Args:
-            indices: [n].
-            rows: uint8 [m, S], C order; the first bytes of a row become the record.
-            places: [n] the row of each record.
+        S is the record bytes, filled up with zeros to whole words.
 
-        Returns:
-            [n] which of them were read for the first time.
+        Raises:
+            InputError: a shard cannot be read or was changed.
         """
+        rows = np.empty((len(indices), -(-self._bytes // 8) * 8), np.uint8)
+        rows[:, self._bytes :] = 0
+        owners = np.searchsorted(self._starts, indices, side="right") - 1
         fresh = ~self._known[indices]
         if fresh.any():
+            for number in np.unique(owners[fresh]):
+                places = np.flatnonzero(fresh & (owners == number))
+                self._read_checked(int(number), indices[places], rows, places)
+        if not fresh.all():
+            places = np.flatnonzero(~fresh)
+            self._read_again(owners[places], indices[places], rows, places)
+        return rows, fresh
+
+    def _read_checked(self, number: int, indices: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+        try:
             with self._lock:
-                found = self._reader.read(indices[fresh].tolist())
-            for place, record in zip(places[fresh].tolist(), found, strict=True):
+                if number not in self._readers:
+                    self._readers[number] = ArrayRecordReader(str(self._paths[number]), RANDOM_ACCESS)
+                found = self._readers[number].read((indices - self._starts[number]).tolist())
+            for place, record in zip(places.tolist(), found, strict=True):
                 rows[place, : self._bytes] = np.frombuffer(record, np.uint8)
-        self._read_again(indices[~fresh], rows, places[~fresh])
-        return fresh
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise self._error(number, str(error).splitlines()[0]) from error
+        self._sums[indices] = rows[places].view(np.uint64).sum(axis=1, dtype=np.uint64)
+        self._known[indices] = True
 
-    def compare(self, indices: np.ndarray, sums: np.ndarray, fresh: np.ndarray) -> None:
-        """Notes the sums [n] of fresh records, and compares those of the others with what was noted."""
-        if not np.array_equal(sums[~fresh], self._sums[indices[~fresh]]):
-            raise ValueError("a record is not what it was when it was first read")
-        self._sums[indices[fresh]] = sums[fresh]
-        self._known[indices[fresh]] = True
-
-    def _read_again(self, indices: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
-        file, size, stride = self._file.fileno(), self._bytes, rows.shape[1]
+    def _read_again(
+        self, owners: np.ndarray, indices: np.ndarray, rows: np.ndarray, places: np.ndarray
+    ) -> None:
+        size, stride = self._bytes, rows.shape[1]
         content, header = rows.reshape(-1).data, bytearray(BLOCK_HEADER)
-        for start, place in zip(self._places[indices].tolist(), places.tolist(), strict=True):
-            row = content[place * stride : place * stride + size]
-            parts: list[memoryview | bytearray] = []
-            cut = BLOCK - start % BLOCK
-            while cut < len(row):
-                parts += [row[:cut], header]
-                row, cut = row[cut:], BLOCK - BLOCK_HEADER
-            parts.append(row)
-            if os.preadv(file, parts, start) != sum(map(len, parts)):
-                raise ValueError("it ends too early")
+        starts = _places(indices - self._starts[owners], size).tolist()
+        where = list(zip(owners.tolist(), starts, places.tolist(), strict=True))
+        for first in range(0, len(where), GROUP):
+            group = slice(first, first + GROUP)
+            for number, start, place in where[group]:
+                row = content[place * stride : place * stride + size]
+                parts: list[memoryview | bytearray] = []
+                cut = BLOCK - start % BLOCK
+                while cut < len(row):
+                    parts += [row[:cut], header]
+                    row, cut = row[cut:], BLOCK - BLOCK_HEADER
+                parts.append(row)
+                if os.preadv(self._file(number), parts, start) < size:
+                    raise self._error(number, "it ends too early")
+            sums = rows[places[group]] if len(places) < len(rows) else rows[group]
+            wrong = sums.view(np.uint64).sum(axis=1, dtype=np.uint64) != self._sums[indices[group]]
+            if wrong.any():
+                number = int(owners[group][np.argmax(wrong)])
+                raise self._error(number, "a record is not what it was when it was first read")
+
+    def _file(self, number: int) -> int:
+        if number not in self._files:
+            with self._lock:
+                self._files.setdefault(number, self._paths[number].open("rb", buffering=0))
+        return self._files[number].fileno()
+
+    def _error(self, number: int, what: str) -> InputError:
+        return InputError(
+            f"shard {self._paths[number]} cannot be read ({what}): it was changed or the disk is failing; "
+            "compare its SHA-256 with manifest.json"
+        )
 
 
 def _places(indices: np.ndarray, record_bytes: int) -> np.ndarray:
