@@ -67,11 +67,7 @@ def sample_to_file(
     varied = _varied(choices)
     as_sheet = per_class is not None or varied is not None
     _check_request(out, num, per_class, varied)
-    if upscale_from is not None and not (classes is None and num is None and per_class is None):
-        raise InputError(
-            f"--upscale_from={upscale_from} says which classes, and how many images: leave out --classes, "
-            "--num and --per_class"
-        )
+    _check_upscaling(upscale_from, classes, num, per_class)
     generator = load(workdir, step, ema, autoencoder)
     columns = _columns(choices, varied, generator.config.sampling)
     usual = generator.config.sampling.num
@@ -137,6 +133,14 @@ def _check_request(out: str | None, num: int | None, per_class: int | None, vari
         raise InputError(
             f"--per_class={per_class} fills a row for each class: give it without --num, and with one value "
             "of --guidance, --steps and --sampler"
+        )
+
+
+def _check_upscaling(file: str | None, *chosen: Any) -> None:
+    if file is not None and any(value is not None for value in chosen):
+        raise InputError(
+            f"--upscale_from={file} says which classes, and how many images: leave out --classes, --num and "
+            "--per_class"
         )
 
 

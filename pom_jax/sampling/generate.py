@@ -212,15 +212,11 @@ class Generator:
         scale = float(defaults.guidance if guidance is None else guidance)
         check_guidance(scale, interval)
         check_start(upscale_start)
+        _check_numbers(batch_size, seed, first)
         if low is not None and len(low) != len(labels):
             raise InputError(
-                f"there are {len(low)} smaller images for {len(labels)} labels; give one for each"
+                f"there are {len(low)} smaller images for {len(labels)} labels: give one for each"
             )
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
-        for name, number in {"seed": seed, "first": first}.items():
-            if not 0 <= number < 2**32:
-                raise InputError(f"{name} is {number}; it must be from 0 to {2**32 - 1}")
         program = _Program(
             model=self.model,
             path=make_path(self.config.diffusion),
@@ -298,6 +294,14 @@ class Generator:
                 f"0 to {count - 1}"
             )
         return array.astype(np.int32)
+
+
+def _check_numbers(batch_size: int, seed: int, first: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+    for name, number in {"seed": seed, "first": first}.items():
+        if not 0 <= number < 2**32:
+            raise InputError(f"{name} is {number}; it must be from 0 to {2**32 - 1}")
 
 
 def load(
