@@ -10,9 +10,11 @@ from flax import linen
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jax import Array
-from jax.sharding import AbstractMesh, use_abstract_mesh
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
 
-from pom_jax.nn import Phase, PoM, Rotary
+from pom_jax.errors import InputError
+from pom_jax.nn import LocalAttention, Phase, PoM, Rotary
 from pom_jax.ops import runs
 from tests.layers import WIDTH, assert_close, few, gap, normal, parameters, position_axes, quick_jit, uniform
 
@@ -271,3 +273,46 @@ def test_bfloat16_twins_stay_together(short_runs: None, options: dict[str, Any])
     for one, other in zip(jax.tree.leaves(lean), jax.tree.leaves(naive), strict=True):
         assert one.dtype == other.dtype
         assert gap(one, other) < 0.02
+
+
+@pytest.mark.parametrize("options", [{}, {"frames": 4}, {"frames": (5, 7)}, {"causal": True}], ids=str)
+def test_lean_under_shard_map_has_the_gradients_of_naive(short_runs: None, options: dict[str, Any]) -> None:
+    """There the loops must say from the start which arrays differ from device to device."""
+    x, mask = normal(1, 2, 12, WIDTH), uniform(2, 2, 12)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    naive, lean = (PoM(implementation=name) for name in ("naive", "lean"))
+    p = parameters(naive)
+
+    def slopes(layer: PoM, p: Any, x: Array, mask: Array) -> Any:
+        def losses(p: Any, x: Array, mask: Array) -> Array:
+            return (layer.apply(p, x, mask=mask, **options) ** 2).sum((1, 2))
+
+        split = jax.shard_map(losses, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P("data"))
+        return jax.grad(lambda *a: split(*a).sum(), (0, 1, 2))(p, x, mask)
+
+    found = quick_jit(lambda p, x, m: (slopes(lean, p, x, m), slopes(naive, p, x, m)))(p, x, mask)
+    assert_close(*found)
+
+
+def test_a_mesh_with_explicit_axes_is_served_naively_or_refused_in_words() -> None:
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    x = normal(1, 2, 12, WIDTH)
+    split = jax.device_put(x, NamedSharding(mesh, P("data")))
+    layer, attention = PoM(), LocalAttention(2, (12,), 2)
+    p, q = parameters(layer), attention.init(jax.random.key(0), x)
+
+    def outputs(p: Any, q: Any, x: Array) -> Any:
+        found = [layer.apply(p, x, **options) for options in ({}, {"frames": 4}, {"causal": True})]
+        return found, attention.apply(q, x)
+
+    def slopes(p: Any, q: Any, x: Array) -> Any:
+        return jax.grad(lambda *a: sum((y**2).sum() for y in jax.tree.leaves(outputs(*a))), (0, 1, 2))(
+            p, q, x
+        )
+
+    whole = jax.device_put((p, q), NamedSharding(mesh, P()))
+    for run in (outputs, slopes):
+        assert_close(quick_jit(run)(*whole, split), quick_jit(run)(p, q, x))
+    for refused, options in ((layer, {"frames": (5, 7)}), (PoM(implementation="lean"), {})):
+        with pytest.raises(InputError, match=r"Explicit axes do not allow: make the mesh with"):
+            refused.apply(whole[0], split, **options)

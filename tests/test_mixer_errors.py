@@ -255,7 +255,7 @@ MISTAKES: list[tuple[PoM, dict[str, Any], str]] = [
     (
         PoM(rotary=Rotary()),
         {"positions": np.arange(N), "context": normal(0, B, N, WIDTH)},
-        "positions were given, and a context without context_positions",
+        "context_positions are needed: positions, given or",
     ),
     (PoM(rotary=Rotary(2)), {}, r"positions \[6, 2\] are needed; 2 axes have no default"),
     (PoM(rotary=Rotary()), {"state": STATE}, "a stream does not know where its tokens are"),
@@ -274,6 +274,16 @@ MISTAKES: list[tuple[PoM, dict[str, Any], str]] = [
     (PoM(global_tokens=-1), {}, "global_tokens = -1 must be a whole number of at least 0"),
     (PoM(grid=cast(Any, 6)), {}, "grid = 6 must be a tuple of the sizes of its axes"),
     (PoM(form="power", slope=math.nan), {}, "slope = nan must be a finite number"),
+    (PoM(grid=(2, 3), rotary=Rotary(2)), {"context": normal(0, B, N, WIDTH)}, "or of the layer's grid"),
+    (PoM(grid=(10**6, 10**6), rotary=Rotary(2)), {}, "gives 1000000000000 \\+ 0 tokens positions"),
+    (PoM(degree=10**12), {}, "degree = 1000000000000 is above 64"),
+    (PoM(form="power", slope=10**400), {}, "must be a finite number"),
+    (PoM(causal=cast(Any, "no")), {}, "causal = 'no' must be True or False"),
+    (PoM(kernel_init=cast(Any, None)), {}, "kernel_init = None must be an initialiser"),
+    (PoM(), {"mask": np.full((B, N), -(10**9))}, "mask has the weight -1000000000.0"),
+    (PoM(), {"mask": np.full((B, N), np.inf)}, "mask has the weight inf"),
+    (PoM(), {"frames": (1,) * 100}, r"frames \(1, 1, .* 1, ...\) add up to 100 tokens, but there are 6"),
+    (PoM(), {"frames": (np.uint8(131),) * 2}, "add up to 262 tokens"),
     (PoM(), {"sow_weights": True}, "PoM has no attention weights to sow"),
     (PoM(dtype="int32"), {}, "dtype = int32 has no fractions"),
 ]
@@ -296,6 +306,12 @@ def test_states_that_cannot_be_made_read_or_merged() -> None:
     with pytest.raises(InputError, match="needs width="):
         layer.init_state(B)
     assert layer.bind(parameters(layer)).init_state(B).sum.shape == (B, 1, 2, 2 * WIDTH)
+    for wrong in ([1.0], None, "x", 1.0):
+        for method, rest in (("write", ()), ("read", (STATE,))):
+            with pytest.raises(InputError, match=r"is a (list|NoneType|str|float); give an array"):
+                layer.init_with_output(jax.random.key(0), wrong, *rest, method=method)
+    with pytest.raises(InputError, match="read needs the state that others left"):
+        layer.init_with_output(jax.random.key(0), STATE.sum[:, 0], None, method="read")
     own = PoM(reads=("own",))
     with pytest.raises(InputError, match="read takes no state of its own"):
         own.apply(parameters(own), jnp.zeros((B, N, WIDTH)), own.init_state(B, WIDTH), method="read")

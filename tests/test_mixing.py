@@ -291,3 +291,20 @@ def test_the_mean_over_many_tokens_loses_nothing() -> None:
     one, many, last = (np.asarray(y, np.float32) for y in both(token))
     np.testing.assert_array_equal(one, many)
     np.testing.assert_array_equal(one, last)
+
+
+def test_a_weight_of_zero_has_no_slope_and_others_have_theirs() -> None:
+    layer = PoM()
+    p, x = parameters(layer), normal(1, 2, 6, WIDTH)
+    mask = np.ones((2, 6), np.float32)
+    mask[:, 3] = 0
+
+    def loss(mask: Array) -> Array:
+        return (layer.apply(p, x, mask=mask) ** 2).sum()
+
+    slopes = np.asarray(quick_jit(jax.grad(loss))(mask))
+    assert (slopes[:, 3] == 0).all()
+    step = np.zeros_like(mask)
+    step[:, 2] = 1e-2
+    difference = (loss(mask + step) - loss(mask - step)) / 2e-2
+    np.testing.assert_allclose(slopes[:, 2].sum(), difference, rtol=1e-2)

@@ -275,3 +275,9 @@ def test_a_state_kept_in_another_dtype_comes_back_in_float32(method: str) -> Non
     ((exact, _), (y, after)), read = outputs(x)
     assert gap(y, exact) < 0.01
     assert after.sum.dtype == after.count.dtype == y.dtype == read.dtype == jnp.float32
+
+
+def test_states_kept_in_narrow_dtypes_add_up() -> None:
+    kept = State(jnp.full((1, 1, 3), 60_000, jnp.float16), jnp.full((1, 1), 110, jnp.int8))
+    total: Any = sum([kept] * 3)
+    assert_close(total, State(jnp.full((1, 1, 3), 180_000.0), jnp.full((1, 1), 330.0)))

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Initializer
 from jax.typing import DTypeLike
 
+from pom_jax.errors import InputError
 from pom_jax.ops.dense import dense, grouped_dense
 
 xavier_uniform: Initializer = nn.initializers.xavier_uniform()
@@ -51,8 +52,8 @@ class Dense(nn.Module):
         fan_in, fan_out = math.prod(inputs), math.prod(features)
 
         def init(key: jax.Array) -> jax.Array:
-            matrix = self.kernel_init(key, (fan_in, fan_out + self.fused_features), jnp.float32)
-            return jnp.asarray(matrix)[:, :fan_out].reshape(*inputs, *features)
+            matrix = _matrix(self.kernel_init, key, (fan_in, fan_out + self.fused_features))
+            return matrix[:, :fan_out].reshape(*inputs, *features)
 
         dtype = self.dtype or jnp.float32
         kernel = self.param("kernel", init).astype(dtype)
@@ -94,7 +95,7 @@ class GroupedDense(nn.Module):
 
         def init(key: jax.Array) -> jax.Array:
             keys = jax.random.split(key, self.groups)
-            return jnp.stack([jnp.asarray(self.kernel_init(k, shape, jnp.float32)) for k in keys])
+            return jnp.stack([_matrix(self.kernel_init, k, shape) for k in keys])
 
         dtype = self.dtype or jnp.float32
         kernel = self.param("kernel", init).astype(dtype)
@@ -102,3 +103,13 @@ class GroupedDense(nn.Module):
             return kernel, None
         bias = self.param("bias", nn.initializers.zeros_init(), (self.groups, shape[1]), jnp.float32)
         return kernel, bias.astype(dtype)
+
+
+def _matrix(kernel_init: Initializer, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    matrix = kernel_init(key, shape, jnp.float32)
+    if isinstance(matrix, nn.meta.AxisMetadata):
+        raise InputError(
+            f"kernel_init gives a {type(matrix).__name__}, whose names of axes belong to a matrix; kernels "
+            "here have axes of their own: leave nn.with_partitioning out and shard the tree of parameters"
+        )
+    return jnp.asarray(matrix)

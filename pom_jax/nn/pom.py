@@ -124,8 +124,8 @@ class PoM(nn.Module):
     ) -> jax.Array | tuple[jax.Array, AnyState]:
         """Mixes context tokens into query tokens, at a cost linear in both.
 
-        The call of `flax.linen.MultiHeadDotProductAttention` works here as it is: queries, keys, values and
-        `mask`, which may have an axis of heads, of size 1.
+        The call of `flax.linen.MultiHeadDotProductAttention` works here as it is: queries, keys, values by
+        position, and `mask`, which may have an axis of heads, of size 1.
 
         Args:
             x: [B, M, D], the queries.
@@ -133,8 +133,10 @@ class PoM(nn.Module):
             values: nothing but `context` once more, for attention's call.
             mask: None, [B, N] or [B, M, N] (B may be 1), booleans or weights; zero leaves a token out. Also
                 [B, 1, M, N] and [B, 1, 1, N]. A row for each query costs M N, as in attention; with
-                `causal` or `frames`, give [B, N].
-            causal: token n sees the context tokens 0..n only; None is the layer's own `causal`.
+                `causal` or `frames`, give [B, N]. A token that [B, N] leaves out may hold anything, NaN too,
+                and its weight gets no gradient.
+            causal: token n sees the context tokens 0..n only; None is the layer's own `causal`. Sums run over
+                chunks: a token that is not finite spoils earlier ones of its chunk as well.
             frames: a token sees its own frame and those before: the length of all, or of each frame.
             context_frames: lengths of the context's frames, as many as the queries'; those of the queries if
                 left out.
@@ -230,13 +232,20 @@ class PoM(nn.Module):
         Args:
             context: [B, N, D], one frame.
             mask: [B, N] or None.
-            positions: as in the call.
+            positions: as in the call, and needed with `state`.
             state: what earlier tokens left.
 
         Returns:
             The state after the tokens.
         """
-        state = self.init_state(context.shape[0], context.shape[-1]) if state is None else state
+        check_tokens(context, context, None)
+        recipe = recipe_of(self, context.shape[-1])
+        if state is None:
+            if positions is None:
+                positions = self._grid_positions(context.shape[1], recipe.axes)
+            if positions is None and recipe.axes == 1:
+                positions = np.arange(context.shape[1])
+            state = initial_state(recipe, context.shape[0])
         result: Any = self(context, mask=mask, positions=positions, state=state)
         return result[1]
 
@@ -246,26 +255,30 @@ class PoM(nn.Module):
         Args:
             x: [B, M, D].
             state: of this layer, or of one with the same sizes.
-            positions: as in the call.
+            positions: as in the call; by default those of `grid`.
 
         Returns:
             [B, M, D].
         """
+        check_tokens(x, x, None)
         recipe = recipe_of(self, x.shape[-1])
+        if positions is None:
+            positions = self._grid_positions(x.shape[1], recipe.axes)
         return read_state(recipe, self._weights(recipe, x.shape[-1])[1], x, state, positions=positions)
 
     def _grid_positions(self, tokens: int, axes: int) -> np.ndarray | None:
         """Positions [N, axes] on the layer's grid, None if it has none."""
-        if not self.grid:
+        if not self.grid or not axes:
             return None
-        places = grid_positions(*self.grid)
-        if places.shape != (tokens - self.global_tokens, axes):
+        places = math.prod(self.grid)
+        if (places, len(self.grid)) != (tokens - self.global_tokens, axes):
             raise InputError(
-                f"grid = {self.grid} after global_tokens = {self.global_tokens} gives {len(places)} + "
+                f"grid = {self.grid} after global_tokens = {self.global_tokens} gives {places} + "
                 f"{self.global_tokens} tokens positions on {len(self.grid)} axes, but there are {tokens} "
                 f"tokens, and positions on {axes} axes are needed"
             )
-        return np.concatenate([np.zeros((self.global_tokens, axes), np.float32), places])
+        origin = np.zeros((self.global_tokens, axes), np.float32)
+        return np.concatenate([origin, grid_positions(*self.grid)])
 
     @nn.compact
     def _weights(self, recipe: Recipe, width: int) -> tuple[FeatureWeights, ReadWeights]:

@@ -1,6 +1,5 @@
 """What the fields of `PoM` can be, and the recipe that they make."""
 
-import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,6 +16,8 @@ FORMS = ("product", "power")
 
 # Smallest values of whole numbers.
 LEAST = {"width": 1, "degree": 1, "expansion": 1, "groups": 1, "gate_heads": 0, "global_tokens": 0}
+# Features of a higher degree over- or underflow float32 long before.
+MOST_DEGREE = 64
 
 
 def recipe_of(layer: Any, width: int) -> Recipe:
@@ -69,13 +70,20 @@ def _check_sizes(layer: Any, width: int) -> None:
     reads = {*layer.reads} if isinstance(layer.reads, tuple) else set()
     if not reads or len(reads) < len(layer.reads) or not reads <= {*READS}:
         raise InputError(f"reads = {layer.reads!r} must be a tuple of some of {', '.join(READS)}")
-    for name, value in (("use_bias", layer.use_bias), ("feature_scale", layer.feature_scale)):
-        if value is not None and not isinstance(value, bool | np.bool_):
+    for name in ("use_bias", "feature_scale", "causal"):
+        value = getattr(layer, name)
+        if not isinstance(value, bool | np.bool_) and not (value is None and name == "use_bias"):
             raise InputError(f"{name} = {value!r} must be True or False")
+    if not callable(layer.kernel_init):
+        raise InputError(
+            f"kernel_init = {layer.kernel_init!r} must be an initialiser (key, shape, dtype) -> array"
+        )
     for name, least in LEAST.items():
         value = width if name == "width" else getattr(layer, name)
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise InputError(f"{name} = {value!r} must be a whole number of at least {least}")
+    if layer.degree > MOST_DEGREE:
+        raise InputError(f"degree = {layer.degree} is above {MOST_DEGREE}; the papers use 2 to 4")
     grid: Any = layer.grid
     if not isinstance(grid, tuple) or not all(isinstance(s, int | np.integer) and s > 0 for s in grid):
         raise InputError(f"grid = {grid!r} must be a tuple of the sizes of its axes, such as (16, 16)")
@@ -100,7 +108,8 @@ def _check_power(layer: Any, width: int) -> None:
             f"gate_heads = {layer.gate_heads} does not divide the expanded width "
             f"E = {layer.expansion} * {width} = {expanded}"
         )
-    if not isinstance(layer.slope, Real) or not math.isfinite(layer.slope):
+    slope: Any = layer.slope
+    if not isinstance(layer.slope, Real) or not -3e38 < slope < 3e38:  # what float32 holds
         raise InputError(f"slope = {layer.slope!r} must be a finite number")
     bounds: Any = layer.clamp
     if bounds is None:

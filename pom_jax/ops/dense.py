@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from pom_jax.errors import InputError
-from pom_jax.ops.mesh import tokens_are_whole
+from pom_jax.ops.mesh import is_explicit, tokens_are_whole
 
 
 def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) -> Array:
     """Contracts the last `axes` axes of `x` with the first `axes` axes of `kernel`, then adds `bias`.
 
-    In every form it differentiates forwards, backwards and repeatedly. Accelerators, and meshes that split
-    the tokens (an axis `context` of the mesh set around the call), where flattening would gather them, use
-    the plain product; the CPU a form whose derivatives are quick there.
+    In every form it differentiates forwards, backwards and repeatedly. The CPU uses a form whose derivatives
+    are quick there. Accelerators use the plain product, and so do meshes where flattening would gather the
+    tokens (an axis `context` of the mesh set around the call) or is no move that JAX would make (Explicit).
 
     Args:
         x: [..., *in], `in` being `axes` axes.
@@ -35,7 +35,7 @@ def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) 
         )
     if bias is not None and bias.shape != kernel.shape[axes:]:
         raise InputError(f"dense: bias {bias.shape} does not fit the kernel's output {kernel.shape[axes:]}")
-    if jax.default_backend() == "cpu" and tokens_are_whole():
+    if jax.default_backend() == "cpu" and tokens_are_whole() and not is_explicit(x):
         return _flat_dense(x, kernel, bias, axes)
     y = jnp.tensordot(x, kernel, axes=axes)
     return y if bias is None else y + bias

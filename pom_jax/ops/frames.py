@@ -39,10 +39,16 @@ def frame_lengths(frames: int | Sequence[int], tokens: int, name: str = "frames"
         raise InputError(f"{name} = {frames!r} must be the length of a frame or a tuple of lengths")
     for length in frames:
         if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 1:
-            raise InputError(f"{name}: {length!r} in {tuple(frames)} is not a length of at least 1")
-    if sum(frames) != tokens:
-        raise InputError(f"{name} {tuple(frames)} add up to {sum(frames)} tokens, but there are {tokens}")
-    return tuple(int(length) for length in frames)
+            raise InputError(f"{name}: {length!r} in {_shown(frames)} is not a length of at least 1")
+    lengths = tuple(int(length) for length in frames)
+    if sum(lengths) != tokens:
+        raise InputError(f"{name} {_shown(lengths)} add up to {sum(lengths)} tokens, but there are {tokens}")
+    return lengths
+
+
+def _shown(frames: Sequence[int]) -> str:
+    """Lengths for an error, the first of many."""
+    return str(tuple(frames)) if len(frames) <= 12 else f"({', '.join(map(str, frames[:12]))}, ...)"
 
 
 @dataclasses.dataclass(frozen=True)

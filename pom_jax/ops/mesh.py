@@ -14,6 +14,11 @@ def tokens_are_whole() -> bool:
     return dict(jax.sharding.get_abstract_mesh().shape).get(TOKEN_AXIS, 1) == 1
 
 
+def is_explicit(x: jax.Array) -> bool:
+    """Whether the type of an array says how it lies on a mesh (axes of type Explicit)."""
+    return jax.sharding.AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+
+
 def batch_of_a_device(batch: int) -> int:
     """Sequences of a batch that one device holds, at least 1."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from pom_jax.errors import InputError, choose
 from pom_jax.ops.frames import Tiles, frame_lengths, one_frame, tiles
-from pom_jax.ops.mesh import batch_of_a_device, tokens_are_whole
+from pom_jax.ops.mesh import batch_of_a_device, is_explicit, tokens_are_whole
 from pom_jax.ops.prefix import prefix_sum
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe, features, gate_projections, gather, read
 from pom_jax.ops.states import (
@@ -29,6 +29,11 @@ from pom_jax.ops.twins import frame_sums, read_frames
 READS = ("all", "own", "last", "past")
 COUNTS = ("tokens", "frames")
 IMPLEMENTATIONS = ("auto", "naive", "lean")
+
+EXPLICIT = (
+    "arrays on a mesh with Explicit axes do not allow: make the mesh with "
+    "jax.make_mesh(sizes, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))"
+)
 
 # Bytes of a device's expanded features [B, N, *F] in float32 from which "auto" is lean. Lean takes ten
 # products and a sixth of the memory, naive nine; the loop of lean is not measured on accelerators yet.
@@ -63,7 +68,7 @@ def mix(
     Raises:
         InputError: shapes, lengths, positions, mask or state do not fit each other or the recipe.
     """
-    itself = context is None
+    itself = context is None or context is x
     context = x if context is None else context
     check_tokens(x, context, mask)
     check_state(recipe, state, x.shape[0])
@@ -84,8 +89,10 @@ def mix(
     weigh = None
     if mask is not None:
         weigh = jnp.broadcast_to(mask, context.shape[:2]).astype(jnp.float32)
-        # Zero times what overflows is no number: a token that is left out must not be expanded.
-        context = jnp.where((weigh == 0)[..., None], 0, context)
+        # Zero times what overflows is no number: a token that is left out must not be expanded. What slope
+        # its weight would have is then not known, and 0.
+        out = weigh == 0
+        weigh, context = jnp.where(out, 0, weigh), jnp.where(out[..., None], 0, context)
     if causal:
         if frames is not None or context_frames is not None:
             raise InputError(
@@ -102,6 +109,8 @@ def mix(
             return causal_pass(recipe, weights, x, context, weigh, places, before, lean)
         frames = context_frames = (1,) * x.shape[1]
     cuts = _tiles(x.shape[1], context.shape[1], frames, context_frames, itself)
+    if is_explicit(x) and not (cuts[0].exact and cuts[1].exact):
+        raise InputError(f"frames of several lengths move tokens about, which {EXPLICIT}")
     if not cuts[0].frames:  # nobody reads, and nothing is left
         return x, initial_state(recipe, x.shape[0]) if state is None else state
     return _mix_frames(recipe, weights, (x, context), weigh, cuts, places, state, count, lean)
@@ -137,6 +146,8 @@ def read_state(
         InputError: shapes do not fit, or the mixer reads "own" states, which tokens that leave none lack.
     """
     check_tokens(x, x, None)
+    if state is None:
+        raise InputError("read needs the state that others left: see write, or init_state for an empty one")
     check_state(recipe, state, x.shape[0])
     state = _in_float32(state)
     if "own" in recipe.reads:
@@ -179,10 +190,14 @@ def _in_float32(state: Any) -> Any:
 
 
 def _is_lean(recipe: Recipe, x: Array, context: Array, implementation: str) -> bool:
-    if not x.size or not context.size:
+    if implementation == "lean" and is_explicit(x):
+        raise InputError(f"implementation = 'lean' cuts tokens in runs, which {EXPLICIT}")
+    if implementation == "naive" or is_explicit(x) or not x.size or not context.size:
         return False
-    if implementation != "auto":
-        return implementation == "lean"
+    if implementation == "lean":
+        return True
+    if not isinstance(x.shape[0], int):  # exported for any batch
+        return False
     tokens = batch_of_a_device(x.shape[0]) * max(x.shape[1], context.shape[1])
     size = 4 * tokens * math.prod(recipe.features)
     return size >= LEAN_FROM.get(jax.default_backend(), LEAN_FROM_ELSEWHERE) and tokens_are_whole()
@@ -333,8 +348,8 @@ def _places(
         return first, first
     if positions is not None and context_positions is None:
         raise InputError(
-            "positions were given, and a context without context_positions: give both, or leave the context "
-            "out where x mixes with itself"
+            "context_positions are needed: positions, given or of the layer's grid, are those of x; leave "
+            "the context out where x mixes with itself"
         )
     return first, _position(recipe, "context_positions", context, context_positions, default=state is None)
 

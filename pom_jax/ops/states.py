@@ -61,11 +61,14 @@ def check_mask(mask: Array | None, batch: int, queries: int, tokens: int) -> Non
             f"mask has shape {tuple(mask.shape)}; give [B, N] = {(batch, tokens)} to weigh tokens, or "
             f"[B, M, N] = {(batch, queries, tokens)} to weigh them for each query (B may be 1)"
         )
-    if jnp.issubdtype(mask.dtype, jnp.floating) and not isinstance(mask, Tracer):
-        least = float(np.min(np.asarray(mask), initial=0.0))
-        if not least >= 0:
+    if mask.dtype != jnp.bool_ and not isinstance(mask, Tracer):
+        weights = np.asarray(mask, np.float32)
+        worst = next(
+            (w for w in (weights.min(initial=0.0), weights.max(initial=0.0)) if not 0 <= w < np.inf), None
+        )
+        if worst is not None:
             raise InputError(
-                f"mask has the weight {least}: a mask multiplies, with 0 for tokens left out and 1 for the "
+                f"mask has the weight {worst}: a mask multiplies, with 0 for tokens left out and 1 for the "
                 "others; it is not a bias that is added"
             )
 
@@ -147,7 +150,10 @@ def merge_states(first: State, second: State) -> State: ...
 @overload
 def merge_states(first: FrameStates, second: FrameStates) -> FrameStates: ...
 def merge_states(first: State | FrameStates, second: State | FrameStates) -> State | FrameStates:
-    """The state of two disjoint sets of tokens together: states add; the last frame is the second's."""
+    """The state of two disjoint sets of tokens together: states add; the last frame is the second's.
+
+    Sums and counts come out in float32 in whatever dtype they were kept; a count is exact to 2^24 tokens.
+    """
     if isinstance(first, FrameStates) and isinstance(second, FrameStates):
         return FrameStates(merge_states(first.total, second.total), second.last)
     if isinstance(first, State) and isinstance(second, State):
@@ -156,7 +162,8 @@ def merge_states(first: State | FrameStates, second: State | FrameStates) -> Sta
                 f"states with sums of shapes {tuple(first.sum.shape)} and {tuple(second.sum.shape)} do not "
                 "add: they are of other batches or mixers"
             )
-        return State(first.sum + second.sum, first.count + second.count)
+        pairs = zip(first, second, strict=True)
+        return State(*(jnp.asarray(a, jnp.float32) + jnp.asarray(b, jnp.float32) for a, b in pairs))
     raise InputError(
         f"merge_states: a {type(first).__name__} and a {type(second).__name__} are of mixers with other reads"
     )

@@ -110,7 +110,8 @@ def causal(
     Returns:
         [B, N, D] in the compute dtype, and the state [B, 1, *F] after all tokens.
     """
-    start = State(before.sum[:, 0], before.count[:, 0])
+    zero = _zero((weights, x, context, token_weights))
+    start = State(before.sum[:, 0] + zero, before.count[:, 0] + zero)
     if lean:
         runs = plan_runs(x.shape[0], 1, x.shape[1])
         if runs.padded and token_weights is None:
@@ -133,7 +134,7 @@ def _sums(
 
 def _in_float32(tree: Any) -> Any:
     """Zeros for sums of gradients: adding many runs up in a narrow dtype would lose bits."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), tree)
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), tree)
 
 
 def _like(tree: Any, other: Any) -> Any:
@@ -150,7 +151,21 @@ def _none(tree: Any) -> Any:
 
 def _room(function: Callable[..., Any], *arguments: Any) -> Any:
     """Zeros like what a function returns, for runs to be put into."""
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *arguments))
+    zero = _zero(arguments)
+    shapes = jax.eval_shape(function, *arguments)
+    return jax.tree.map(lambda s: jnp.broadcast_to(zero.astype(s.dtype), s.shape), shapes)
+
+
+def _output(x: Array, *_: Any) -> Array:
+    """What tokens [..., D] become has their shape, and depends on the rest of the arguments too."""
+    return x
+
+
+def _zero(tree: Any) -> Array:
+    """0 that varies over devices as the arrays do: within `shard_map` a loop must start with what it ends."""
+    return functools.reduce(
+        jnp.add, [jnp.zeros_like(leaf, jnp.float32).sum() for leaf in jax.tree.leaves(tree)]
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -211,7 +226,7 @@ def _lean_read_forward(
         y = read(recipe, weights, z, [runs.of_run(mean, run) for mean in grouped], place)
         return runs.put(carry, run, (y, z)), None
 
-    start = jnp.zeros_like(tokens[0]), _room(gate_projections, weights, tokens[0])
+    start = _room(_output, tokens[0], weights, means), _room(gate_projections, weights, tokens[0])
     (y, z), _ = lax.scan(step, start, jnp.arange(runs.count))
     return runs.trim(y), (weights, x, means, positions, z)
 
@@ -289,7 +304,7 @@ def _lean_causal_forward(
         y, after = _causal_run(recipe, weights, z, context, token_weights, before, positions)
         return (runs.put(found, run, _one_frame((y, z))), after), before
 
-    room = jnp.zeros_like(padded[0]), _room(gate_projections, weights[1], padded[0])
+    room = _room(_output, padded[0], weights, before), _room(gate_projections, weights[1], padded[0])
     ((y, z), after), starts = lax.scan(step, (room, before), jnp.arange(runs.count))
     return (_no_frame(runs.trim(y)), after), (weights, tuple(tokens), z, starts)
 

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -112,14 +113,19 @@ def check_window(
     Raises:
         InputError: it cannot.
     """
-    if not 1 <= len(grid) <= 3 or not all(isinstance(size, int) and size >= 1 for size in grid):
-        raise InputError(f"grid = {tuple(grid)} must have one to three axes of at least one token")
+    sizes = grid if isinstance(grid, Sequence) else ()
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+        raise InputError(f"grid = {grid!r} must be the sizes of one to three axes, of at least one token")
     radii = tuple(radius) if isinstance(radius, Sequence) else (radius,) * len(grid)
-    if len(radii) != len(grid) or not all(isinstance(r, int) and r >= 0 for r in radii):
+    if len(radii) != len(grid) or not all(isinstance(r, Integral) and r >= 0 for r in radii):
         raise InputError(
             f"radius = {radius} must be whole and at least 0, for each of the {len(grid)} axes of the grid"
         )
-    if global_tokens < 0 or global_tokens + math.prod(grid) != tokens:
+    if (
+        not isinstance(global_tokens, Integral)
+        or global_tokens < 0
+        or global_tokens + math.prod(grid) != tokens
+    ):
         raise InputError(
             f"{tokens} tokens are not global_tokens = {global_tokens} and a grid of "
             f"{' x '.join(map(str, grid))} = {math.prod(grid)}; they must add up"
@@ -228,7 +234,7 @@ def _blocks(
     keys, values, times = (_to_blocks(x, extents, axes) for x in (k, v, times))
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     logits = product("bgqhd,bgkhd->bghqk", queries, keys)
-    times = times[:, :, None, None] * window  # [B, blocks, 1, Q, K]
+    times = times[:, :, None, None] * window.astype(np.float32)  # [B, blocks, 1, Q, K]
     global_keys, global_values, global_times = seen_by_all
     count = global_keys.shape[1]
     if count:
