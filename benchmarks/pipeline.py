@@ -11,7 +11,7 @@ pictures of scikit-learn are read and cropped by one thread and by one a core. A
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -64,22 +64,20 @@ def loader(folder: Path, records: int, size: int, rounds: int) -> dict[str, floa
     places = [order[np.arange(step * size, (step + 1) * size)] for step in range(steps)]
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-    def raw_rows() -> None:
-        for some in places:
-            rows[some]
-
-    def take(stream: Iterator[Mapping[str, object]]) -> None:
-        for batch in itertools.islice(stream, steps):
+    def take(stream: Iterator[object]) -> None:
+        for batch in itertools.islice(stream, steps):  # held until the next is there, as by any user
             jax.block_until_ready(batch)
 
     def on_device() -> None:
-        with pipeline.device_batches(pipeline.batches(source, size, 0), sharding) as stream:
-            take(stream)
+        with pipeline.device_batches(pipeline.batches(source, size, 0), sharding) as ahead:
+            take(ahead)
 
+    raw_stream = (rows[some] for some in itertools.cycle(places))
+    stream = pipeline.batches(source, size, 0)
     first = report.seconds(lambda: take(pipeline.batches(Records(folder / "set", "train"), size, 0)))
     calls = {
-        "raw rows of a memory-mapped file": raw_rows,
-        "loader": lambda: take(pipeline.batches(source, size, 0)),
+        "raw rows of a memory-mapped file": lambda: take(raw_stream),
+        "loader": lambda: take(stream),
         "loader, to the device": on_device,
     }
     return {**report.in_turns(calls, rounds), "loader, first epoch": first}

@@ -85,6 +85,7 @@ class ShardReader:
         content, header = rows.reshape(-1).data, bytearray(BLOCK_HEADER)
         starts = _places(indices - self._starts[owners], size).tolist()
         where = list(zip(owners.tolist(), starts, places.tolist(), strict=True))
+        files = {number: self._file(number) for number in set(owners.tolist())}
         for first in range(0, len(where), GROUP):
             group = slice(first, first + GROUP)
             for number, start, place in where[group]:
@@ -95,7 +96,7 @@ class ShardReader:
                     parts += [row[:cut], header]
                     row, cut = row[cut:], BLOCK - BLOCK_HEADER
                 parts.append(row)
-                if os.preadv(self._file(number), parts, start) < size:
+                if os.preadv(files[number], parts, start) < size:
                     raise self._error(number, "it ends too early")
             sums = rows[places[group]] if len(places) < len(rows) else rows[group]
             wrong = sums.view(np.uint64).sum(axis=1, dtype=np.uint64) != self._sums[indices[group]]
