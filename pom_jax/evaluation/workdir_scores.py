@@ -118,7 +118,7 @@ def score_workdir(
         bank = open_bank(out / "samples", generator, num, **settings)
         file = out / "scores" / f"{bank.folder.name}-{num}-{real.digest}.json"
         say(f"[{place}/{len(grid)}] {setting.name(config)}, step {generator.step:,}, seed {seed}")
-        if host == 0 and file.is_file() and npz_out is None:
+        if file.is_file() and npz_out is None:
             say(f"scored before: {file} (delete it to score again)")
             found.append(ImageScores.read(file))
             continue
