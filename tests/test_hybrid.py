@@ -335,7 +335,7 @@ def test_a_model_with_both_kinds_of_hybrid_learns_and_runs_at_other_resolutions(
         ({"grid": (3, 4)}, r"10 tokens .* global_tokens = 0 .* 3 x 4 = 12"),
         ({"global_tokens": 2}, r"10 tokens .* global_tokens = 2"),
         ({"global_tokens": -1, "grid": (11,)}, "global_tokens = -1"),
-        ({"grid": ()}, r"grid = \(\) must have one to three axes"),
+        ({"grid": ()}, r"grid = \(\) must be the sizes of one to three axes"),
         ({"grid": (1, 1, 2, 5)}, "one to three axes"),
         ({"grid": (0, 10)}, "at least one token"),
         ({"radius": -1}, "radius = -1 must be whole and at least 0"),
