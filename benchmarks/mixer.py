@@ -10,6 +10,7 @@ table, a JSON file and a plot. On two CPU cores the default takes about half an 
 takes three minutes.
 """
 
+import argparse
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import report
-from pom_jax.host_memory import keep_freed_memory
+from pom_jax.host_memory import keep_freed_memory, release_freed_memory
 from pom_jax.nn import MultiHeadAttention, PoM
 
 # Tokens of a frame in the form that mixes by frames.
@@ -198,6 +199,12 @@ def main() -> None:
                 found = measure(width, tokens, heads, arguments.batch, memory, arguments.seconds)
                 earlier = figures[str(width)].get(str(tokens), found)
                 figures[str(width)][str(tokens)] = quicker(earlier, found)
+                release_freed_memory()  # the next size needs other pieces
+        tell(figures, arguments)
+
+
+def tell(figures: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Prints, plots and keeps what is known so far."""
     rows = [
         row
         for width, by_tokens in figures.items()

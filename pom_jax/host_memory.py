@@ -30,6 +30,12 @@ def keep_freed_memory() -> bool:
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
 
 
+def release_freed_memory() -> None:
+    """Hands back what `keep_freed_memory` has kept, before programs of other sizes."""
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
 def _computes_on_cpu() -> bool:
     # Asking JAX would start its threads, and they would keep the arenas that they start with.
     if platforms := os.environ.get("JAX_PLATFORMS"):
