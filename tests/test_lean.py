@@ -283,7 +283,7 @@ def test_lean_under_shard_map_has_the_gradients_of_naive(short_runs: None, optio
     naive, lean = (PoM(implementation=name) for name in ("naive", "lean"))
     p = parameters(naive)
 
-    def slopes(layer: PoM, p: Any, x: Array, mask: Array) -> Any:
+    def slopes(layer: Any, p: Any, x: Array, mask: Array) -> Any:
         def losses(p: Any, x: Array, mask: Array) -> Array:
             return (layer.apply(p, x, mask=mask, **options) ** 2).sum((1, 2))
 
@@ -298,11 +298,13 @@ def test_a_mesh_with_explicit_axes_is_served_naively_or_refused_in_words() -> No
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
     x = normal(1, 2, 12, WIDTH)
     split = jax.device_put(x, NamedSharding(mesh, P("data")))
-    layer, attention = PoM(), LocalAttention(2, (12,), 2)
+    layer: Any = PoM()
+    attention = LocalAttention(2, (12,), 2)
+    modes: list[dict[str, Any]] = [{}, {"frames": 4}, {"causal": True}]
     p, q = parameters(layer), attention.init(jax.random.key(0), x)
 
     def outputs(p: Any, q: Any, x: Array) -> Any:
-        found = [layer.apply(p, x, **options) for options in ({}, {"frames": 4}, {"causal": True})]
+        found = [layer.apply(p, x, **options) for options in modes]
         return found, attention.apply(q, x)
 
     def slopes(p: Any, q: Any, x: Array) -> Any:
@@ -313,6 +315,6 @@ def test_a_mesh_with_explicit_axes_is_served_naively_or_refused_in_words() -> No
     whole = jax.device_put((p, q), NamedSharding(mesh, P()))
     for run in (outputs, slopes):
         assert_close(quick_jit(run)(*whole, split), quick_jit(run)(p, q, x))
-    for refused, options in ((layer, {"frames": (5, 7)}), (PoM(implementation="lean"), {})):
+    for refused, frames in ((layer, (5, 7)), (layer.clone(implementation="lean"), None)):
         with pytest.raises(InputError, match=r"Explicit axes do not allow: make the mesh with"):
-            refused.apply(whole[0], split, **options)
+            refused.apply(whole[0], split, frames=frames)

@@ -294,12 +294,12 @@ def test_the_mean_over_many_tokens_loses_nothing() -> None:
 
 
 def test_a_weight_of_zero_has_no_slope_and_others_have_theirs() -> None:
-    layer = PoM()
+    layer: Any = PoM()
     p, x = parameters(layer), normal(1, 2, 6, WIDTH)
     mask = np.ones((2, 6), np.float32)
     mask[:, 3] = 0
 
-    def loss(mask: Array) -> Array:
+    def loss(mask: Any) -> Array:
         return (layer.apply(p, x, mask=mask) ** 2).sum()
 
     slopes = np.asarray(quick_jit(jax.grad(loss))(mask))
