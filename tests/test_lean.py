@@ -314,7 +314,7 @@ def test_a_mesh_with_explicit_axes_is_served_naively_or_refused_in_words() -> No
 
     whole = jax.device_put((p, q), NamedSharding(mesh, P()))
     for run in (outputs, slopes):
-        assert_close(quick_jit(run)(*whole, split), quick_jit(run)(p, q, x))
+        assert_close(quick_jit(run)(*whole, split), quick_jit(run)(p, q, x), least=1)  # a key's bias has none
     for refused, frames in ((layer, (5, 7)), (layer.clone(implementation="lean"), None)):
         with pytest.raises(InputError, match=r"Explicit axes do not allow: make the mesh with"):
             refused.apply(whole[0], split, frames=frames)
