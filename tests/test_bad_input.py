@@ -175,8 +175,8 @@ def test_commands_end_with_one_message(ending: str, code: int, message: str) -> 
     [
         ("optimizer.lr", "did you mean --config.optimizer.learning_rate?"),
         ("optimizer.learnign_rate", "did you mean --config.optimizer.learning_rate?"),
-        ("train.batch_size", "did you mean --config.data.batch_size?"),
-        ("steps", "did you mean --config.sampling.steps or --config.train.steps?"),
+        ("train.batch_size", "did you mean --config.data.batch_size or --config.fid.batch_size?"),
+        ("steps", "did you mean --config.fid.steps or --config.sampling.steps or --config.train.steps?"),
         ("train.epochs", "config.train has checkpoint_every, eval_every,"),
         ("nothing.at_all", "configs/common.py lists all fields"),
     ],
