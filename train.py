@@ -6,7 +6,8 @@ Everything the run writes is in its workdir. A second run of the command resumes
 
 Recipes: configs/digits.py (variants pom, power, attention, hybrid, quick) on a CPU; for ImageNet latents
 configs/dipom_s2.py, dipom_b2.py, dipom_l2.py, dipom_xl2.py, dipom_xl2_512.py, dipom_xl2_1024.py and
-dit_xl2.py. Fields that can be set are listed with their meaning in configs/common.py, the sizes of the network in pom_jax/models/dipom.py.
+dit_xl2.py. configs/common.py lists the fields that can be set with their meaning, the sizes of the network
+are in pom_jax/models/dipom.py.
 """
 
 from collections.abc import Sequence
