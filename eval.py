@@ -35,7 +35,7 @@ NPZ = flags.DEFINE_list("npz", None, "Score these files of digits instead, one a
 IMAGES = flags.DEFINE_string("images", None, "Score these images: a folder of pictures or an .npz.")
 OUT = flags.DEFINE_string("out", None, "Folder for the scores; eval/ of the run by default.")
 GUIDANCE = flags.DEFINE_list(
-    "guidance", None, "Guidance scales; 1 is off. By default the run's own, for digits 1 and 1.5."
+    "guidance", None, "Guidance scales; 1 is off. By default 1, for digits 1 and 1.5."
 )
 SAMPLER = flags.DEFINE_list("sampler", None, "Samplers; the run's own by default.")
 STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
@@ -73,6 +73,8 @@ HOST = flags.DEFINE_integer(
     "host", None, "Of several machines that share the sampling and see the same folder, this one, from 0."
 )
 HOSTS = flags.DEFINE_integer("hosts", None, "How many there are; those of jax.distributed by default.")
+
+FEW = 10_000  # samples, below which a FID says little by itself
 
 # What goes together: anything else that is given was meant for another way to score.
 _SAMPLING = {"workdir", "guidance", "sampler", "steps", "ema", "step", "num", "out"}
@@ -117,11 +119,13 @@ def score_workdir(workdir: str) -> None:
     from pom_jax.evaluation.workdir_scores import score_workdir
 
     reference, inception = real_images()
+    num = 50_000 if NUM.value is None else NUM.value
+    warn_of_few(num)
     sweep = score_workdir(
         workdir,
         reference,
         inception,
-        num=50_000 if NUM.value is None else NUM.value,
+        num=num,
         emas=averages(),
         samplers=SAMPLER.value,
         steps=None if STEPS.value is None else values("steps", STEPS.value, int),
@@ -157,16 +161,17 @@ def score_workdir(workdir: str) -> None:
 def score_images(images: str) -> None:
     """The field's scores of images that are there."""
     from pom_jax.evaluation import image_scores, reference
+    from pom_jax.evaluation.images import open_images
     from pom_jax.evaluation.inception_weights import load_inception
     from pom_jax.sampling import SamplingProgress
 
     real, inception = real_images()
     weights = load_inception(inception)
     opened = reference.open_reference(real, CROP.value, AUTOENCODER.value)
+    samples = open_images(images, CROP.value)
+    warn_of_few(samples.count)
     with SamplingProgress() as progress:
-        found = image_scores.score_images(
-            images, opened, weights, size=CROP.value, say=say, progress=progress.drawn
-        )
+        found = image_scores.score_images(samples, opened, weights, say=say, progress=progress)
     print(f"\n{found.text()}\n")
     out = Path(OUT.value or Path(images).parent / "eval")
     found.save(out)
@@ -185,7 +190,7 @@ def keep_reference(file: str) -> None:
     opened = reference.open_reference(real, CROP.value, AUTOENCODER.value)
     say(f"reference: {opened.protocol}")
     with SamplingProgress() as progress:
-        fitted = reference.fit_reference(opened, weights, progress=progress.drawn)
+        fitted = reference.fit_reference(opened, weights, progress=progress)
     reference.save_reference(file, fitted, weights)
     print(f"written: {file} (statistics and features, to be given as --reference)")
 
@@ -245,6 +250,14 @@ def real_images() -> tuple[str, str]:
             "(weights of inception-2015-12-05, such as pt_inception-2015-12-05-6726825d.pth)"
         )
     return REFERENCE.value, INCEPTION.value
+
+
+def warn_of_few(samples: int) -> None:
+    if samples < FEW:
+        say(
+            f"note: FID is higher the fewer the samples; that of {samples:,} compares with FID of as many, "
+            "not with the field's numbers of 50,000"
+        )
 
 
 def averages() -> list[int | None]:

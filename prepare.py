@@ -1,6 +1,9 @@
 """Makes the data sets that train.py reads: a folder of shards with a manifest, checked as it is written."""
 
 import argparse
+import importlib
+import math
+import operator
 import os
 import shlex
 import sys
@@ -21,16 +24,14 @@ def main(argv: Sequence[str]) -> int:
         commands,
         "digits",
         lambda arguments: digits.prepare(arguments.out),
-        next_step="python train.py --config=configs/digits.py",
+        recipe="digits",
         description="1,797 real handwritten digits, 8 x 8 pixels, from scikit-learn: no download.",
     )
     add_images(commands)
     add_latents(commands)
     arguments = parser.parse_args(argv)
     arguments.argv = argv
-    default = Path("data") / arguments.command
-    elsewhere = "" if arguments.out in (None, default) else f" --config.data.dir={arguments.out}"
-    arguments.out = arguments.out or default
+    arguments.out = arguments.out or Path("data") / arguments.command
     print(f"preparing {arguments.command} in {arguments.out}", flush=True)
     start = time.perf_counter()
     try:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     print(describe(manifest))
     print(f"done in {time.perf_counter() - start:.1f} s: {arguments.out}/manifest.json says what is in it")
-    print(f"next: {arguments.next_step}{elsewhere}")
+    print(f"next: {training_command(arguments.recipe, manifest, arguments.out)}")
     return 0
 
 
@@ -59,12 +60,12 @@ def add_command(
     prepare: Callable[[argparse.Namespace], Manifest | None],
     *,
     description: str,
-    next_step: str,
+    recipe: str,
 ) -> argparse.ArgumentParser:
-    """Adds one data set to the command line; `next_step` is the command that uses it."""
+    """Adds one data set to the command line; `recipe` is the one in configs/ that uses it."""
     command = commands.add_parser(name, help=description, description=description)
     command.add_argument("--out", type=Path, metavar="DIR", help=f"folder to make (default: data/{name})")
-    command.set_defaults(prepare=prepare, next_step=next_step)
+    command.set_defaults(prepare=prepare, recipe=recipe)
     return command
 
 
@@ -74,7 +75,7 @@ def add_images(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         commands,
         "images",
         images,
-        next_step="python train.py --config=configs/dipom_xl2.py",
+        recipe="dipom_xl2",
         description="Pictures of yours, cropped as ADM does, as pixels or (--autoencoder) as latents.",
     )
     flag = command.add_argument
@@ -83,7 +84,6 @@ def add_images(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     flag("--autoencoder", type=Path, metavar="DIR", help="in diffusers' format; pixels are stored without it")
     flag(
         "--moments",
-        default="float16",
         metavar="TYPE",
         help="of latents: float16 (default) or int8, half as large",
     )
@@ -110,8 +110,7 @@ def add_images(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def images(arguments: argparse.Namespace) -> Manifest | None:
     """Makes a data set of pictures, and the picture to check it."""
-    import jax  # here, so that --help is quick
-    from PIL import Image
+    from PIL import Image  # here, so that --help is quick
 
     from pom_jax.data.encoding import Latents, Pixels
     from pom_jax.data.images import check_picture, plan, prepare
@@ -124,7 +123,12 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
     print(f"{len(pictures):,} pictures in {len(pictures.classes):,} classes", flush=True)
     test = None if arguments.test_source is None else open_pictures(arguments.test_source)
     if arguments.autoencoder is not None:
-        encoder = Latents(arguments.autoencoder, arguments.size, arguments.moments)
+        encoder = Latents(arguments.autoencoder, arguments.size, arguments.moments or "float16")
+    elif arguments.moments is not None:
+        raise InputError(
+            f"--moments={arguments.moments} is of latents: give --autoencoder=DIR too, or leave it out "
+            "(pixels are stored as they are, 8 bits each)"
+        )
     else:
         encoder = Pixels(arguments.size)
     job = plan(
@@ -136,14 +140,15 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
         min_size=arguments.min_size,
         seed=arguments.seed,
         shard_images=arguments.shard_images,
+        name=arguments.out.resolve().name,
         command=command_line(arguments),
     )
     with PrepareProgress() as progress:
         manifest = prepare(
             job,
             arguments.out,
-            hosts=jax.process_count() if arguments.hosts is None else arguments.hosts,
-            host=jax.process_index() if arguments.host is None else arguments.host,
+            host=arguments.host,
+            hosts=arguments.hosts,
             workers=arguments.workers,
             batch_size=arguments.batch_size,
             max_unreadable=arguments.max_unreadable,
@@ -159,8 +164,9 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
     if arguments.check is not None:
         picture, ratio = check_picture(job, arguments.out, arguments.check)
         path = arguments.out.with_name(f"{arguments.out.name}-check.png")
+        likeness = "identical" if math.isinf(ratio) else f"{ratio:.1f} dB"
         Image.fromarray(picture).save(path)
-        print(f"written: {path} (crops above, what is stored below; {ratio:.1f} dB)")
+        print(f"written: {path} (crops above, what is stored below: {likeness})")
     return manifest
 
 
@@ -170,7 +176,7 @@ def add_latents(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         commands,
         "latents",
         latents,
-        next_step="python train.py --config=configs/dipom_xl2.py",
+        recipe="dipom_xl2",
         description="Latents in the tar chunks of the authors' tool (int8 or float16), number by number.",
     )
     flag = command.add_argument
@@ -212,6 +218,24 @@ def command_line(arguments: argparse.Namespace) -> str:
             kept.append(word)
         skip = changes and "=" not in word
     return f"python prepare.py {shlex.join(kept)}"
+
+
+def training_command(recipe: str, manifest: Manifest, folder: Path) -> str:
+    """The command that trains on a data set, with the fields of the recipe that have to be others."""
+    config = importlib.import_module(f"configs.{recipe}").get_config()
+    height, _, channels = manifest.image_shape
+    fields = {
+        "data.dir": str(folder),
+        "model.image_size": height,
+        "model.channels": channels,
+        "model.num_classes": len(manifest.classes),
+    }
+    changed = (
+        f" --config.{name}={shlex.quote(str(value))}"
+        for name, value in fields.items()
+        if operator.attrgetter(name)(config) != value
+    )
+    return f"python train.py --config=configs/{recipe}.py{''.join(changed)}"
 
 
 def describe(manifest: Manifest) -> str:

@@ -22,7 +22,7 @@ from pom_jax.training.command import parse_flags
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py:attention.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> if left out.")
 flags.mark_flag_as_required("config")
-SCORED = ("digits",)  # data sets that eval.py has scores for
+SCORED = ("digits",)  # data sets with scores of their own
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,10 +4,10 @@
 
 Forward, and forward with backward, of all forms in turns in one run, beside the time of the product form's
 matrix products alone: three forward, nine in all, recomputation not counted. A form whose arrays exceed the
-memory is printed as "does not fit". The whole table is measured twice and the quicker time counts, so that a
-slow stretch of a shared machine spoils neither the ratios of a row nor the growth from row to row. Makes a
-table, a JSON file and a plot. On two CPU cores the default takes about half an hour; --tokens 256 1024 4096
-takes three minutes.
+memory is printed as "does not fit". The whole table is measured --passes times and the quickest time counts,
+so that a slow stretch of a shared machine spoils neither the ratios of a row nor the growth from row to row.
+Makes a table, a JSON file and a plot. On two CPU cores a pass takes a quarter of an hour; --tokens 256 1024
+4096 takes two minutes.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def measure(width: int, tokens: int, heads: int, batch: int, memory: float, most
         times = {name: report.seconds(call) for name, call in calls.items()}
         quick = {name: call for name, call in calls.items() if times[name] < most}
         rounds = int(most / sum(times[name] for name in quick)) if quick else 0
-        times |= report.in_turns(quick, max(1, min(9, rounds)), warm=True)
+        times |= report.in_turns(quick, max(1, min(9, rounds)), warm=True, of_turns=min)
         figures[direction] = {
             name: {"seconds": times.get(name), "temporaries_mb": megabytes}
             for name, (_, megabytes) in forms.items()
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--head-width", type=int, default=64, help="channels of an attention head")
     parser.add_argument("--memory", type=float, default=16, help="GB that a form may need")
     parser.add_argument("--seconds", type=float, default=12, help="for which forms take turns, each pass")
-    parser.add_argument("--passes", type=int, default=2, help="over the whole table; the quicker time counts")
+    parser.add_argument("--passes", type=int, default=2, help="over the whole table; the quickest counts")
     arguments = parser.parse_args()
 
     keep_freed_memory()

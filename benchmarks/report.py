@@ -41,10 +41,17 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, warm: bool = False) -> dict[str, float]:
-    """Median seconds of each call, measured A B C A B C ... so that all meet the same drift of the machine.
+def in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warm: bool = False,
+    of_turns: Callable[[list[float]], float] = statistics.median,
+) -> dict[str, float]:
+    """Seconds of each call, measured A B C A B C ... so that all meet the same drift of the machine.
 
-    Every call runs once before, untimed, to compile, unless they are `warm`.
+    Every call runs once before, untimed, to compile, unless they are `warm`. `of_turns` makes one number of
+    the times of a call.
     """
     if not warm:
         for call in calls.values():
@@ -53,7 +60,7 @@ def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, warm: bool 
     for _ in range(rounds):
         for name, call in calls.items():
             times[name].append(seconds(call))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: of_turns(values) for name, values in times.items()}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -11,10 +11,11 @@ Starting from another run, whose workdir is RUN (of train.py, or of `python -m p
   are both those of RUN's first average; optimiser, schedule and step are new. Position tables are resampled;
   with another `model.num_classes` the rows of the classes are new and that of "no class" is kept. Whatever
   else does not fit is an error.
-- A cool-down from any checkpoint: `--config.init_from=RUN --config.init_step=N --config.init_state=True`. RUN
-  goes on after step N as if it had not stopped (parameters, optimiser, averages, draws, order of the data),
-  under this recipe: with `--config.optimizer.schedule=linear --config.optimizer.decay_from=N
-  --config.train.steps=M` the learning rate falls from step N to zero at step M.
+- A cool-down from any checkpoint of a run with `--config.optimizer.schedule=constant`:
+  `--config.init_from=RUN --config.init_step=N --config.init_state=True`. RUN goes on after step N as if it
+  had not stopped (parameters, optimiser, averages, draws, order of the data), under this recipe: with
+  `--config.optimizer.schedule=linear --config.optimizer.decay_from=N --config.train.steps=M` the learning
+  rate falls from step N to zero at step M.
 
 Only a new workdir reads them: a run that was stopped goes on from its own checkpoint.
 """

@@ -2,8 +2,10 @@
 
     python train.py --config=configs/dipom_xl2.py --config.data.dir=DIR
 
-Devices: any number that divides the batch of 256. `configs.common.imagenet` says what `data.dir` holds, how
-to try the speed without data, what saves memory, and where the values come from.
+What dipom_xl2_512.py shall fine-tune needs `--config.model.positions=sincos_phase` from its start, whose
+waves a finer grid can follow. Devices: any number that divides the batch of 256. `configs.common.imagenet`
+says what `data.dir` holds, how to try the speed without data, what saves memory, and where the values come
+from.
 
 Cost: 832.5 million parameters; 305 GFLOP for a forward pass of one image, 234 TFLOP for a step of 256 images,
 70 EFLOP for all 300,000 steps. That is 49 hours of one H100 at 40 % of its bfloat16 peak: arithmetic, not a

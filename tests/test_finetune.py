@@ -152,8 +152,15 @@ def test_a_cool_down_falls_to_zero(parent: Path) -> None:
     )
     start = find_start(made)
     assert any("optimizer.schedule: 'constant' there, 'linear' now" in line for line in start.lines)
+    assert "  the learning rate goes on at 0.005" in start.lines
     rates = [make_schedule(made.config.optimizer, 6)(step) for step in range(start.step, 7)]
     np.testing.assert_allclose(rates, 5e-3 * np.array([1, 0.75, 0.5, 0.25, 0]), rtol=1e-6)
+
+    fields |= {"learning_rate": 1e-3}
+    made = make_run(
+        tiny(init_from=str(parent), init_step=2, init_state=True, optimizer=fields, train={"steps": 6})
+    )
+    assert any("learning rate jumps from 0.005 there" in line for line in find_start(made).lines)
 
 
 @pytest.mark.parametrize(

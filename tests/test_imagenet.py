@@ -1,5 +1,6 @@
 """README's four lines from a folder of pictures to a FID, on real pictures with tiny sizes."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pom_jax.evaluation.reference import read_reference
 from pom_jax.training.metrics import read_rows
 from pom_jax.vae import PRESETS, AutoencoderKL, save_autoencoder
 from tests.pictures import write_crops
@@ -74,8 +76,8 @@ def test_the_four_lines_of_the_readme_lead_from_pictures_to_scores(tmp_path: Pat
     params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))["params"]
     save_autoencoder(tmp_path / "autoencoder", model, params)
     write_random_inception(tmp_path / "inception.safetensors")
-    crops = [np.asarray(Image.open(path).convert("RGB").resize((32, 32))) for path in pictures.rglob("*.*")]
-    np.savez(tmp_path / "imagenet256.npz", arr_0=np.stack(crops))
+    real = [np.asarray(Image.open(path).convert("RGB").resize((32, 32))) for path in pictures.rglob("*.*")]
+    np.savez(tmp_path / "imagenet256.npz", arr_0=np.stack(real[::3]))
     lines = commands()
 
     said = run(tmp_path, "prepare.py", *lines["prepare.py"])
@@ -93,3 +95,6 @@ def test_the_four_lines_of_the_readme_lead_from_pictures_to_scores(tmp_path: Pat
 
     said = run(tmp_path, "eval.py", *lines["eval.py"])
     assert all(name in said for name in ("FID", "sFID", "IS", "precision", "recall", "protocol: "))
+    out = tmp_path / "runs/dipom_xl2/eval"
+    kept = read_reference(next((out / "reference").glob("*.npz")))
+    assert kept.protocol in json.loads((out / "image_scores.json").read_text())["protocol"]["reference"]

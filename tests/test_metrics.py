@@ -293,7 +293,7 @@ def test_bad_images_are_told(weights: InceptionWeights, tmp_path: Path):
     folder.mkdir()
     for name, image in (("a", pictures(1)[0]), ("b", pictures(1, 9, 9)[0])):
         Image.fromarray(image).save(folder / f"{name}.png")
-    with pytest.raises(InputError, match=r"b\.png is 9 x 9 pixels and .*a\.png 10 x 12: give a size"):
+    with pytest.raises(InputError, match=r"b\.png is 9 x 9 pixels and .*a\.png 10 x 12: give --crop=N"):
         list(open_images(folder).batches(2))
     assert next(open_images(folder, size=8).batches(2)).shape == (2, 8, 8, 3)
     (folder / "c.png").write_bytes(b"no picture")

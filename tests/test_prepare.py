@@ -169,6 +169,8 @@ def test_a_killed_command_goes_on_and_redoes_no_whole_shard(tmp_path, capsys):
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert not out.exists()
+    with pytest.raises(InputError, match=r"is not finished: set\.unfinished beside it"):
+        Records(out, "train")
     before = {path.name: path.stat() for path in growing.glob("*.array_record")}
     assert 3 <= len(before) < 13
 
@@ -184,8 +186,8 @@ def test_a_killed_command_goes_on_and_redoes_no_whole_shard(tmp_path, capsys):
     assert len(Records(out, "train", verify=True)) == 59
     assert Image.open(tmp_path / "set-check.png").size == (512, 512)
     assert not growing.exists()
-    assert prepare_command.main([*arguments, "--size=256", f"--out={tmp_path}/other"]) == 0
-    assert (tmp_path / "other/manifest.json").read_bytes() == (out / "manifest.json").read_bytes()
+    assert prepare_command.main([*arguments, "--size=256", f"--out={tmp_path}/other/set"]) == 0
+    assert (tmp_path / "other/set/manifest.json").read_bytes() == (out / "manifest.json").read_bytes()
 
 
 def test_a_full_disk_keeps_whole_shards_and_a_flipped_byte_is_noticed(source, tmp_path):
@@ -306,12 +308,17 @@ def test_two_commands_at_one_folder_and_foreign_folders_are_refused(source, tmp_
         (["--source=no.npz", "--size=32"], "no whole npz with images in arr_0"),
         (["--source=float.npz", "--size=32"], "arr_0 is float64.*images are uint8"),
         (["--source=good", "--size=0"], "--size=0"),
-        (["--source=good", "--size=32", "--test-share=0"], "--test-share=0 of 8 leaves 0"),
+        (
+            ["--source=good", "--size=32", "--test-share=0"],
+            "--test-share=0 of 8 pictures holds out 0.*0.1 and 1",
+        ),
         (["--source=good", "--size=32", "--test-source=good/u"], "--test-source has 1 classes"),
         (
             ["--source=good", "--size=32", "--test-share=0.5", "--hosts=2", "--host=2"],
             "--host=2 must be from 0 to 1",
         ),
+        (["--source=good", "--size=32", "--test-share=0.5", "--hosts=2"], "--hosts=2 goes with --host"),
+        (["--source=good", "--size=32", "--moments=int8"], "--moments=int8 is of latents"),
         (["--source=good", "--size=32", "--test-share=0.5", "--workers=-1"], "--workers=-1"),
         (["--source=good", "--size=32", "--check=0"], "--check=0"),
         (["--source=good", "--size=35", "--autoencoder=AE"], "--size=35.* multiple of 2"),

@@ -24,11 +24,16 @@ from pom_jax.evaluation.features import Statistics
 from pom_jax.evaluation.frechet import Gaussian
 from pom_jax.evaluation.inception import POOL
 from pom_jax.evaluation.inception_weights import InceptionWeights
-from pom_jax.evaluation.reference import Reference, fit_reference, open_reference, save_reference
+from pom_jax.evaluation.reference import (
+    Reference,
+    fit_reference,
+    open_reference,
+    save_reference,
+)
 from pom_jax.evaluation.shards import open_shards
-from pom_jax.evaluation.sweep import Sweep
+from pom_jax.evaluation.sweep import Sweep, make_grid
 from pom_jax.evaluation.training_fid import TrainingFid
-from pom_jax.evaluation.workdir_scores import score_workdir
+from pom_jax.evaluation.workdir_scores import RealImages, score_workdir
 from pom_jax.sampling import Generator, SamplingProgress, load
 from pom_jax.sampling.bank import Bank, open_bank, write_bank
 from pom_jax.training import checkpoint, digest, loop
@@ -305,6 +310,12 @@ def test_data_sets_serve_as_reference(digits_dir: Path, tmp_path: Path):
     assert np.abs(np.concatenate(list(found.batches(3))) - expected).max() <= 1
 
 
+def test_a_grid_is_without_guidance_unless_it_is_asked_for():
+    config = recipe()
+    assert config.sampling.guidance != 1
+    assert [setting.guidance for setting in make_grid(config)] == [1]
+
+
 def test_a_kept_reference_needs_no_images_but_the_same_weights(tmp_path: Path):
     pool = np.random.default_rng(0).standard_normal((5, POOL)).astype(np.float32)
     statistics = Statistics(Gaussian(np.arange(float(POOL)), np.eye(POOL)), None)
@@ -315,6 +326,15 @@ def test_a_kept_reference_needs_no_images_but_the_same_weights(tmp_path: Path):
     np.testing.assert_array_equal(found.pool, pool)
     np.testing.assert_array_equal(found.statistics.pool.mean, statistics.pool.mean)
     assert "made of (somewhere), statistics of the file, features of 5 images" in found.protocol
+
+    # What eval.py keeps by itself stands for images that it has put through the network before.
+    images, said = open_reference(np.zeros((9, 8, 8, 3), np.uint8)), []
+    real = RealImages(images, weights, tmp_path, None, said.append)
+    save_reference(tmp_path / f"{real.digest}.npz", Reference(statistics, pool, "nine images"), weights)
+    again = real.fit()
+    assert again.protocol == "nine images"
+    np.testing.assert_array_equal(again.pool, pool)
+    assert f"its statistics are in {tmp_path / real.digest}.npz" in said
     with pytest.raises(InputError, match="mine has bbbb"):
         fit_reference(opened, weights._replace(sha256="b" * 64))
 
@@ -324,7 +344,9 @@ def test_a_kept_reference_needs_no_images_but_the_same_weights(tmp_path: Path):
     [
         ({"num": 3}, "num=3.*more than 3"),
         ({"seed": -1}, "seed is -1"),
-        ({"host": 2, "hosts": 2}, "host=2 of hosts=2"),
+        ({"host": 2, "hosts": 2}, "--host=2 must be from 0 to 1"),
+        ({"hosts": 2}, "--hosts=2 goes with --host"),
+        ({"host": 0}, "--host=0 goes with --hosts"),
         ({"samplers": ["hoin"]}, "hoin.*heun"),
         ({"steps": [0]}, "steps must be"),
         ({"guidances": [-1.0]}, "guidance must be"),

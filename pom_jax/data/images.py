@@ -21,6 +21,7 @@ from pom_jax.data.recipe import Batch, Piece, Recipe, cut, fingerprint, hold_out
 from pom_jax.data.records import Records
 from pom_jax.data.unfinished import Unfinished, find_finished
 from pom_jax.errors import InputError
+from pom_jax.hosts import this_host
 
 SHARD_IMAGES = 4096
 BATCH_SIZE = 32
@@ -58,6 +59,7 @@ def plan(
     min_size: int = 0,
     seed: int = 0,
     shard_images: int = SHARD_IMAGES,
+    name: str | None = None,
     command: str = "",
 ) -> Job:
     """Settles which picture goes into which shard, before any is read.
@@ -69,6 +71,7 @@ def plan(
         test_pictures: the held-out ones; None: `test_share` of each class of `pictures`.
         seed: of the choice and of the order, in which classes are mixed.
         shard_images: pictures a shard; what a kill can cost.
+        name: of the set; that of the pictures by default.
         command: that makes the set; for the manifest.
 
     Raises:
@@ -103,7 +106,7 @@ def plan(
         "order": fingerprint(pieces),
     }
     recipe = Recipe(
-        name=pictures.name,
+        name=name or pictures.name,
         fields={**encoder.fields, "label": Field("int32", ())},
         classes=pictures.classes,
         scale=encoder.scale,
@@ -131,8 +134,8 @@ def prepare(
     job: Job,
     out: str | Path,
     *,
-    hosts: int = 1,
-    host: int = 0,
+    host: int | None = None,
+    hosts: int | None = None,
     workers: int | None = None,
     batch_size: int = BATCH_SIZE,
     max_unreadable: int = 100,
@@ -145,7 +148,7 @@ def prepare(
 
     Args:
         out: the folder to make; while it grows it is `out.unfinished`.
-        hosts, host: this process makes every `hosts`-th shard, from `host` on; all see the same folder.
+        host, hosts: this process makes every `hosts`-th shard, from `host` on, see `this_host`.
         workers: threads that read and crop; one a core by default.
         batch_size: pictures that are encoded at once on a device.
         max_unreadable: pictures that may be left out because they cannot be read.
@@ -158,8 +161,7 @@ def prepare(
         InputError: numbers out of range; see `Unfinished` too.
     """
     workers = workers or os.cpu_count() or 1
-    if not 0 <= host < hosts:
-        raise InputError(f"--host={host} must be from 0 to {hosts - 1}, as --hosts={hosts}")
+    host, hosts = this_host(host, hosts)
     if workers < 1 or batch_size < 1 or max_unreadable < 0:
         raise InputError(
             f"--workers={workers} and --batch-size={batch_size} must be at least 1, "

@@ -21,6 +21,7 @@ from pom_jax.errors import InputError
 FORMAT = "pom_jax shards"
 VERSION = 1
 FILE = "manifest.json"
+UNFINISHED = ".unfinished"  # ends the name of a folder in which a data set grows
 DTYPES = ("uint8", "int8", "int32", "float16", "float32")
 
 
@@ -143,12 +144,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     path = Path(folder) / FILE
     if not path.is_file():
-        what = "has no manifest.json" if path.parent.is_dir() else "does not exist"
-        raise InputError(
-            f"data folder {path.parent} {what}: there is no finished data set in it. "
-            f"`python prepare.py digits --out={path.parent}` makes the digits; "
-            "`python prepare.py --help` lists all data sets, and `pom_jax.data.Writer` writes your own."
-        )
+        raise InputError(_no_manifest(path.parent))
     try:
         content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
@@ -174,6 +170,21 @@ def read_manifest(folder: str | Path) -> Manifest:
             f"{content.get('record_bytes')}; make the data set again"
         )
     return manifest
+
+
+def _no_manifest(folder: Path) -> str:
+    growing = folder.parent / f"{folder.name}{UNFINISHED}"
+    if growing.is_dir():
+        return (
+            f"data folder {folder} is not finished: {growing.name} beside it holds a part. The prepare.py "
+            "command that began it goes on with it."
+        )
+    what = "has no manifest.json" if folder.is_dir() else "does not exist"
+    return (
+        f"data folder {folder} {what}: there is no finished data set in it. `python prepare.py --help` lists "
+        f"all that can be made, such as the digits: `python prepare.py digits --out={folder}`; "
+        "`pom_jax.data.Writer` writes your own."
+    )
 
 
 def _parse(content: Mapping[str, Any]) -> Manifest:

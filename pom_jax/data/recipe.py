@@ -88,8 +88,8 @@ def hold_out(labels: np.ndarray, share: float, rng: np.random.Generator) -> tupl
     held = np.diff(stairs) > 0
     if not 0 < held.sum() < len(labels):
         raise InputError(
-            f"--test-share={share:g} of {len(labels)} leaves {held.sum()} to hold out; it must be between 0 "
-            "and 1 and leave some on both sides"
+            f"--test-share={share:g} of {len(labels)} pictures holds out {held.sum()}; some must be left on "
+            f"both sides: give a share between {1 / len(labels):.1g} and 1, or --test-source=PATH"
         )
     return rng.permutation(by_class[~held]), rng.permutation(by_class[held])
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from pom_jax.data.manifest import (
     FILE,
+    UNFINISHED,
     Manifest,
     Shard,
     check_affine,
@@ -60,7 +61,7 @@ class Unfinished:
         check_fields(recipe.fields)
         check_affine(recipe.scale, recipe.shift)
         self.out, self.recipe = Path(out), recipe
-        self.folder = self.out.with_name(f"{self.out.name}.unfinished")
+        self.folder = self.out.with_name(f"{self.out.name}{UNFINISHED}")
         self._host, self._max_unreadable = host, max_unreadable
         self._lock: IO[str] | None = None
         self._growing: _Growing | None = None

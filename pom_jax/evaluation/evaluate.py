@@ -167,7 +167,10 @@ def fit_real(data: str | Path, say: Callable[[str], None]) -> Real:
     train, test = Records(data, "train"), Records(data, "test")
     manifest = train.manifest
     if manifest.name != digits.NAME:
-        raise InputError(f"{data} holds {manifest.name}; scores exist for {digits.NAME} so far")
+        raise InputError(
+            f"{data} holds {manifest.name}, and these scores are of {digits.NAME}; FID and the field's other "
+            "scores need real images, --reference=PATH, and Inception's weights, --inception=FILE"
+        )
     if manifest.digest not in _FITTED:
         say(f"fitting classifiers and feature spaces on the {len(train):,} real training digits of {data}")
         images, unseen = (split.gather(np.arange(len(split))) for split in (train, test))

@@ -1,6 +1,7 @@
 """Images through Inception, over all devices of this host, and what the scores keep of them."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +13,9 @@ from pom_jax.evaluation.frechet import Gaussian, Moments
 from pom_jax.evaluation.images import Images
 from pom_jax.evaluation.inception import POOL, SPATIAL, Inception, Outputs
 from pom_jax.evaluation.inception_weights import InceptionWeights
+from pom_jax.sampling.progress import Progress
 
 BATCH = 64
-
-# Told how many images are done, of how many.
-Progress = Callable[[int, int], None]
 
 
 class Statistics(NamedTuple):
@@ -58,7 +57,7 @@ def extract_features(
         weights: from `load_inception`.
         batch_size: rounded up to a multiple of the devices.
         keep: at most so many images have their features kept, spread evenly over the set; all by default.
-        progress: called after each batch.
+        progress: is told what happens.
 
     Raises:
         InputError: fewer than two images, sizes that are not positive, or a picture that cannot be read.
@@ -80,7 +79,8 @@ def extract_features(
     for batch in images.batches(batch_size):
         filled = np.zeros((batch_size, *batch.shape[1:]), np.uint8)
         filled[: len(batch)] = batch
-        outputs = _apply(variables, jax.device_put(filled, cut)), len(batch)
+        inputs = jax.device_put(filled, cut)
+        outputs = _compiled(variables, inputs, progress)(variables, inputs), len(batch)
         if waiting is not None:
             collected.add(*waiting, progress)
         waiting = outputs
@@ -89,9 +89,20 @@ def extract_features(
     return collected.features()
 
 
-@jax.jit
-def _apply(variables: Mapping[str, Any], images: jax.Array) -> Any:  # `Outputs`, which Linen's type hides
-    return Inception().apply(variables, images)
+def _compiled(variables: Mapping[str, Any], images: jax.Array, progress: Progress | None) -> Any:
+    """The network as a program for images of this shape on these devices, once a process."""
+    key = images.shape, images.sharding
+    if key not in _PROGRAMS:
+        if progress is not None:
+            progress.compiling("Inception network")
+        began = time.perf_counter()
+        _PROGRAMS[key] = jax.jit(Inception().apply).lower(variables, images).compile()
+        if progress is not None:
+            progress.compiled(time.perf_counter() - began)
+    return _PROGRAMS[key]
+
+
+_PROGRAMS: dict[tuple[Any, ...], Any] = {}
 
 
 class _Collected:
@@ -111,7 +122,7 @@ class _Collected:
         self._features.append((pool[own], logits[own]))
         self._done += count
         if progress is not None:
-            progress(self._done, len(self._kept))
+            progress.drawn(self._done, len(self._kept))
 
     def features(self) -> Features:
         statistics = Statistics(self._pool.gaussian(), self._spatial.gaussian())

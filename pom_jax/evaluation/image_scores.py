@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from pom_jax.errors import InputError
-from pom_jax.evaluation.features import BATCH, Progress, extract_features
+from pom_jax.evaluation.features import BATCH, extract_features
 from pom_jax.evaluation.frechet import gaussian_distance
 from pom_jax.evaluation.images import Images, Source, open_images
 from pom_jax.evaluation.inception_score import PART, inception_score
@@ -19,6 +19,7 @@ from pom_jax.evaluation.inception_weights import InceptionWeights
 from pom_jax.evaluation.precision_recall import NEIGHBOURS, precision_recall
 from pom_jax.evaluation.reference import OpenReference, Reference, fit_reference, open_reference
 from pom_jax.evaluation.report import Metric
+from pom_jax.sampling.progress import Progress
 
 PACKAGES = ("jax", "flax", "numpy", "pillow")
 

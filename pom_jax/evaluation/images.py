@@ -92,7 +92,7 @@ def _open_folder(folder: Path, size: int | None) -> Images:
                 if picture.shape != (height, width, 3):
                     raise InputError(
                         f"{path} is {picture.shape[1]} x {picture.shape[0]} pixels and {paths[0]} {width} x "
-                        f"{height}: give a size, to which pictures are cropped as ADM does"
+                        f"{height}: give --crop=N (size=N in Python), to which they are cropped as ADM does"
                     )
             yield np.stack(pictures)
 

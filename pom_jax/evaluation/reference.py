@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pom_jax.errors import InputError
-from pom_jax.evaluation.features import BATCH, Progress, Statistics, extract_features
+from pom_jax.evaluation.features import BATCH, Statistics, extract_features
 from pom_jax.evaluation.frechet import Gaussian
 from pom_jax.evaluation.images import Images, Source, open_images
 from pom_jax.evaluation.inception import POOL, SPATIAL
 from pom_jax.evaluation.inception_weights import InceptionWeights, file_sha256
 from pom_jax.evaluation.shards import is_data_set, open_shards
+from pom_jax.sampling.progress import Progress
 
 KEPT = 10_000  # images of a folder that serve precision and recall: as many as ADM's ImageNet files hold
 
@@ -206,6 +207,19 @@ def save_reference(
     if weights is not None:
         content["inception"] = np.array(weights.sha256)
     _write(path, content)
+
+
+def read_reference(path: str | os.PathLike[str]) -> Reference:
+    """What `save_reference` wrote, with the protocol of the images that it was made of.
+
+    Raises:
+        InputError: no such file, or a damaged one.
+    """
+    names = _names(path)
+    if "about" not in names:
+        raise InputError(f"{path} holds {', '.join(names)}; a reference that was kept has about, too")
+    pool = _read_pool(path)[0] if "pool" in names else None
+    return Reference(read_statistics(path), pool, _read_about(path))
 
 
 def check_file(path: str | os.PathLike[str]) -> None:

@@ -41,7 +41,8 @@ def make_grid(
     """Every combination, averages outermost, each once.
 
     Args:
-        config: of the run, whose own sampler, steps and guidance are the defaults.
+        config: of the run, whose own sampler and steps are the defaults. Its guidance is not, since it is
+            chosen for looking at pictures: the default is 1, off.
         emas, samplers, steps, guidances: the values of each.
 
     Raises:
@@ -50,7 +51,7 @@ def make_grid(
     own = config.sampling
     samplers = [own.sampler] if samplers is None else samplers
     steps = [own.steps] if steps is None else steps
-    guidances = [float(own.guidance)] if guidances is None else [float(scale) for scale in guidances]
+    guidances = [1.0] if guidances is None else [float(scale) for scale in guidances]
     values = {"ema": emas, "sampler": samplers, "steps": steps, "guidance": guidances}
     for name, listed in values.items():
         if not listed or len(set(listed)) < len(listed):

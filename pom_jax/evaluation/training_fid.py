@@ -57,7 +57,7 @@ class TrainingFid:
 
     def prepare(self, say: Say) -> None:
         """Puts the reference through the network, unless its file holds the statistics already."""
-        say(f"FID of {self._config.num:,} samples against {self._opened.protocol}")
+        say(f"compiling Inception, for FID of {self._config.num:,} samples against {self._opened.protocol}")
         with jax.set_mesh(self._generator.mesh):
             self._reference = fit_reference(self._opened, self._weights)
 

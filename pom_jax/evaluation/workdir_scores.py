@@ -1,7 +1,7 @@
 """FID and the field's other scores of a trained run: draws its samples, and scores them.
 
-What is finished stays: the parts of the samples (`sampling.bank`) and the scores of each way to sample, so
-that the same command goes on where it was killed.
+What is finished stays: the parts of the samples (`sampling.bank`), the statistics of the reference and the
+scores of each way to sample, so that the same command goes on where it was killed.
 """
 
 import hashlib
@@ -25,10 +25,12 @@ from pom_jax.evaluation.reference import (
     check_file,
     fit_reference,
     open_reference,
+    read_reference,
     save_reference,
 )
 from pom_jax.evaluation.shards import rgb
 from pom_jax.evaluation.sweep import Sweep, make_grid
+from pom_jax.hosts import this_host
 from pom_jax.sampling import SamplingProgress, load
 from pom_jax.sampling.bank import PART, Bank, open_bank, write_bank
 from pom_jax.sampling.writers import check_output
@@ -94,18 +96,22 @@ def score_workdir(
     Raises:
         InputError: whatever is wrong with any of these, before anything is drawn; a disk that takes no more.
     """
-    hosts = jax.process_count() if hosts is None else hosts
-    host = jax.process_index() if host is None else host
-    _check_numbers(num=num, part=part, batch_size=batch_size, seed=seed, host=host, hosts=hosts)
+    host, hosts = this_host(host, hosts)
+    _check_numbers(num=num, part=part, batch_size=batch_size, seed=seed)
     config = checkpoint.load_config(workdir)
     grid = make_grid(config, emas=emas, samplers=samplers, steps=steps, guidances=guidances)
     _check_files(npz_out, reference_out, len(grid))
+    if config.model.channels not in (1, 3) and autoencoder is None:
+        raise InputError(
+            f"{workdir} draws latents: give the autoencoder that they are of, --autoencoder=DIR, to make "
+            "pictures of them"
+        )
     weights = load_inception(inception)
     opened = open_reference(reference, size, autoencoder)
     opened.check(weights)
-    real = _Real(opened, weights, reference_out, say)
-    step = checkpoint.latest_step(workdir) if step is None else step  # one step, even while training goes on
     out = Path(workdir) / "eval" if out is None else Path(out)
+    real = RealImages(opened, weights, out / "reference", reference_out, say)
+    step = checkpoint.latest_step(workdir) if step is None else step  # one step, even while training goes on
     decoder = None if autoencoder is None else weights_sha256(autoencoder)
 
     found, generator = [], None
@@ -140,14 +146,12 @@ def score_workdir(
     return Sweep(config, grid, found) if host == 0 else None
 
 
-def _check_numbers(*, num: int, part: int, batch_size: int, seed: int, host: int, hosts: int) -> None:
+def _check_numbers(*, num: int, part: int, batch_size: int, seed: int) -> None:
     if num <= NEIGHBOURS or part < 1 or batch_size < 1:
         raise InputError(
             f"num={num}, part={part}, batch_size={batch_size}: scores need more than {NEIGHBOURS} samples, "
             "parts and batches at least 1"
         )
-    if not 0 <= host < hosts:
-        raise InputError(f"host={host} of hosts={hosts}: hosts count from 0")
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")
 
@@ -163,11 +167,21 @@ def _check_files(npz_out: str | Path | None, reference_out: str | Path | None, w
 
 
 @dataclass
-class _Real:
-    """The reference, put through the network when it is first needed."""
+class RealImages:
+    """The reference, put through the network when it is first needed, and once for all commands.
+
+    Attributes:
+        opened: from `open_reference`.
+        weights: of Inception.
+        kept: folder for what the network made of the images.
+        out: where the user wants it besides.
+        say: told what happens.
+        fitted: what came of it.
+    """
 
     opened: OpenReference
     weights: InceptionWeights
+    kept: Path
     out: str | Path | None
     say: Say
     fitted: Reference | None = field(default=None, init=False)
@@ -179,12 +193,34 @@ class _Real:
     def fit(self) -> Reference:
         if self.fitted is None:
             self.say(f"reference: {self.opened.protocol}")
-            with SamplingProgress() as progress:
-                self.fitted = fit_reference(self.opened, self.weights, progress=progress.drawn)
+            self.fitted = self._read() or self._compute()
             if self.out is not None:
                 save_reference(self.out, self.fitted, self.weights)
                 self.say(f"written: {self.out} (statistics and features of the reference)")
         return self.fitted
+
+    @property
+    def _file(self) -> Path:
+        return self.kept / f"{self.digest}.npz"
+
+    def _read(self) -> Reference | None:
+        """What an earlier command computed of the same reference."""
+        if not self._file.is_file():
+            return None
+        try:
+            found = read_reference(self._file)
+        except InputError as error:
+            self.say(f"warning: {error}; it is computed again")
+            return None
+        self.say(f"its statistics are in {self._file}")
+        return found
+
+    def _compute(self) -> Reference:
+        with SamplingProgress() as progress:
+            found = fit_reference(self.opened, self.weights, progress=progress)
+        if self.opened.images is not None:
+            save_reference(self._file, found, self.weights)
+        return found
 
 
 def _images(bank: Bank) -> Images:
@@ -204,12 +240,10 @@ def _images(bank: Bank) -> Images:
     return Images(str(bank.folder), (len(bank.labels), height, width, 3), batches)
 
 
-def _score(bank: Bank, real: _Real, about: Mapping[str, str], say: Say) -> ImageScores:
+def _score(bank: Bank, real: RealImages, about: Mapping[str, str], say: Say) -> ImageScores:
     reference = real.fit()
     with SamplingProgress() as progress:
-        return score_images(
-            _images(bank), reference, real.weights, say=say, progress=progress.drawn, about=about
-        )
+        return score_images(_images(bank), reference, real.weights, say=say, progress=progress, about=about)
 
 
 def _about(workdir: str | Path, bank: Bank, autoencoder: str | os.PathLike[str] | None) -> dict[str, str]:

@@ -35,7 +35,7 @@ def train(
         config: see configs/common.py.
         workdir: for everything the run writes.
         write_images: writes a grid of samples, see `preview.Preview`.
-        scored: names of the data sets that eval.py has scores for; of others it is not recommended.
+        scored: names of the data sets whose own scores eval.py knows; others have FID.
         make_fid: makes what scores during training, where fid.every asks for it.
 
     Returns:
@@ -64,7 +64,7 @@ def train(
             try:
                 code = _train(run, workdir, preview, fid, log)
                 if code == 0:
-                    log.line(_next_commands(workdir, run.train.manifest.name in scored))
+                    log.line(_next_commands(run, workdir, run.train.manifest.name in scored))
                 return code
             finally:
                 preview.close()
@@ -140,12 +140,14 @@ def _due(step: int, every: int, last: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def _next_commands(workdir: Path, scored: bool) -> str:
+def _next_commands(run: Run, workdir: Path, scored: bool) -> str:
     """Where a run's results are and what to do with them."""
+    decoding = "" if run.config.model.channels in (1, 3) else " --autoencoder=DIR"
+    scoring = "" if scored else f"{decoding} --reference=REAL_IMAGES --inception=WEIGHTS"
     return (
         f"  {workdir}/samples/      grids drawn during training\n"
         f"  {workdir}/metrics.jsonl every step's numbers\n"
         f"  {workdir}/checkpoints/  steps {', '.join(map(str, checkpoint.saved_steps(workdir)))}\n"
-        f"next: python sample.py --workdir={workdir}"
-        + (f"\n      python eval.py --workdir={workdir}" if scored else "")
+        f"next: python sample.py --workdir={workdir}{decoding}\n"
+        f"      python eval.py --workdir={workdir}{scoring}"
     )

@@ -14,6 +14,7 @@ from pom_jax.models.resample import compare
 from pom_jax.training import checkpoint, metrics
 from pom_jax.training.config import differences
 from pom_jax.training.digest import path_name
+from pom_jax.training.optim import make_schedule
 from pom_jax.training.run import Run
 from pom_jax.training.sharding import spec
 from pom_jax.training.state import TrainState
@@ -86,12 +87,25 @@ def _branch(run: Run, parent: ConfigDict) -> Start:
             f"train.steps={config.train.steps} is the last: raise train.steps, or choose an earlier init_step"
         )
     lines = [f"goes on after step {step:,} of {config.init_from}, with its optimiser and averages"]
+    lines.append(f"  {_learning_rates(config, parent, step)}")
     lines += [f"  {line}" for line in differences(parent, config) if not line.startswith(("name", "init_"))]
     return Start(
         step,
         tuple(lines),
         lambda: checkpoint.restore_step(config.init_from, step, run.state),
         Path(config.init_from),
+    )
+
+
+def _learning_rates(config: ConfigDict, parent: ConfigDict, step: int) -> str:
+    """What becomes of the learning rate where a run branches off."""
+    new, old = (float(make_schedule(c.optimizer, c.train.steps)(step)) for c in (config, parent))
+    if abs(new - old) <= 0.01 * old:
+        return f"the learning rate goes on at {new:.3g}"
+    return (
+        f"warning: the learning rate jumps from {old:.3g} there (schedule {parent.optimizer.schedule}) to "
+        f"{new:.3g}; --config.optimizer.decay_from={step} --config.optimizer.learning_rate={old:.6g} falls "
+        "from there"
     )
 
 
