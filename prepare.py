@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pom_jax.data import Manifest, digits
 from pom_jax.errors import REFUSALS, InputError, explain
+from pom_jax.hosts import this_host
 
 SOURCE = "folder with a subfolder for each class, or of pictures; .csv with columns path,label; .npz as ADM's"
 
@@ -46,7 +47,10 @@ def main(argv: Sequence[str]) -> int:
         print("stopped; the same command goes on after the last whole shard", file=sys.stderr, flush=True)
         os._exit(130)  # the usual way out waits for all threads
     if manifest is None:
-        print("this host's shards are done; the last host to finish writes the manifest")
+        print(
+            "this host's shards are done; the last host to finish writes the manifest "
+            "(if none did, give this command again)"
+        )
         return 0
     print(describe(manifest))
     print(f"done in {time.perf_counter() - start:.1f} s: {arguments.out}/manifest.json says what is in it")
@@ -63,7 +67,7 @@ def add_command(
     recipe: str,
 ) -> argparse.ArgumentParser:
     """Adds one data set to the command line; `recipe` is the one in configs/ that uses it."""
-    command = commands.add_parser(name, help=description, description=description)
+    command = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
     command.add_argument("--out", type=Path, metavar="DIR", help=f"folder to make (default: data/{name})")
     command.set_defaults(prepare=prepare, recipe=recipe)
     return command
@@ -100,7 +104,7 @@ def add_images(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     flag("--shard-images", type=int, default=4096, metavar="N", help="pictures a shard (4096)")
     flag("--max-unreadable", type=int, default=100, metavar="N", help="pictures that may be unreadable (100)")
     flag("--workers", type=int, metavar="N", help="threads that read pictures (one a core)")
-    flag("--batch-size", type=int, default=32, metavar="N", help="pictures encoded at once on a device (32)")
+    flag("--batch-size", type=int, default=32, metavar="N", help="pictures given to a device at once (32)")
     flag("--hosts", type=int, metavar="N", help="share the work among N hosts that see the same folders")
     flag("--host", type=int, metavar="I", help="which of them this is, from 0")
     flag(
@@ -119,6 +123,9 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
 
     if arguments.check is not None and arguments.check < 1:
         raise InputError(f"--check={arguments.check} must be at least 1")
+    host, hosts = this_host(arguments.host, arguments.hosts)  # before a million pictures are looked for
+    if arguments.source.resolve() in arguments.out.resolve().parents:
+        raise InputError(f"--out={arguments.out} is in --source={arguments.source}: give one outside")
     pictures = open_pictures(arguments.source)
     print(f"{len(pictures):,} pictures in {len(pictures.classes):,} classes", flush=True)
     test = None if arguments.test_source is None else open_pictures(arguments.test_source)
@@ -147,8 +154,8 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
         manifest = prepare(
             job,
             arguments.out,
-            host=arguments.host,
-            hosts=arguments.hosts,
+            host=host,
+            hosts=hosts,
             workers=arguments.workers,
             batch_size=arguments.batch_size,
             max_unreadable=arguments.max_unreadable,
@@ -163,7 +170,7 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
             )
     if arguments.check is not None:
         picture, ratio = check_picture(job, arguments.out, arguments.check)
-        path = arguments.out.with_name(f"{arguments.out.name}-check.png")
+        path = Path(f"{arguments.out}-check.png")
         likeness = "identical" if math.isinf(ratio) else f"{ratio:.1f} dB"
         Image.fromarray(picture).save(path)
         print(f"written: {path} (crops above, what is stored below: {likeness})")
@@ -211,12 +218,13 @@ def latents(arguments: argparse.Namespace) -> Manifest | None:
 
 def command_line(arguments: argparse.Namespace) -> str:
     """The command without what another host or folder changes."""
-    kept, skip = [], False
+    kept, dropped = [], False
     for word in arguments.argv:
-        changes = word.split("=")[0] in ("--out", "--host", "--hosts", "--check")
-        if not skip and not changes:
+        if word.startswith("--"):
+            dropped = word.split("=")[0] in ("--out", "--host", "--hosts", "--check")
+        if not dropped:
             kept.append(word)
-        skip = changes and "=" not in word
+        dropped = dropped and word.startswith("--") and "=" not in word  # then a value follows, or a flag
     return f"python prepare.py {shlex.join(kept)}"
 
 

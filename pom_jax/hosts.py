@@ -20,6 +20,8 @@ def this_host(host: int | None = None, hosts: int | None = None) -> tuple[int, i
         raise InputError(f"--hosts={hosts} goes with --host=I: which of them is this, from 0?")
     if hosts is None:
         raise InputError(f"--host={host} goes with --hosts=N: how many are there?")
+    if hosts < 1:
+        raise InputError(f"--hosts={hosts} must be at least 1")
     if not 0 <= host < hosts:
         raise InputError(f"--host={host} must be from 0 to {hosts - 1}, as --hosts={hosts}")
     return host, hosts

@@ -1,5 +1,6 @@
 """Pictures become shards: the same numbers for any workers, hosts and kills; nothing is left out silently."""
 
+import os
 import re
 import resource
 import shutil
@@ -19,10 +20,12 @@ from PIL import Image
 
 import prepare as prepare_command
 from pom_jax.data import Records, pipeline, read_manifest
-from pom_jax.data.encoding import CHUNK, Latents, Pixels
+from pom_jax.data import unfinished as unfinished_room
+from pom_jax.data.encoding import CHUNK, Latents, Pixels, _stored
 from pom_jax.data.images import check_picture, plan, prepare
+from pom_jax.data.manifest import Field, sha256
 from pom_jax.data.pictures import centre_crop, open_pictures
-from pom_jax.data.recipe import hold_out
+from pom_jax.data.recipe import Batch, hold_out
 from pom_jax.data.unfinished import Unfinished
 from pom_jax.errors import InputError
 from pom_jax.vae import AutoencoderConfig, AutoencoderKL, encode_in_chunks, save_autoencoder, weights_sha256
@@ -152,6 +155,9 @@ def test_pixels_are_the_same_for_any_hosts_workers_and_batches(source, tmp_path)
         np.testing.assert_allclose(x, crops / 127.5 - 1, atol=1e-6)
     assert check_picture(job, tmp_path / "whole", 2)[1] == np.inf
     assert prepare(job, tmp_path / "whole") == whole  # nothing left to do
+    (tmp_path / "whole" / whole.splits["test"][0].file).unlink()
+    with pytest.raises(InputError, match=r"test-00000.array_record is missing or cut: remove .*whole"):
+        prepare(job, tmp_path / "whole")
 
 
 def test_a_killed_command_goes_on_and_redoes_no_whole_shard(tmp_path, capsys):
@@ -227,24 +233,38 @@ def test_unreadable_and_small_pictures_are_counted_and_listed(source, tmp_path):
     with (folder / "china/00.png").open("rb+") as file:
         file.truncate(100_000)
     (folder / "flower/03.jpg").write_text("no picture")
+    (folder / os.fsdecode(b"flower/\xff.jpg")).write_text("no picture")  # a name that is no UTF-8
     chunks = (b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b""))
     bomb = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
     (folder / "coffee/05.jpg").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(bomb))
-    broken = {"china/00.png", "coffee/05.jpg", "flower/03.jpg"}
+    broken = {"china/00.png", "coffee/05.jpg", "flower/03.jpg", os.fsdecode(b"flower/\xff.jpg")}
     paths = [path for path in folder.rglob("*.*") if str(path.relative_to(folder)) not in broken]
     sides = [min(Image.open(path).size) for path in paths]
     limit = sorted(sides)[6]
+    (folder / "china/.ipynb_checkpoints").mkdir()
+    shutil.copy(folder / "china/02.png", folder / "china/.ipynb_checkpoints")  # hidden
     job = pixel_job(folder, min_size=limit)
-    with pytest.raises(InputError, match=r"(?s)more than --max-unreadable=2.*china/00.png"):
-        prepare(job, tmp_path / "set", max_unreadable=2)
+    with pytest.raises(InputError, match=r"(?s)more than --max-unreadable=3.*china/00.png"):
+        prepare(job, tmp_path / "set", max_unreadable=3)
     manifest = make(job, tmp_path / "set")
     small = sum(side < limit for side in sides)
-    assert manifest.made_by["unreadable"] == "3"
+    assert manifest.made_by["unreadable"] == "4"
     assert manifest.made_by["below_min_size"] == str(small) != "0"
     assert manifest.records("train") + manifest.records("test") == 37 - small
-    lines = (tmp_path / "set/unreadable.txt").read_text().splitlines()
-    assert [line.split(":")[0] for line in lines] == ["china/00.png", "coffee/05.jpg", "flower/03.jpg"]
+    lines = os.fsdecode((tmp_path / "set/unreadable.txt").read_bytes()).splitlines()
+    assert [line.split(":")[0] for line in lines] == sorted(broken)
     assert "DecompressionBombError" in lines[1]
+
+
+def test_the_check_goes_past_a_shard_without_pictures(source, tmp_path):
+    pictures = open_pictures(source)
+    options = {"test_share": 0.1, "shard_images": 1}
+    first = int(plan(pictures, Pixels(SIZE), SIZE, **options).recipe.pieces[0].indices[0])
+    side = min(pictures.open(first).size)
+    job = plan(pictures, Pixels(SIZE), SIZE, min_size=side + 1, **options)
+    make(job, tmp_path / "set")
+    picture, ratio = check_picture(job, tmp_path / "set", 2)
+    assert (picture.shape, ratio) == ((2 * SIZE, 2 * SIZE, 3), np.inf)
 
 
 def test_tables_npz_and_flat_folders_are_the_same_pictures(source, tmp_path):
@@ -255,6 +275,9 @@ def test_tables_npz_and_flat_folders_are_the_same_pictures(source, tmp_path):
     table = open_pictures(source.parent / "table.csv")
     assert (table.classes, table.labels.tolist()) == (folder.classes, folder.labels.tolist())
     np.testing.assert_array_equal(table.crop(7, SIZE), crops[7])
+    spaces = ["path, label", *(f"photographs/{n} " for n in names)]
+    (source.parent / "spaces.csv").write_text("\n".join(spaces))
+    assert open_pictures(source.parent / "spaces.csv").classes == folder.classes
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "set.npz", np.array(crops), folder.labels.astype(np.int64))
         npz = open_pictures(tmp_path / "set.npz")
@@ -278,11 +301,78 @@ def test_what_is_held_out_is_even_over_the_classes():
     assert set(other.tolist()) != set(test.tolist())
 
 
+def test_no_shard_is_closed_without_a_batch_that_failed(source, tmp_path):
+    job = pixel_job(source)
+    crops = np.zeros((4, 2, SIZE, SIZE, 3), np.uint8)
+    with Unfinished(tmp_path / "set", job.recipe) as unfinished:
+        for label, words in ((99, "label 99 is not from 0 to 3"), (0, "has failed before")):
+            arrays = {"mean": crops, "label": np.full(4, label, np.int32)}
+            with pytest.raises(InputError, match=words):
+                unfinished.write(Batch(job.recipe.pieces[0], arrays, count=4, last=label == 0))
+        assert len(unfinished.missing()) == len(job.recipe.pieces)
+
+
+def test_hosts_that_end_at_once_and_hosts_that_were_killed_at_once_get_along(source, tmp_path, monkeypatch):
+    out, growing = tmp_path / "set", tmp_path / "set.unfinished"
+    growing.mkdir()
+    for name in ("host-0-of-2.lock", "plan.json.1a2b.part"):  # of a host killed while it began
+        (growing / name).touch()
+    job = pixel_job(source)
+    assert prepare(job, out, hosts=2, host=1) is None
+
+    def compare(path):
+        """While host 0 compares its first shard, another does the same and ends."""
+        monkeypatch.undo()
+        with Unfinished(out, job.recipe, host=1, hosts=2) as other:
+            assert other.finish() is not None
+        return sha256(path)
+
+    monkeypatch.setattr(unfinished_room, "sha256", compare)
+    assert make(job, out, hosts=2, host=0) == read_manifest(out)
+    assert sorted(path.suffix for path in out.iterdir()) == [".array_record"] * 6 + [".json"]
+
+
+def test_a_link_to_another_disk_stays_one(source, tmp_path):
+    (tmp_path / "disk/set").mkdir(parents=True)
+    (tmp_path / "set").symlink_to(tmp_path / "disk/set")
+    job = pixel_job(source)
+    assert prepare(job, tmp_path / "set", hosts=2, host=0) is None
+    assert (tmp_path / "disk/set.unfinished").is_dir()
+    with pytest.raises(InputError, match=r"is not finished: set\.unfinished beside it"):
+        Records(tmp_path / "set", "train")
+    make(job, tmp_path / "set")
+    assert (tmp_path / "set").is_symlink()
+    assert len(Records(tmp_path / "disk/set", "train")) == 36
+
+
+def test_the_command_in_the_manifest_makes_the_same_set(source, tmp_path, capsys):
+    words = ["images", "--source", str(source), "--check", "--size=32", "--test-share=0.1"]
+    assert prepare_command.main([*words, "--out", str(tmp_path / "a b"), "--host=0", "--hosts", "1"]) == 0
+    command = f"python prepare.py images --source {source} --size=32 --test-share=0.1"
+    assert read_manifest(tmp_path / "a b").made_by["command"] == command
+    assert Image.open(tmp_path / "a b-check.png").size == (8 * 32, 2 * 32)
+    assert prepare_command.main([*words, f"--out={source}/set"]) == 2
+    assert "is in --source=" in capsys.readouterr().err
+
+
+def test_what_int8_cannot_hold_is_counted_and_nan_with_it():
+    fields = (("mean", Field("int8", (2, 1, 1, 1), 0.1)), ("std", Field("uint8", (2, 1, 1, 1), 0.1)))
+    mean = np.array([1.0, 13, np.nan, -12.7, 2, 3], np.float32).reshape(6, 1, 1, 1)
+    arrays, clipped = _stored(fields, (mean, abs(mean)))
+    assert clipped.tolist() == [0, 1, 2]
+    assert arrays["mean"][:2].ravel().tolist() == [10, -127, 127, 20]
+
+
 def test_two_commands_at_one_folder_and_foreign_folders_are_refused(source, tmp_path):
     job = pixel_job(source)
     with (
         Unfinished(tmp_path / "set", job.recipe),
         pytest.raises(InputError, match="another command is making"),
+    ):
+        prepare(job, tmp_path / "set")
+    with (
+        Unfinished(tmp_path / "set", job.recipe, host=1, hosts=2),
+        pytest.raises(InputError, match=r"another command is making .*host 0 of 1.*all the same --hosts"),
     ):
         prepare(job, tmp_path / "set")
     (tmp_path / "thesis").mkdir()
@@ -305,6 +395,7 @@ def test_two_commands_at_one_folder_and_foreign_folders_are_refused(source, tmp_
         (["--source=both", "--size=32"], "holds both pictures .a.png. and folders .b."),
         (["--source=hollow", "--size=32"], "class folder .*hollow/x holds no pictures"),
         (["--source=no.csv", "--size=32"], "needs a first line with the columns path,label"),
+        (["--source=class.csv", "--size=32"], "has the columns path, class: name one of them label"),
         (["--source=no.npz", "--size=32"], "no whole npz with images in arr_0"),
         (["--source=float.npz", "--size=32"], "arr_0 is float64.*images are uint8"),
         (["--source=good", "--size=0"], "--size=0"),
@@ -317,9 +408,10 @@ def test_two_commands_at_one_folder_and_foreign_folders_are_refused(source, tmp_
             ["--source=good", "--size=32", "--test-share=0.5", "--hosts=2", "--host=2"],
             "--host=2 must be from 0 to 1",
         ),
+        (["--source=good", "--size=32", "--hosts=0", "--host=0"], "--hosts=0 must be at least 1"),
         (["--source=good", "--size=32", "--test-share=0.5", "--hosts=2"], "--hosts=2 goes with --host"),
         (["--source=good", "--size=32", "--moments=int8"], "--moments=int8 is of latents"),
-        (["--source=good", "--size=32", "--test-share=0.5", "--workers=-1"], "--workers=-1"),
+        (["--source=good", "--size=32", "--test-share=0.5", "--workers=0"], "--workers=0"),
         (["--source=good", "--size=32", "--check=0"], "--check=0"),
         (["--source=good", "--size=35", "--autoencoder=AE"], "--size=35.* multiple of 2"),
         (["--source=good", "--size=32", "--autoencoder=AE", "--moments=int4"], "--moments = 'int4'.*float16"),
@@ -334,6 +426,7 @@ def test_bad_flags_are_refused_in_words(autoencoder, tmp_path, monkeypatch, caps
         picture.save(name)
     Path("hollow/x").mkdir(parents=True)
     Path("no.csv").write_text("file\na.png\n")
+    Path("class.csv").write_text("path,class\na.png,a\n")
     Path("no.npz").write_text("PK")
     np.savez("float.npz", np.zeros((1, 8, 8, 3)))
 
@@ -351,3 +444,5 @@ def test_the_crop_is_of_the_middle():
     china = Image.fromarray(photographs()["china"])  # 640 x 427
     assert centre_crop(china, 64).shape == (64, 64, 3)
     np.testing.assert_array_equal(centre_crop(china, 427), np.asarray(china)[:, 106:533])
+    with pytest.raises(ValueError, match="mode I;16 has more than 8 bits a channel"):
+        centre_crop(Image.fromarray(np.zeros((9, 9), np.uint16)), 8)

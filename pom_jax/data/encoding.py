@@ -105,7 +105,11 @@ class Latents:
         self.scale, self.shift = factor, 0.0 - offset * factor
         digest = weights_sha256(folder)
         self.autoencoder: str | None = f"{Path(folder).resolve().name} sha256:{digest}"
-        self.settings: Mapping[str, str] = {"autoencoder": f"sha256:{digest}", "moments": moments}
+        self.settings: Mapping[str, str] = {
+            "autoencoder": f"sha256:{digest}",
+            "scaling": f"{factor}, {offset}",
+            "moments": moments,
+        }
         self._mesh = Mesh(np.array(jax.local_devices()), ("data",))
         self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
 
@@ -140,7 +144,8 @@ def _stored(
         if field.dtype in ("int8", "uint8"):
             low, high = (-127, 127) if field.dtype == "int8" else (0, 255)
             steps = jnp.round(values / field.scale)
-            clipped += jnp.sum((steps < low) | (steps > high), axis=(1, 2, 3, 4))
+            inside = (steps >= low) & (steps <= high)  # NaN is not
+            clipped += jnp.sum(~inside, axis=(1, 2, 3, 4))
             values = steps.clip(low, high)
         arrays[name] = values.astype(field.dtype)
     return arrays, clipped

@@ -1,5 +1,6 @@
 """Pictures -> shards of pixels or latents: read by several threads, encoded on the device, restartable."""
 
+import itertools
 import os
 import time
 from collections import deque
@@ -160,7 +161,8 @@ def prepare(
     Raises:
         InputError: numbers out of range; see `Unfinished` too.
     """
-    workers = workers or os.cpu_count() or 1
+    if workers is None:
+        workers = os.cpu_count() or 1
     host, hosts = this_host(host, hosts)
     if workers < 1 or batch_size < 1 or max_unreadable < 0:
         raise InputError(
@@ -171,8 +173,8 @@ def prepare(
     if (manifest := find_finished(out, job.recipe)) is not None:
         progress.say(f"{out} is there already, made with the same settings")
         return manifest
-    with Unfinished(out, job.recipe, host=host, max_unreadable=max_unreadable) as unfinished:
-        missing = unfinished.missing(hosts)
+    with Unfinished(out, job.recipe, host=host, hosts=hosts, max_unreadable=max_unreadable) as unfinished:
+        missing = unfinished.missing()
         own = len(job.recipe.pieces[host::hosts])
         if len(missing) < own:
             progress.say(f"{own - len(missing)} of {own} shards are there already")
@@ -275,7 +277,7 @@ def check_picture(job: Job, folder: str | Path, number: int) -> tuple[np.ndarray
     Args:
         job: that made it.
         folder: the set.
-        number: images to show, at least 1; fewer if the first shard has fewer.
+        number: images to show, at least 1; fewer if the set has fewer.
 
     Returns:
         A picture [2 size, N size, 3] uint8, crops above what their stored means decode to, and the peak
@@ -288,7 +290,7 @@ def check_picture(job: Job, folder: str | Path, number: int) -> tuple[np.ndarray
         raise InputError(f"--check={number} must be at least 1")
     records = Records(folder, "train")
     crops = []
-    for index in job.recipe.pieces[0].indices:
+    for index in itertools.chain(*(p.indices for p in job.recipe.pieces if p.split == "train")):
         crop = job.sources["train"].crop(int(index), job.size, job.min_size)
         if not isinstance(crop, Skipped):
             crops.append(crop)

@@ -130,10 +130,9 @@ class Manifest:
         content["record_bytes"] = self.record_bytes
         content["records"] = {split: self.records(split) for split in self.splits}
         text = json.dumps(content, indent=2)
-        # Lists of numbers and names on one line, for people.
-        return (
-            re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
-        )
+        # Lists of numbers and names on one line, for people; in JSON a line break is never part of a name.
+        lists = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s+\]")
+        return lists.sub(lambda found: "[" + re.sub(r"\n\s+", " ", found[1]) + "]", text) + "\n"
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -173,7 +172,8 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def _no_manifest(folder: Path) -> str:
-    growing = folder.parent / f"{folder.name}{UNFINISHED}"
+    home = folder.resolve()  # of a link: what it leads to
+    growing = home.parent / f"{home.name}{UNFINISHED}"
     if growing.is_dir():
         return (
             f"data folder {folder} is not finished: {growing.name} beside it holds a part. The prepare.py "
@@ -215,9 +215,11 @@ def find_bad_record(name: str, values: np.ndarray, classes: int) -> tuple[int, s
 
     Labels must be among the classes, floating-point values finite.
     """
+    if not values.size:
+        return None
     if name == "label":
         good = (values >= 0) & (values < classes)
-    elif values.dtype == np.float16 and values.size:
+    elif values.dtype == np.float16:
         # Quicker than isfinite: infinities and NaN are the largest of the positive and of the negative.
         bits = values.view(np.uint16).reshape(len(values), -1)
         good = (bits.view(np.int16).max(axis=1) < 0x7C00) & (bits.max(axis=1) < 0xFC00)

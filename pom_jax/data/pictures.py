@@ -80,7 +80,12 @@ def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
 
     Returns:
         [size, size, 3] uint8.
+
+    Raises:
+        ValueError: more than 8 bits a channel, of which Pillow would keep the lowest or cut off the highest.
     """
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {picture.mode} has more than 8 bits a channel; convert it to 8")
     picture = picture.convert("RGB")
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
@@ -141,8 +146,13 @@ def _open_folder(folder: Path) -> Pictures:
 
 
 def _pictures_below(folder: Path, name: str) -> Iterable[str]:
-    for place, _, files in os.walk(folder / name, followlinks=True):
+    for place, below, files in os.walk(folder / name, followlinks=True, onerror=_refuse):
+        below[:] = [inner for inner in below if not inner.startswith(".")]
         yield from (os.path.relpath(os.path.join(place, f), folder) for f in files if _is_picture(f))
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read ({error.strerror}); make it readable or remove it")
 
 
 def _is_picture(name: str) -> bool:
@@ -152,12 +162,19 @@ def _is_picture(name: str) -> bool:
 def _open_table(path: Path) -> Pictures:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file, skipinitialspace=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is no table in UTF-8: {error}") from error
     if not rows or "path" not in rows[0]:
         raise InputError(f"{path} needs a first line with the columns path,label and a line for each picture")
-    words = [row.get("label") or "" for row in rows] if "label" in rows[0] else list(ONE_CLASS) * len(rows)
+    if "label" not in rows[0] and len(rows[0]) > 1:
+        raise InputError(
+            f"{path} has the columns {', '.join(map(str, rows[0]))}: name one of them label, or leave "
+            "only path for pictures of one class"
+        )
+    words = list(ONE_CLASS) * len(rows)
+    if "label" in rows[0]:
+        words = [(row["label"] or "").strip() for row in rows]
     for line, (row, word) in enumerate(zip(rows, words, strict=True), start=2):
         if not row["path"] or not word:
             raise InputError(f"{path}: line {line} lacks its {'label' if row['path'] else 'path'}")

@@ -89,7 +89,8 @@ def hold_out(labels: np.ndarray, share: float, rng: np.random.Generator) -> tupl
     if not 0 < held.sum() < len(labels):
         raise InputError(
             f"--test-share={share:g} of {len(labels)} pictures holds out {held.sum()}; some must be left on "
-            f"both sides: give a share between {1 / len(labels):.1g} and 1, or --test-source=PATH"
+            f"both sides: give a share between {1 / len(labels):.1g} and 1, or held-out pictures of their "
+            "own (--test-source=PATH; of latents, val_index.json)"
         )
     return rng.permutation(by_class[~held]), rng.permutation(by_class[held])
 

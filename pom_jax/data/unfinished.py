@@ -4,9 +4,12 @@ The shards grow in the folder `OUT.unfinished`, each beside a small JSON file th
 all are there, the last host writes the manifest and the folder becomes `OUT`.
 """
 
+import contextlib
 import fcntl
+import itertools
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,7 +52,7 @@ class Unfinished:
     Args:
         out: the folder to make.
         recipe: of the set.
-        host: which of several hosts this is; each has its own lock.
+        host, hosts: which of how many hosts this is; each has its own lock.
         max_unreadable: pictures that may be left out because they cannot be read.
 
     Raises:
@@ -57,37 +60,26 @@ class Unfinished:
             too many unreadable pictures, or a disk that takes no more. Whole shards stay what they are.
     """
 
-    def __init__(self, out: str | Path, recipe: Recipe, *, host: int = 0, max_unreadable: int = 100):
+    def __init__(
+        self, out: str | Path, recipe: Recipe, *, host: int = 0, hosts: int = 1, max_unreadable: int = 100
+    ):
         check_fields(recipe.fields)
         check_affine(recipe.scale, recipe.shift)
         self.out, self.recipe = Path(out), recipe
-        self.folder = self.out.with_name(f"{self.out.name}{UNFINISHED}")
-        self._host, self._max_unreadable = host, max_unreadable
+        self._home = self.out.resolve()  # a link may lead to another disk
+        self.folder = self._home.parent / f"{self._home.name}{UNFINISHED}"
+        self._host, self._hosts, self._max_unreadable = host, hosts, max_unreadable
         self._lock: IO[str] | None = None
         self._growing: _Growing | None = None
+        self._failed = False
         self._unreadable: list[str] = []
 
     def __enter__(self) -> "Unfinished":
         check_free(self.out)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / PLAN).exists() and any(self.folder.iterdir()):
-                raise InputError(
-                    f"{self.folder} is no unfinished data set; nothing was changed. Move it away."
-                )
-            self._lock = (self.folder / f"host-{self._host}.lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not (self.folder / PLAN).exists():
-                _write_whole(self.folder / PLAN, json.dumps(dict(self.recipe.settings), indent=2) + "\n")
-            begun = json.loads((self.folder / PLAN).read_text())
-        except BlockingIOError as error:
-            raise InputError(
-                f"another command is making {self.out} as host {self._host}; wait for it, or give each --host"
-            ) from error
-        except OSError as error:
-            raise InputError(f"cannot write to {self.folder}: {error}") from error
-        way = f"remove {self.folder} to begin anew, or give another --out"
-        check_settings(str(self.folder), "was begun", begun, self.recipe.settings, way)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.__exit__)
+            self._begin()
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,15 +89,53 @@ class Unfinished:
         if self._lock is not None:
             self._lock.close()
 
-    def missing(self, hosts: int = 1) -> list[Piece]:
+    def _begin(self) -> None:
+        plan = self.folder / PLAN
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Another host may be beginning too, or was killed while it did.
+            beginnings = ("host-*.lock", f"{PLAN}*")
+            foreign = [path for path in self.folder.iterdir() if not any(map(path.match, beginnings))]
+            if foreign and not plan.exists():
+                raise InputError(
+                    f"{self.folder} is no unfinished data set; nothing was changed. Move it away."
+                )
+            self._take_lock()
+            if not plan.exists():
+                _write_whole(plan, json.dumps(dict(self.recipe.settings), indent=2) + "\n")
+            begun = json.loads(plan.read_text())
+        except BlockingIOError as error:
+            raise InputError(
+                f"another command is making {self.out} (this is host {self._host} of {self._hosts}); wait "
+                "for it, or give all the same --hosts and each its own --host"
+            ) from error
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder}: {error}") from error
+        way = f"remove {self.folder} to begin anew, or give another --out"
+        check_settings(str(self.folder), "was begun", begun, self.recipe.settings, way)
+
+    def _take_lock(self) -> None:
+        """No two commands make the same shard: none as the same host, none among another number of hosts."""
+        self._lock = (self.folder / f"host-{self._host}-of-{self._hosts}.lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in self.folder.glob("host-*.lock"):
+            if not path.match(f"host-*-of-{self._hosts}.lock"):
+                with path.open() as other:
+                    fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def missing(self) -> list[Piece]:
         """The pieces of this host, every `hosts`-th, whose shards are not there yet."""
         self._unreadable = [
             name for facts in map(self._facts, self.recipe.pieces) if facts for name in facts["unreadable"]
         ]
-        return [piece for piece in self.recipe.pieces[self._host :: hosts] if self._facts(piece) is None]
+        own = self.recipe.pieces[self._host :: self._hosts]
+        return [piece for piece in own if self._facts(piece) is None]
 
     def write(self, batch: Batch) -> None:
-        """Appends records, and closes the shard after the last ones of a piece."""
+        """Appends records, and closes the shard after the last ones of a piece; nothing after an error."""
+        if self._failed:  # or the last batch of a shard would close it without the one that failed
+            raise InputError(f"writing {self.folder} has failed before")
+        self._failed = True
         try:
             self._write(batch)
         except (DiskError, OSError) as error:
@@ -113,6 +143,7 @@ class Unfinished:
                 f"writing {self.folder} failed: {error}. {free_space(self.folder)}; make room. All whole "
                 "shards are kept: the same command goes on after them."
             ) from error
+        self._failed = False
 
     def _write(self, batch: Batch) -> None:
         piece, fields = batch.piece, self.recipe.fields
@@ -186,6 +217,22 @@ class Unfinished:
             return read_manifest(self.out) if (self.out / FILE).is_file() else None
         whole = [found for found in facts if found is not None]
         manifest = self._manifest(whole)
+        listed = sorted(name for found in whole for name in found["unreadable"])
+        try:
+            self._compare(whole)
+            if listed:
+                _write_whole(self.folder / UNREADABLE, "\n".join(listed) + "\n")
+            _write_whole(self.folder / FILE, manifest.to_json())
+            self.folder.rename(self._home)
+        except FileNotFoundError:
+            return read_manifest(self.out)  # another host was quicker
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot become {self.out}: {error}") from error
+        tidy(self.out, self.recipe)
+        return manifest
+
+    def _compare(self, whole: Sequence[Mapping[str, Any]]) -> None:
+        """Raises InputError if a shard is no longer what was written, and forgets that it is whole."""
         for found, piece in zip(whole, self.recipe.pieces, strict=True):
             path = self.folder / found["shard"]["file"]
             if sha256(path) != found["shard"]["sha256"]:
@@ -195,18 +242,6 @@ class Unfinished:
                     f"{found['shard']['sha256'][:16]}...): the disk may be failing. "
                     "The same command makes this shard again."
                 )
-        listed = sorted(name for found in whole for name in found["unreadable"])
-        try:
-            if listed:
-                _write_whole(self.folder / UNREADABLE, "\n".join(listed) + "\n")
-            _write_whole(self.folder / FILE, manifest.to_json())
-            self.folder.rename(self.out)
-        except FileNotFoundError:
-            return read_manifest(self.out)  # another host was quicker
-        except OSError as error:
-            raise InputError(f"{self.folder} cannot become {self.out}: {error}") from error
-        tidy(self.out, self.recipe)
-        return manifest
 
     def _manifest(self, whole: Sequence[Mapping[str, Any]]) -> Manifest:
         moments = Moments(self.recipe.fields["mean"].shape[-1])
@@ -247,7 +282,7 @@ def find_finished(out: str | Path, recipe: Recipe) -> Manifest | None:
     """The set at `out` if it was made with this recipe, None if nothing is there.
 
     Raises:
-        InputError: something else is there.
+        InputError: something else is there, or a shard is missing or cut.
     """
     out = Path(out)
     if not (out / FILE).is_file():
@@ -256,6 +291,10 @@ def find_finished(out: str | Path, recipe: Recipe) -> Manifest | None:
     manifest = read_manifest(out)
     way = "nothing was changed: give another --out, or remove it yourself"
     check_settings(str(out), "was made", manifest.made_by, recipe.settings, way)
+    for shard in itertools.chain(*manifest.splits.values()):
+        path = out / shard.file
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise InputError(f"{path} is missing or cut: remove {out}, and the same command makes it again")
     tidy(out, recipe)
     return manifest
 
@@ -263,22 +302,24 @@ def find_finished(out: str | Path, recipe: Recipe) -> Manifest | None:
 def tidy(out: Path, recipe: Recipe) -> None:
     """Removes from a finished set what only its making needed."""
     names = [PLAN, *(f"{piece.name}{ending}" for piece in recipe.pieces for ending in (".json", ".part"))]
-    for path in [*map(out.joinpath, names), *out.glob("host-*.lock")]:
+    for path in [*map(out.joinpath, names), *out.glob("host-*.lock"), *out.glob("*.json.*.part")]:
         path.unlink(missing_ok=True)
 
 
 def check_free(out: Path) -> None:
-    """Raises InputError if something is at `out`."""
+    """Raises InputError if something is at `out`, or nothing can take its place."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         what = "holds other things" if out.is_dir() else "is a file"
         raise InputError(f"{out} exists and {what}; nothing was changed. Give another --out.")
+    if out.is_mount():
+        raise InputError(f"{out} is a mounted disk; give a folder in it, such as --out={out / 'set'}")
 
 
 def _write_whole(path: Path, text: str) -> None:
     """Writes a file that is whole or not there, whenever the power goes."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # other hosts write the same ones
     try:
-        with part.open("w") as file:
+        with part.open("w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -42,7 +42,8 @@ def load_autoencoder(
         config = weights.parent / CONFIG
         if not config.is_file():
             raise InputError(
-                f"there is no {CONFIG} beside {weights}; pass config, a preset such as 'sd' or a file"
+                f"there is no {CONFIG} beside {weights}; put it there, or pass config, a preset such as "
+                "'sd' or a file"
             )
     if not isinstance(config, AutoencoderConfig):
         config = read_config(config)
