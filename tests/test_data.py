@@ -1,5 +1,6 @@
 """What is written is what is read, and bad data is refused in words before anything compiles."""
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -95,7 +96,7 @@ def test_a_writer_says_that_it_wants_a_with_block(tmp_path):
 def test_records_come_back_as_written_across_shards(tmp_path, open_large):
     batch = latents(100)
     halves = [{name: array[part] for name, array in batch.items()} for part in (slice(0, 33), slice(33, 100))]
-    manifest = write_latents(tmp_path / "set", halves, shard_bytes=4000)
+    manifest = write_latents(tmp_path / "set", [*halves, latents(0)], shard_bytes=4000)
     source = Records(tmp_path / "set", "train")
     assert manifest == read_manifest(tmp_path / "set") == source.manifest
     assert len(source) == 100
@@ -205,7 +206,10 @@ DAMAGES = {
     "scale of NaN": (_edit(scale=float("nan")), "damaged.*scale and shift must be finite"),
     "empty split": (_edit(splits={"train": []}), "split train of .* is empty"),
     "record size": (_edit(record_bytes=70), "68 bytes.*70"),
-    "missing shard": (lambda folder: (folder / SHARD).unlink(), f"{SHARD} is missing.*prepare.py"),
+    "missing shard": (
+        lambda folder: (folder / SHARD).unlink(),
+        f"{SHARD} is missing; remove .*/digits and make .*prepare.py digits --out=",
+    ),
     "truncated shard": (
         lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:100_000]),
         f"{SHARD} has 100000 bytes, the manifest says 262144",
@@ -258,6 +262,29 @@ def test_records_are_compared_however_often_they_are_read(tmp_path, open_large):
         file.write(content)
     with pytest.raises(InputError, match="not what it was when it was first read"):
         source.gather(np.arange(500))
+
+
+def test_more_shards_than_files_that_may_be_open_are_read(tmp_path, open_large):
+    batch = latents(100)
+    write_latents(tmp_path / "set", [batch], shard_bytes=1)  # each its own
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, limits[1]))
+    try:
+        source = open_large(tmp_path / "set")
+        for _ in range(2):
+            np.testing.assert_array_equal(source.gather(np.arange(100))["mean"], batch["mean"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(InputError, match=r"split train .*needs \d+ open files, two a shard.*larger shards"):
+        records.allow_files(2**40, f"split train of {tmp_path}")
+
+
+def test_names_of_classes_come_back_with_all_their_spaces(digits_dir, tmp_path):
+    classes = ("two  spaces", " one", "none", "[ a  b ]")
+    manifest = dataclasses.replace(read_manifest(digits_dir), classes=classes)
+    (tmp_path / "manifest.json").write_text(manifest.to_json())
+    assert read_manifest(tmp_path) == manifest
+    assert '"shape": [1, 8, 8, 1]' in manifest.to_json()
 
 
 def test_checksums_of_a_large_set_are_compared_if_asked_for(tmp_path, open_large):
@@ -319,6 +346,12 @@ def test_an_earlier_set_is_replaced_but_nothing_foreign(digits_dir, tmp_path):
         digits.prepare(tmp_path / "latents")
     assert (out / "notes.txt").read_text() == (tmp_path / "thesis/chapter.tex").read_text() == "mine"
     assert len(Records(tmp_path / "latents", "train")) == 3
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "link").symlink_to(out)
+    (out / "notes.txt").unlink()
+    digits.prepare(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert len(Records(out, "train")) == 1437
     assert not list(tmp_path.glob(".*"))
 
 

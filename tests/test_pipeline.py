@@ -175,6 +175,8 @@ def test_an_error_in_the_thread_reaches_the_reader_at_its_batch(digits_dir):
     next(stream), next(stream)
     with pytest.raises(InputError, match="record 7 is bad"):
         next(stream)
+    with pytest.raises(InputError, match="prefetch is 0"):
+        pipeline.device_batches(good, sharding, prefetch=0)
 
 
 def test_a_forgotten_stream_does_not_disturb_the_end_of_a_program(digits_dir):

@@ -134,8 +134,13 @@ def device_batches(
     Args:
         iterator: host batches; each process gives the rows of `local_rows(sharding, batch_size)`.
         sharding: of the batch axis, e.g. `NamedSharding(mesh, P(("data", "fsdp")))`.
-        prefetch: how many batches may wait on the device.
+        prefetch: how many batches may wait on the device, at least 1.
+
+    Raises:
+        InputError: a prefetch below 1.
     """
+    if prefetch < 1:
+        raise InputError(f"prefetch is {prefetch}; at least 1 batch must be able to wait on the device")
     return DeviceBatches(iterator, sharding, prefetch)
 
 

@@ -1,5 +1,8 @@
 """Reads a split of a data set: every check before the first batch, then whole batches by index."""
 
+import resource
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from pom_jax.data.shard_reader import RANDOM_ACCESS, ShardReader
 from pom_jax.errors import InputError
 
 SMALL = 64 * 2**20  # bytes: sets up to this size are always verified, and kept in memory
+FILES = 256  # that a process may open besides shards
 
 
 class Records:
@@ -23,7 +27,8 @@ class Records:
             for large ones the file sizes are compared unless this is asked for.
 
     Raises:
-        InputError: no data set or split; a shard that is missing, cut, changed or of another record size.
+        InputError: no data set or split; a shard that is missing, cut, changed or of another record size;
+            more shards than files that may be open.
     """
 
     def __init__(self, folder: str | Path, split: str, *, verify: bool = False):
@@ -41,6 +46,7 @@ class Records:
         small = len(self) * self.manifest.record_bytes <= SMALL
         for shard in self._shards:
             self._check(shard, checksum=verify or small)
+        allow_files(2 * len(self._shards), self._where())
         paths = [self.folder / shard.file for shard in self._shards]
         counts = [shard.records for shard in self._shards]
         self._reader = ShardReader(paths, counts, self.manifest.record_bytes)
@@ -88,8 +94,9 @@ class Records:
 
     def _check(self, shard: Shard, *, checksum: bool) -> None:
         path = self.folder / shard.file
-        command = self.manifest.made_by.get("command")
-        again = "make the data set again" + f" (`{command} --out={self.folder}`)" * (command is not None)
+        again = f"remove {self.folder} and make the data set again"
+        if command := self.manifest.made_by.get("command"):
+            again += f" (`{command} --out={shlex.quote(str(self.folder))}`)"
         if not path.is_file():
             raise InputError(f"shard {path} is missing; {again}")
         if (size := path.stat().st_size) != shard.bytes:
@@ -120,3 +127,23 @@ class Records:
 
     def _where(self) -> str:
         return f"split {self.split} in {self.folder}"
+
+
+def allow_files(number: int, what: str) -> None:
+    """Lets this process open so many files and others besides, as far as the system does; they stay open.
+
+    Raises:
+        InputError: the system allows fewer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = number + FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    if most < needed:
+        raise InputError(
+            f"{what} needs {number} open files, two a shard, and the system allows {most}: raise that "
+            "(`ulimit -n`), or make the data set again with larger shards"
+        )
+    # With room for other splits.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4 * needed), hard))

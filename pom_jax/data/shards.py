@@ -1,6 +1,7 @@
 """One shard: records of a batch as bytes, the ArrayRecord file that holds them, and their statistics."""
 
 import contextlib
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -134,8 +135,8 @@ def check_batch(
 
 def to_records(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """The bytes of each record, uint8 [n, record bytes], of what `check_batch` gives."""
-    columns = [array.reshape(len(array), -1).view(np.uint8) for array in arrays.values()]
-    return np.concatenate(columns, axis=1)
+    flat = [array.reshape(len(array), math.prod(array.shape[1:])) for array in arrays.values()]
+    return np.concatenate([array.view(np.uint8) for array in flat], axis=1)
 
 
 def free_space(folder: Path) -> str:

@@ -58,6 +58,7 @@ class Writer:
         check_fields(fields)
         check_affine(scale, shift)
         self.out = Path(out)
+        self._home = self.out.resolve()  # a link may lead to another disk
         self.fields = dict(fields)
         self._manifest: Manifest | None = None
         self._unfinished: Path | None = None  # the folder of the `with` block
@@ -77,9 +78,9 @@ class Writer:
 
     def __enter__(self) -> "Writer":
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self._home.parent.mkdir(parents=True, exist_ok=True)
             self._unfinished = Path(
-                tempfile.mkdtemp(prefix=f".{self.out.name}.writing-", dir=self.out.parent)
+                tempfile.mkdtemp(prefix=f".{self._home.name}.writing-", dir=self._home.parent)
             )
         except OSError as error:
             raise InputError(f"cannot write beside {self.out}: {error}") from error
@@ -153,7 +154,7 @@ class Writer:
     def _disk_error(self, error: Exception) -> InputError:
         return InputError(
             f"writing {self.out} failed, nothing was left behind: {error}. "
-            f"{free_space(self.out.parent)}; make room or choose another folder."
+            f"{free_space(self._home.parent)}; make room or choose another folder."
         )
 
     def _finish(self) -> None:
@@ -179,13 +180,20 @@ class Writer:
         )
         try:
             (self._folder / FILE).write_text(self._manifest.to_json())
+            self._folder.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+            self._replace()
         except OSError as error:
             raise self._disk_error(error) from error
-        self._folder.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        if self.out.exists():
+
+    def _replace(self) -> None:
+        """Puts the folder in its place; an earlier data set is whole until then."""
+        replaced = None
+        if self._home.exists():
             check_replaceable(self.out, self._about["name"])
-            shutil.rmtree(self.out)
-        self._folder.rename(self.out)
+            replaced = self._home.rename(self._folder.with_name(f"{self._folder.name}-replaced"))
+        self._folder.rename(self._home)
+        if replaced is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def check_replaceable(out: str | Path, name: str) -> None:
