@@ -93,10 +93,23 @@ def test_samples_without_mirror_images_have_one_view(tmp_path, capsys):
     assert prepare_command.main(arguments) == 0
     assert "there already" in capsys.readouterr().out
 
+    assert prepare_command.main([*arguments, "--classes=6"]) == 2
+    assert "classes = 5, now 6" in capsys.readouterr().err
+    write_chunks(source, 2 * mean[:, :1], std[:, :1], labels, **chunks)
+    assert prepare_command.main(arguments) == 2
+    assert "source = 30 samples of" in capsys.readouterr().err
+
 
 def _cut(folder):
     path = folder / "chunk_1.tar"
     path.write_bytes(path.read_bytes()[:3000])
+
+
+def _other_sizes(folder):
+    mean, std, labels = draw(6)
+    small = {"kind": "int8", "batch": 2, "per_chunk": 5}
+    other = write_chunks(folder.parent / "other", mean[..., :4], std[..., :4], labels, **small)
+    (other / "chunk_1.tar").rename(folder / "chunk_1.tar")
 
 
 def _index(**changes):
@@ -116,6 +129,7 @@ def _index(**changes):
         (_index(quantization_scale=4), 5, r"scales \[4.0, 8.0\]"),
         (_index(count=3), 5, "chunk_0.tar holds 5 samples, the index says 3"),
         (_cut, 5, "chunk_1.tar"),
+        (_other_sizes, 5, r"its shape is \(3, 8, 4\), of the first it is \(3, 8, 8\)"),
         (lambda folder: None, 2, r"label \d is not from 0 to 1"),
     ],
 )

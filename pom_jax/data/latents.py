@@ -77,8 +77,9 @@ def prepare_latents(
         shift=0.0,
         autoencoder=AUTOENCODER,
         settings={
-            "source": f"{len(train.source)} samples, {views} views a record",
-            "held_out": f"{len(splits['test'].views)} records",
+            "source": f"{len(train.source)} samples of {train.source.fingerprint}, {views} views a record",
+            "held_out": f"{len(splits['test'].views)} records of {splits['test'].source.fingerprint}",
+            "classes": str(classes),
             "seed": str(seed),
             "order": fingerprint(pieces),
         },
