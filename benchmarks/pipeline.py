@@ -85,10 +85,10 @@ def loader(folder: Path, records: int, size: int, rounds: int) -> dict[str, floa
 
 def cropping(folder: Path, pictures: int, size: int) -> dict[str, float]:
     """Seconds to read and crop pictures (640 x 427, JPEG), by threads."""
+    photographs = load_sample_images().images
+    (folder / "pictures").mkdir()
     for number in range(pictures):
-        picture = load_sample_images().images[number % 2]
-        (folder / "pictures").mkdir(exist_ok=True)
-        Image.fromarray(picture).save(folder / f"pictures/{number}.jpg", quality=90)
+        Image.fromarray(photographs[number % 2]).save(folder / f"pictures/{number}.jpg", quality=90)
     found = open_pictures(folder / "pictures")
 
     def crop(workers: int) -> None:
@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64, help="pictures to crop")
     parser.add_argument("--size", type=int, default=256, help="side of the crops")
     arguments = parser.parse_args()
+    if arguments.records < arguments.batch:
+        parser.error(f"--records={arguments.records} must be at least --batch={arguments.batch}")
     with tempfile.TemporaryDirectory() as folder:
         seconds = loader(Path(folder), arguments.records, arguments.batch, arguments.rounds)
         crops = cropping(Path(folder), arguments.pictures, arguments.size)
