@@ -243,6 +243,7 @@ def test_unreadable_and_small_pictures_are_counted_and_listed(source, tmp_path):
     limit = sorted(sides)[6]
     (folder / "china/.ipynb_checkpoints").mkdir()
     shutil.copy(folder / "china/02.png", folder / "china/.ipynb_checkpoints")  # hidden
+    (folder / "china/again").symlink_to(folder)
     job = pixel_job(folder, min_size=limit)
     with pytest.raises(InputError, match=r"(?s)more than --max-unreadable=3.*china/00.png"):
         prepare(job, tmp_path / "set", max_unreadable=3)
@@ -446,3 +447,5 @@ def test_the_crop_is_of_the_middle():
     np.testing.assert_array_equal(centre_crop(china, 427), np.asarray(china)[:, 106:533])
     with pytest.raises(ValueError, match="mode I;16 has more than 8 bits a channel"):
         centre_crop(Image.fromarray(np.zeros((9, 9), np.uint16)), 8)
+    with pytest.raises(ValueError, match="one side is more than 100 times the other"):
+        centre_crop(Image.new("RGB", (1, 60_000)), 256)

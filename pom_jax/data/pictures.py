@@ -22,6 +22,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.err
 UNREADABLE += (Image.DecompressionBombError,)
 
 ONE_CLASS = ("all",)
+LONGEST = 100  # sides of a crop that a picture may be long: one of 1 x 60,000 pixels would become gigabytes
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
         [size, size, 3] uint8.
 
     Raises:
-        ValueError: more than 8 bits a channel, of which Pillow would keep the lowest or cut off the highest.
+        ValueError: one side is more than LONGEST times the other, or more than 8 bits a channel, which Pillow
+            would not scale but cut off.
     """
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"mode {picture.mode} has more than 8 bits a channel; convert it to 8")
@@ -91,6 +93,8 @@ def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)
     width, height = (round(side * scale) for side in picture.size)
+    if max(width, height) > LONGEST * size:
+        raise ValueError(f"one side is more than {LONGEST} times the other")
     pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
     top, left = (height - size) // 2, (width - size) // 2
     return pixels[top : top + size, left : left + size]
@@ -147,7 +151,9 @@ def _open_folder(folder: Path) -> Pictures:
 
 def _pictures_below(folder: Path, name: str) -> Iterable[str]:
     for place, below, files in os.walk(folder / name, followlinks=True, onerror=_refuse):
-        below[:] = [inner for inner in below if not inner.startswith(".")]
+        here = Path(place).resolve()
+        inner = [one for one in below if not one.startswith(".")]
+        below[:] = [one for one in inner if not here.is_relative_to((here / one).resolve())]  # no way back
         yield from (os.path.relpath(os.path.join(place, f), folder) for f in files if _is_picture(f))
 
 
