@@ -128,6 +128,9 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
         raise InputError(f"--out={arguments.out} is in --source={arguments.source}: give one outside")
     pictures = open_pictures(arguments.source)
     print(f"{len(pictures):,} pictures in {len(pictures.classes):,} classes", flush=True)
+    if pictures.others:
+        others = (f"{count:,} {ending or 'without one'}" for ending, count in pictures.others.most_common(5))
+        print(f"  files left out because of their endings: {', '.join(others)}", flush=True)
     test = None if arguments.test_source is None else open_pictures(arguments.test_source)
     if arguments.autoencoder is not None:
         encoder = Latents(arguments.autoencoder, arguments.size, arguments.moments or "float16")

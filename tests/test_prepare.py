@@ -244,7 +244,10 @@ def test_unreadable_and_small_pictures_are_counted_and_listed(source, tmp_path):
     (folder / "china/.ipynb_checkpoints").mkdir()
     shutil.copy(folder / "china/02.png", folder / "china/.ipynb_checkpoints")  # hidden
     (folder / "china/again").symlink_to(folder)
+    for name in ("china/00.txt", "coffee/01.gif", "coffee/02.gif"):
+        (folder / name).touch()
     job = pixel_job(folder, min_size=limit)
+    assert job.sources["train"].others == {".txt": 1, ".gif": 2}
     with pytest.raises(InputError, match=r"(?s)more than --max-unreadable=3.*china/00.png"):
         prepare(job, tmp_path / "set", max_unreadable=3)
     manifest = make(job, tmp_path / "set")

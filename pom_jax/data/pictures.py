@@ -6,8 +6,9 @@ import os
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ class Pictures:
         labels: [N] int32.
         classes: the name of each label, in order.
         open: gives the picture of an index.
+        others: files of the folder that are left out because of their endings: ending -> how many.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Pictures:
     labels: np.ndarray
     classes: tuple[str, ...]
     open: Callable[[int], Image.Image]
+    others: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -125,10 +128,10 @@ def open_pictures(source: str | os.PathLike[str]) -> Pictures:
 
 
 def _open_folder(folder: Path) -> Pictures:
-    flat = [entry.name for entry in os.scandir(folder) if _is_picture(entry.name)]
-    classes = sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    entries = list(os.scandir(folder))
+    others: Counter[str] = Counter()
+    flat = _pictures_among([entry.name for entry in entries if not entry.is_dir()], others)
+    classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if flat and classes:
         raise InputError(
             f"{folder} holds both pictures ({min(flat)}) and folders ({classes[0]}): move the pictures into "
@@ -137,32 +140,36 @@ def _open_folder(folder: Path) -> Pictures:
     if not classes:
         if not flat:
             raise InputError(f"{folder} holds no pictures ({', '.join(ENDINGS)}) and no folders of them")
-        return _from_paths(folder, folder.name, sorted(flat), [0] * len(flat), ONE_CLASS)
+        return _from_paths(folder, folder.name, sorted(flat), [0] * len(flat), ONE_CLASS, others)
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        own = sorted(_pictures_below(folder, name))
+        own = sorted(_pictures_below(folder, name, others))
         if not own:
             raise InputError(f"class folder {folder / name} holds no pictures; fill or remove it")
         names += own
         labels += [label] * len(own)
-    return _from_paths(folder, folder.name, names, labels, tuple(classes))
+    return _from_paths(folder, folder.name, names, labels, tuple(classes), others)
 
 
-def _pictures_below(folder: Path, name: str) -> Iterable[str]:
+def _pictures_below(folder: Path, name: str, others: Counter[str]) -> Iterable[str]:
     for place, below, files in os.walk(folder / name, followlinks=True, onerror=_refuse):
         here = Path(place).resolve()
         inner = [one for one in below if not one.startswith(".")]
         below[:] = [one for one in inner if not here.is_relative_to((here / one).resolve())]  # no way back
-        yield from (os.path.relpath(os.path.join(place, f), folder) for f in files if _is_picture(f))
+        own = _pictures_among(files, others)
+        yield from (os.path.relpath(os.path.join(place, file), folder) for file in own)
 
 
 def _refuse(error: OSError) -> None:
     raise InputError(f"{error.filename} cannot be read ({error.strerror}); make it readable or remove it")
 
 
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(ENDINGS) and not name.startswith(".")
+def _pictures_among(files: Sequence[str], others: Counter[str]) -> list[str]:
+    """The names that end as a picture's; the endings of the others are counted, but for hidden ones."""
+    seen = [name for name in files if not name.startswith(".")]
+    others.update(os.path.splitext(name)[1] for name in seen if not name.lower().endswith(ENDINGS))
+    return [name for name in seen if name.lower().endswith(ENDINGS)]
 
 
 def _open_table(path: Path) -> Pictures:
@@ -192,12 +199,18 @@ def _open_table(path: Path) -> Pictures:
 
 
 def _from_paths(
-    folder: Path, name: str, names: Sequence[str], labels: Sequence[int], classes: tuple[str, ...]
+    folder: Path,
+    name: str,
+    names: Sequence[str],
+    labels: Sequence[int],
+    classes: tuple[str, ...],
+    others: Counter[str] | None = None,
 ) -> Pictures:
     def open_picture(index: int) -> Image.Image:
         return Image.open(folder / names[index])
 
-    return Pictures(name or folder.resolve().name, names, np.array(labels, np.int32), classes, open_picture)
+    name = name or folder.resolve().name
+    return Pictures(name, names, np.array(labels, np.int32), classes, open_picture, others or Counter())
 
 
 def _open_npz(path: Path) -> Pictures:
