@@ -166,6 +166,7 @@ def score_images(images: str) -> None:
     from pom_jax.sampling import SamplingProgress
 
     real, inception = real_images()
+    out = scores_folder(Path(images).parent / "eval")
     weights = load_inception(inception)
     opened = reference.open_reference(real, CROP.value, AUTOENCODER.value)
     samples = open_images(images, CROP.value)
@@ -173,7 +174,6 @@ def score_images(images: str) -> None:
     with SamplingProgress() as progress:
         found = image_scores.score_images(samples, opened, weights, say=say, progress=progress)
     print(f"\n{found.text()}\n")
-    out = Path(OUT.value or Path(images).parent / "eval")
     found.save(out)
     print(f"written: {out}/image_scores.md and image_scores.json")
 
@@ -199,6 +199,7 @@ def score_digits(workdir: str) -> None:
     """The digits' own scores of a run."""
     from pom_jax.evaluation import evaluate  # here, so that --help is quick
 
+    out = scores_folder(Path(workdir) / "eval")
     report = evaluate.evaluate_workdir(
         workdir,
         guidances=values("guidance", GUIDANCE.value or ["1", "1.5"], float),
@@ -211,7 +212,7 @@ def score_digits(workdir: str) -> None:
         data=DATA.value,
         say=say,
     )
-    tell(report, Path(OUT.value or Path(workdir) / "eval"))
+    tell(report, out)
 
 
 def score_files(files: Sequence[str]) -> None:
@@ -230,6 +231,19 @@ def tell(report: "Report", out: Path) -> None:
     print(
         f"written: {out}/scores.md, scores.json and nearest.png (samples above their nearest training images)"
     )
+
+
+def scores_folder(usual: Path) -> Path:
+    """Where the scores go.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    from pom_jax.sampling.writers import check_folder
+
+    out = Path(OUT.value or usual)
+    check_folder(out)
+    return out
 
 
 def check_flags(way: str) -> None:

@@ -247,6 +247,7 @@ def test_a_workdir_is_scored_with_its_own_settings_and_the_same_each_time(workdi
         ({"guidances": (-1.0,)}, "guidance must be"),
         ({"guidances": ()}, "at least one"),
         ({"seeds": ()}, "at least one"),
+        ({"seeds": (1, 1)}, "no value twice"),
         ({"num": 300}, "num is 300.*360"),
         ({"sampler": "hoin"}, "hoin.*heun"),
         ({"steps": 0}, "steps must be"),
@@ -263,10 +264,11 @@ def test_settings_that_cannot_be_used_are_refused(workdir, settings, words):
 def test_files_that_hold_no_samples_are_refused(workdir, tmp_path):
     data = checkpoint.load_config(workdir).data.dir
     (tmp_path / "text.npz").write_text("PK nothing")
+    (tmp_path / "empty.npz").touch()
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     np.savez(tmp_path / "floats.npz", arr_0=np.zeros((400, 8, 8, 1)), arr_1=np.arange(400) % 10)
-    for name, words in (("text", "is not an npz"), ("other", "is not an npz"), ("none", "is not an npz")):
-        with pytest.raises(InputError, match=words):
+    for name in ("text", "empty", "other", "none"):
+        with pytest.raises(InputError, match="is not an npz"):
             evaluate_files([tmp_path / f"{name}.npz"], data)
     with pytest.raises(InputError, match="float64, samples are stored as uint8"):
         evaluate_files([tmp_path / "floats.npz"], data)

@@ -22,7 +22,13 @@ from pom_jax.evaluation.inception import POOL, SPATIAL, resize
 from pom_jax.evaluation.inception_score import inception_score
 from pom_jax.evaluation.inception_weights import InceptionWeights, file_sha256, load_inception, save_inception
 from pom_jax.evaluation.precision_recall import precision_recall
-from pom_jax.evaluation.reference import fit_reference, open_reference, read_statistics, write_statistics
+from pom_jax.evaluation.reference import (
+    check_file,
+    fit_reference,
+    open_reference,
+    read_statistics,
+    write_statistics,
+)
 from tests.random_inception import write_random_inception
 
 ROOT = Path(__file__).parent.parent
@@ -256,6 +262,23 @@ def test_files_of_statistics_and_streams_of_images_come_back(tmp_path: Path):
     np.testing.assert_array_equal(again.pool.mean, np.arange(POOL))
 
 
+def test_a_folder_is_seen_behind_links_and_without_hidden_files(tmp_path: Path):
+    for place, images in (("far", pictures(2)), ("folder/near", pictures(1))):
+        (tmp_path / place).mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / place / f"{number}.png")
+    folder = tmp_path / "folder"
+    (folder / "far").symlink_to(tmp_path / "far")
+    (folder / "near" / "._0.png").write_bytes(b"of macOS")
+    (folder / "near" / os.fsdecode(b"not utf-8 \xff.PNG")).write_bytes((folder / "near/0.png").read_bytes())
+    assert [len(batch) for batch in open_images(folder).batches(3)] == [3, 1]
+    before = open_reference(folder).protocol
+    (folder / "note.txt").write_text("no picture")
+    assert open_reference(folder).protocol == before
+    Image.fromarray(np.zeros((12, 10, 3), np.uint8)).save(tmp_path / "far" / "0.png")  # a smaller file
+    assert open_reference(folder).protocol != before
+
+
 def test_the_crop_is_a_square_of_the_middle():
     picture = np.zeros((40, 100, 3), np.uint8)
     picture[:, 30:70] = 200  # the middle square
@@ -320,6 +343,8 @@ def test_bad_references_are_told(tmp_path: Path):
         open_reference(file)
     with pytest.raises(InputError, match=r"written as \.npz"):
         write_statistics(tmp_path / "reference.pkl", Statistics(small(POOL), None))
+    with pytest.raises(InputError, match=r"reference\.npz is not a folder that you may write to"):
+        check_file(file / "kept.npz")
     assert list(tmp_path.iterdir()) == [file]
 
 

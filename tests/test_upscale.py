@@ -1,5 +1,6 @@
 """Larger images that start from smaller samples."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def test_the_command_takes_its_own_arrays(workdir: Path, tmp_path: Path) -> None
     assert np.corrcoef(blocks.ravel(), pixels.ravel())[0, 1] > 0.9
 
 
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("arrays", "settings", "message"),
     [
@@ -77,12 +84,20 @@ def test_the_command_takes_its_own_arrays(workdir: Path, tmp_path: Path) -> None
         ({}, {"num": 3}, "leave out --classes"),
         ({}, {"upscale_start": 0.0}, "upscale_start=0.0"),
         (None, {}, "python sample.py --workdir=... --out=FILE.npz"),
+        (b"", {}, "is not an .npz of sample.py"),
+        (npy(np.zeros(3)), {}, "is not an .npz of sample.py"),
     ],
 )
 def test_mistakes_are_explained(
-    workdir: Path, tmp_path: Path, arrays: dict[str, Any] | None, settings: dict[str, Any], message: str
+    workdir: Path,
+    tmp_path: Path,
+    arrays: dict[str, Any] | bytes | None,
+    settings: dict[str, Any],
+    message: str,
 ) -> None:
-    if arrays is not None:
+    if isinstance(arrays, bytes):
+        (tmp_path / "small.npz").write_bytes(arrays)
+    elif arrays is not None:
         usual: dict[str, Any] = {"arr_0": np.zeros((1, 4, 4, 1), np.uint8), "arr_1": np.array([0], np.int32)}
         np.savez(tmp_path / "small.npz", **usual | arrays)
     with pytest.raises(InputError, match=message):

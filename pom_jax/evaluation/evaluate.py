@@ -2,6 +2,7 @@
 
 import platform
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -52,9 +53,10 @@ def evaluate_workdir(
     Raises:
         InputError: no run, no data, data without scores, or a setting that cannot be used.
     """
-    if not seeds or not guidances:
+    if not seeds or not guidances or len({*seeds}) < len(seeds) or len({*guidances}) < len(guidances):
         raise InputError(
-            f"guidances {list(guidances)} and seeds {list(seeds)}: at least one of each is needed"
+            f"guidances {list(guidances)} and seeds {list(seeds)}: at least one of each is needed, and no "
+            "value twice"
         )
     for guidance in guidances:
         check_guidance(guidance)
@@ -114,9 +116,9 @@ def evaluate_files(
     for place, file in enumerate(files, 1):
         say(f"[{place}/{len(files)}] scoring {file}")
         try:
-            content = np.load(file)
-            images, labels = content["arr_0"], content["arr_1"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            with np.load(file, allow_pickle=False) as content:
+                images, labels = content["arr_0"], content["arr_1"]
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(
                 f"{file} is not an npz with arr_0 (images) and arr_1 (labels): {error}"
             ) from error

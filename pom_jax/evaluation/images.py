@@ -41,8 +41,8 @@ def open_images(source: Source, size: int | None = None) -> Images:
     """Looks at images without reading them.
 
     Args:
-        source: uint8 [N, H, W, 3]; an .npz with such an `arr_0`; or a folder, searched with all below it for
-            pictures, which are taken in the order of their paths and made RGB.
+        source: uint8 [N, H, W, 3]; an .npz with such an `arr_0`; or a folder, whose pictures (see
+            `find_pictures`) are made RGB.
         size: pictures of a folder become squares of this many pixels by `centre_crop`; without it they must
             be of one size.
 
@@ -79,7 +79,7 @@ def _slices(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
 def _open_folder(folder: Path, size: int | None) -> Images:
     if size is not None and size < 1:
         raise InputError(f"size={size} must be at least 1 pixel")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    paths = find_pictures(folder)
     if not paths:
         raise InputError(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
     height, width, _ = _picture(paths[0], size).shape
@@ -97,6 +97,26 @@ def _open_folder(folder: Path, size: int | None) -> Images:
             yield np.stack(pictures)
 
     return Images(str(folder), (len(paths), height, width, 3), batches)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder and all below it, behind links too, in the order of their paths.
+
+    As in prepare.py, what begins with a dot is left out: macOS puts such files beside pictures.
+
+    Raises:
+        InputError: a folder that cannot be read.
+    """
+    found = []
+    for place, below, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(".")]
+        own = (name for name in names if name.lower().endswith(ENDINGS) and not name.startswith("."))
+        found += [Path(place, name) for name in own]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _picture(path: Path, size: int | None) -> np.ndarray:

@@ -19,11 +19,12 @@ import numpy as np
 from pom_jax.errors import InputError
 from pom_jax.evaluation.features import BATCH, Statistics, extract_features
 from pom_jax.evaluation.frechet import Gaussian
-from pom_jax.evaluation.images import Images, Source, open_images
+from pom_jax.evaluation.images import Images, Source, find_pictures, open_images
 from pom_jax.evaluation.inception import POOL, SPATIAL
 from pom_jax.evaluation.inception_weights import InceptionWeights, file_sha256
 from pom_jax.evaluation.shards import is_data_set, open_shards
 from pom_jax.sampling.progress import Progress
+from pom_jax.sampling.writers import check_place
 
 KEPT = 10_000  # images of a folder that serve precision and recall: as many as ADM's ImageNet files hold
 
@@ -160,7 +161,7 @@ def read_statistics(path: str | os.PathLike[str]) -> Statistics:
         with np.load(path, allow_pickle=False) as content:
             pool = Gaussian(content["mu"], content["sigma"])
             spatial = Gaussian(content["mu_s"], content["sigma_s"]) if "mu_s" in names else None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is no npz of statistics: {error}") from error
     return Statistics(
         _checked(path, "mu, sigma", pool, POOL),
@@ -226,6 +227,7 @@ def check_file(path: str | os.PathLike[str]) -> None:
     """Raises an InputError unless statistics can be written to a file of that name."""
     if Path(path).suffix != ".npz":
         raise InputError(f"{path} ends in {Path(path).suffix!r}; statistics are written as .npz")
+    check_place(path)
 
 
 def _arrays(statistics: Statistics) -> dict[str, Any]:
@@ -273,10 +275,9 @@ def _read_about(path: str | os.PathLike[str]) -> str:
 
 
 def _listing_sha256(folder: Path) -> str:
-    """A checksum over which files there are: cheap, and other pictures hardly have the same sizes."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listing = "\n".join(f"{path.relative_to(folder)} {path.stat().st_size}" for path in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    """A checksum over which pictures there are: cheap, and others hardly have the same sizes."""
+    lines = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in find_pictures(folder)]
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
 def _names(path: str | os.PathLike[str]) -> list[str]:

@@ -9,6 +9,7 @@ was trained for its size, and gives what such predictions would: whatever the no
 
 import os
 import zipfile
+import zlib
 from typing import Any
 
 import jax
@@ -49,7 +50,7 @@ def read_low(file: str | os.PathLike[str], config: Any) -> tuple[np.ndarray, np.
     try:
         with np.load(file, allow_pickle=False) as arrays:
             low, labels = arrays["arr_0"], arrays["arr_1"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"--upscale_from={file} is not an .npz of sample.py ({error}); draw one with "
             "python sample.py --workdir=... --out=FILE.npz"

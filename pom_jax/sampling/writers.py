@@ -10,6 +10,7 @@ import numpy as np
 from pom_jax.errors import InputError
 from pom_jax.sampling.pictures import grid
 
+LONGEST = 240  # bytes of a file name: systems allow 255, and an unfinished file has some more
 FRAMES = 60  # of an animation, at most
 HOLD = 1_500  # ms that an animation rests on its last frame
 
@@ -60,12 +61,28 @@ def check_output(path: str | Path) -> Path:
             f"{path}: the ending says what to write: .png a labelled grid, .npz arrays, .gif or .webp the "
             "way from noise to images as an animation"
         )
+    check_place(path)
+    return path
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Raises an InputError unless a file of this name can be written, whose folder need not be there yet."""
+    path = Path(path)
+    if len(os.fsencode(path.name)) > LONGEST:
+        raise InputError(f"{path.name} is longer than {LONGEST} bytes: give the file a shorter name")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    check_folder(path.parent, path)
+
+
+def check_folder(folder: str | os.PathLike[str], file: Path | None = None) -> None:
+    """Raises an InputError, about the file if there is one, unless this folder can be written to, or made."""
+    folder = Path(folder).absolute()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"{path} cannot be written: {existing} is not a folder that you may write to")
-    return path
+        raise InputError(
+            f"{file or folder} cannot be written: {existing} is not a folder that you may write to"
+        )
 
 
 def write(
