@@ -70,11 +70,19 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 def gaussian_distance(first: Gaussian, second: Gaussian) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in float64."""
-    # C1^(1/2) C2 C1^(1/2) has the eigenvalues of C1 C2 and is symmetric: no complex numbers. One thread takes
-    # seconds and gives the same bits on any machine; several wait for each other where the cores are busy.
+    # L' C2 L, with C1 = L L', has the eigenvalues of C1 C2 and is symmetric: no complex numbers. One thread
+    # takes seconds and gives the same bits on any machine; several wait for each other where cores are busy.
     with threadpool_limits(1):
-        values, vectors = np.linalg.eigh(first.covariance)
-        root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-        cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root), 0)).sum()
+        factor = _factor(first.covariance)
+        cross = np.sqrt(np.maximum(np.linalg.eigvalsh(factor.T @ second.covariance @ factor), 0)).sum()
     shift = first.mean - second.mean
     return float(shift @ shift + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross)
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """L [F, F] of a covariance L L'."""
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:  # it is singular, as that of fewer images than features
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors * np.sqrt(np.maximum(values, 0))
