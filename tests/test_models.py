@@ -181,9 +181,10 @@ def test_label_time_and_null_class_reach_the_output():
     assert jnp.abs(apply(model, params, images(), TIMES / 2, LABELS) - y)[1:].max() > 1e-3
 
 
-def test_a_label_beyond_the_null_class_is_not_taken_for_another():
+@pytest.mark.parametrize("label", [11, -1])
+def test_a_label_that_is_none_is_not_taken_for_another(label):
     model, params, y = prepared("product")
-    wrong = apply(model, params, images(), TIMES, jnp.array([0, 11, 10]))
+    wrong = apply(model, params, images(), TIMES, jnp.array([0, label, 10]))
     assert jnp.all(jnp.isnan(wrong[1]))
     np.testing.assert_allclose(wrong[::2], y[::2], atol=1e-5)
 

@@ -100,7 +100,7 @@ class DiPoM(nn.Module):
         Args:
             x: [B, H, W, C] noisy images, H and W multiples of the patch size.
             t: [B] times in [0, 1], 0 data and 1 noise.
-            labels: [B] int in [0, num_classes]; `num_classes` is the null class. Beyond it: NaN.
+            labels: [B] int in [0, num_classes]; `num_classes` is the null class. Any other: NaN.
 
         Returns:
             [B, H, W, C] float32.

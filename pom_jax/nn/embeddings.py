@@ -177,13 +177,13 @@ class ClassEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, labels: jax.Array) -> jax.Array:
-        """labels: [B] int in [0, num_classes] -> [B, D] float32; NaN for a label beyond the null class.
+        """labels: [B] int in [0, num_classes] -> [B, D] float32; NaN for any other label.
 
         A label's range cannot be checked inside a compiled program (the data source checks it), so a label
-        that is too large must at least not pass for another class.
+        that is out of it must at least not pass for another class.
         """
         table = self.param("table", SMALL_NORMAL, (self.num_classes + 1, self.features), jnp.float32)
-        return jnp.take(table, labels, axis=0, mode="fill", fill_value=jnp.nan)
+        return table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def patchify(images: jax.Array, patch: int) -> jax.Array:
