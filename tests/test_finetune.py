@@ -1,5 +1,6 @@
 """Runs that start from other runs: larger images, other classes, a cool-down, and what is refused."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from configs import digits as recipe
+from pom_jax.data import Field, Writer
 from pom_jax.errors import InputError
 from pom_jax.models.resample import compare, fit_parameters
 from pom_jax.sampling import load
@@ -99,6 +101,30 @@ def test_a_finer_grid_and_other_classes_change_their_tables_alone(parent: Path) 
     assert "EMA 0.999 of step 4" in said
     assert "condition_positions: resampled from 4 x 4 to 8 x 8" in said
     assert "class_embedding/table: 5 classes anew for the 3 there, the null class kept" in said
+
+
+def test_classes_that_are_others_are_told_though_they_are_as_many(parent: Path, tmp_path: Path) -> None:
+    fields = {"mean": Field("float32", (1, 8, 8, 1)), "label": Field("int32", ())}
+    records = {"mean": np.zeros((8, 1, 8, 8, 1), np.float32), "label": np.zeros(8, np.int32)}
+    for name in ("abc", "axc"):
+        with Writer(
+            tmp_path / name, name=name, fields=fields, classes=list(name), scale=1.0, shift=0.0
+        ) as to:
+            for split in ("train", "test"):
+                to.write(split, records)
+    workdir = tmp_path / "parent"
+    shutil.copytree(parent, workdir)
+    kept = json.loads((workdir / "config.json").read_text())
+
+    def said(there: str, here: str) -> str:
+        kept["data"]["dir"] = str(tmp_path / there)
+        (workdir / "config.json").write_text(json.dumps(kept))
+        fine = tiny(init_from=str(workdir), data={"source": "shards", "dir": str(tmp_path / here)})
+        return "\n".join(find_start(make_run(fine)).lines)
+
+    assert "class_embedding" not in said("abc", "abc")
+    assert "1 of 3 classes have other names, as label 1: 'b' there, 'x' here" in said("abc", "axc")
+    assert "kept row by row: the names of the classes there are not at hand" in said("nowhere", "abc")
 
 
 @pytest.mark.smoke

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from pom_jax.data import read_manifest
 from pom_jax.errors import InputError
 from pom_jax.models.resample import compare
 from pom_jax.training import checkpoint, metrics
@@ -74,7 +75,8 @@ def _fine_tune(run: Run, parent: ConfigDict) -> Start:
 
     which = "the parameters" if ema is None else f"EMA {parent.ema.decays[ema]:g}"
     lines = [f"starts from {which} of step {step:,} of {config.init_from}, with a new optimiser"]
-    lines += [f"  {line}" for line in (*changes, *coordinates(config, parent), *_uses(config, parent))]
+    changes += [*_classes(run, parent), *coordinates(config, parent), *_uses(config, parent)]
+    lines += [f"  {line}" for line in changes]
     return Start(0, tuple(lines), state)
 
 
@@ -89,6 +91,7 @@ def _branch(run: Run, parent: ConfigDict) -> Start:
     lines = [f"goes on after step {step:,} of {config.init_from}, with its optimiser and averages"]
     lines.append(f"  {_learning_rates(config, parent, step)}")
     lines += [f"  {line}" for line in differences(parent, config) if not line.startswith(("name", "init_"))]
+    lines += [f"  {line}" for line in _classes(run, parent)]
     return Start(
         step,
         tuple(lines),
@@ -111,6 +114,29 @@ def _learning_rates(config: ConfigDict, parent: ConfigDict, step: int) -> str:
 
 def _step(config: ConfigDict) -> int | None:
     return None if config.init_step < 0 else config.init_step
+
+
+def _classes(run: Run, parent: ConfigDict) -> list[str]:
+    """Whether the classes whose embeddings are kept are others here."""
+    config, here = run.config, run.train.manifest.classes
+    if config.model.num_classes != parent.model.num_classes or config.model.num_classes == 1:
+        return []
+    if config.data.source == "synthetic":
+        return []
+    try:
+        there = read_manifest(parent.data.dir).classes
+    except InputError:
+        there = ()
+    if len(there) != len(here):
+        return ["class_embedding/table is kept row by row: the names of the classes there are not at hand"]
+    others = [label for label in range(len(here)) if here[label] != there[label]]
+    if not others:
+        return []
+    label = others[0]
+    return [
+        f"warning: class_embedding/table is kept, but {len(others):,} of {len(here):,} classes have other "
+        f"names, as label {label}: {there[label]!r} there, {here[label]!r} here"
+    ]
 
 
 def _uses(config: ConfigDict, parent: ConfigDict) -> list[str]:
