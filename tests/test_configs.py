@@ -216,8 +216,12 @@ def test_good_overrides_arrive(parse: Callable) -> None:
 
 def test_a_kept_config_comes_back_the_same(tmp_path: Path) -> None:
     made = load("dipom_s2")
+    (tmp_path / ".config.json.new").write_text('{"na')  # where a process was killed
     config.keep_config(tmp_path, made)
     assert checkpoint.load_config(tmp_path).to_dict() == made.to_dict()
+    made.data.dir = "data/set"
+    config.keep_config(tmp_path, made)
+    assert checkpoint.load_config(tmp_path).data.dir == f"{Path.cwd()}/data/set", "found from elsewhere"
 
 
 def test_higher_resolutions_have_their_latents_shift_and_guidance() -> None:

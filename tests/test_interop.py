@@ -1,6 +1,7 @@
 """The authors' tensors in and out: kept cases and random layers come back bit for bit, mistakes are told."""
 
 import importlib.util
+import resource
 import subprocess
 import sys
 from typing import Any
@@ -406,6 +407,17 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
     installed = importlib.util.find_spec("torch") is not None
     with pytest.raises(InputError, match="no torch file" if installed else "pip install torch, or save"):
         interop.read_tensors(tmp_path / "layer.pt")
+
+
+def test_a_disk_that_refuses_is_told(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"layer.safetensors cannot be written: .*make room"):
+            interop.write_tensors(tmp_path / "layer.safetensors", fused())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_nest_their_tensors():

@@ -1,6 +1,7 @@
 """Whole checkpoints in and out: every known model comes back bit for bit, samples and trains on."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +210,18 @@ def test_a_folder_with_files_is_not_overwritten(imported: tuple[Path, Path]) -> 
     assert not (out / "new").exists()
 
 
+def test_an_import_that_fails_is_no_workdir(tmp_path: Path, imported: tuple[Path, Path]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limits[1]))  # enough for the configuration
+    try:
+        with pytest.raises(InputError, match="could not be written"):
+            import_workdir(imported[0], tmp_path / "run", common.base(), **told("sit"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(InputError, match="is not a workdir"):
+        checkpoint.load_config(tmp_path / "run")
+
+
 def test_a_file_is_listed_with_what_has_to_be_given() -> None:
     lines = list(listing(theirs("dih", "ema.") | theirs("dih", "model.")))
     assert lines[0].startswith("ema: HoMM's DiH: ")
@@ -219,6 +232,9 @@ def test_a_file_is_listed_with_what_has_to_be_given() -> None:
     broken = [line for line in listing({"in_conv.weight": normal(2, 2)}) if "missing" in line]
     assert "  missing: out_proj.weight" in broken
     assert next(listing({"a.po_coeff": normal(2, 2)})) == "no model, 1 layers of PoM: 'a'"
+    odd = list(listing(theirs("dihpp") | {"pos_emb": normal(1, 5, 8)}))
+    assert odd[0].endswith("but pos_emb [1, 5, 8] is no table of a square of patches")
+    assert "  pos_emb [1, 5, 8] float32" in odd
 
 
 def test_the_command_imports(tmp_path: Path) -> None:

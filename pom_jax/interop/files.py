@@ -49,10 +49,10 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> N
         tensors: name -> array.
 
     Raises:
-        InputError: another ending, or safetensors is not installed.
+        InputError: another ending, safetensors is not installed, or the disk refuses.
     """
     path = check_output(path)
-    save = _package("safetensors.numpy", path).save_file
+    package, save = _package("safetensors", path), _package("safetensors.numpy", path).save_file
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -60,6 +60,8 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> N
         arrays = {name: np.ascontiguousarray(to_numpy(tensor)) for name, tensor in tensors.items()}
         save(arrays, part, metadata={"format": "pt"})
         part.replace(path)
+    except package.SafetensorError as error:
+        raise InputError(f"{path} cannot be written: {error}; make room or choose another file") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -42,7 +42,11 @@ def _model(tensors: Mapping[str, np.ndarray], weights: str) -> Iterator[str]:
         yield f"{weights}: a model like {whose}, but"
         yield from (f"  {problem}" for problem in problems)
         return
-    sizes = model_sizes.measure(found, layout, model_sizes.NOTHING_TOLD)
+    try:
+        sizes = model_sizes.measure(found, layout, model_sizes.NOTHING_TOLD)
+    except InputError as error:
+        yield f"{weights}: a model like {whose}, but {error}"
+        return
     if sizes.get("degree", 1) is None:  # a degree of 1 was taken for it
         sizes["degree * expansion"] = sizes.pop("expansion")
     known = {name: sizes[name] for name in SIZES if name in sizes}

@@ -13,7 +13,7 @@ from pom_jax.interop.export_model import export_model
 from pom_jax.interop.files import check_output, read_tensors, write_tensors
 from pom_jax.interop.image_models import Imported, import_model
 from pom_jax.training import checkpoint
-from pom_jax.training.config import check_config, keep_config
+from pom_jax.training.config import check_config, write_config
 from pom_jax.training.optim import make_optimizer
 from pom_jax.training.state import initial_state
 
@@ -63,12 +63,12 @@ def import_workdir(
     key, averages = jax.random.key(config.seed), len(config.ema.decays)
     state = initial_state(key, lambda _: imported.params, optimizer, averages)
     checkpoint.check_space(out, checkpoint.tree_bytes(state), "the checkpoint")
-    keep_config(out, config)
     kept = checkpoint.Checkpoints(out, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
     try:
         kept.save(0, state)
     finally:
         kept.close()
+    write_config(out, config)  # last: without a checkpoint it would pass for a run that has not begun
     return imported, config
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from pom_jax.diffusion.samplers import SAMPLERS
 from pom_jax.errors import InputError
 
 FILE = "config.json"
+UNFINISHED = f".{FILE}.new"  # stays where a process is killed while it writes
 SECTIONS = ("model", "data", "diffusion", "optimizer", "ema", "train", "sampling", "mesh", "log")
 MOST_SAMPLES = 10_000  # in a grid drawn during training
 
@@ -122,7 +124,7 @@ def keep_config(workdir: str | Path, config: ConfigDict) -> None:
     """
     workdir = Path(workdir)
     kept = read_config(workdir)
-    if kept is None and workdir.is_dir() and any(workdir.iterdir()):
+    if kept is None and workdir.is_dir() and any(path.name != UNFINISHED for path in workdir.iterdir()):
         raise InputError(
             f"{workdir} is not empty and not a workdir (it has no {FILE}); choose another --workdir"
         )
@@ -132,9 +134,21 @@ def keep_config(workdir: str | Path, config: ConfigDict) -> None:
             f"{workdir} belongs to another configuration; choose another --workdir or the same fields:\n  "
             + "\n  ".join(differing)
         )
+    write_config(workdir, config)
+
+
+def write_config(workdir: str | Path, config: ConfigDict) -> None:
+    """Writes config.json into the workdir, which is created: whole or not at all."""
+    workdir = Path(workdir)
+    fields = config.to_dict()
+    if folder := fields["data"]["dir"]:
+        fields["data"]["dir"] = str(Path(folder).absolute())  # for commands called elsewhere
     workdir.mkdir(parents=True, exist_ok=True)
-    written = workdir / f".{FILE}.new"
-    written.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    written = workdir / UNFINISHED
+    with written.open("w") as file:
+        file.write(json.dumps(fields, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # before it takes the place of the one that is there
     written.replace(workdir / FILE)
 
 
