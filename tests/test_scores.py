@@ -22,12 +22,14 @@ from pom_jax.data import Field, Writer
 from pom_jax.errors import InputError
 from pom_jax.evaluation.features import Statistics
 from pom_jax.evaluation.frechet import Gaussian
+from pom_jax.evaluation.images import open_images
 from pom_jax.evaluation.inception import POOL
 from pom_jax.evaluation.inception_weights import InceptionWeights
 from pom_jax.evaluation.reference import (
     Reference,
     fit_reference,
     open_reference,
+    read_reference,
     save_reference,
 )
 from pom_jax.evaluation.shards import open_shards
@@ -163,14 +165,28 @@ def test_parts_are_the_images_of_one_call_and_damaged_ones_are_drawn_again(workd
     bank.remove()
     assert not bank.folder.exists()
     assert other.folder.exists()
+    generator.config.diffusion.shift = 3.0  # the same parameters, and other images
+    assert open_bank(tmp_path, generator, 8, **settings).folder != bank.folder
+
+
+def test_grey_samples_are_written_as_rgb(tmp_path: Path):
+    grey = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
+    bank = Bank(tmp_path / "bank", {}, np.arange(3, dtype=np.int32), 2)
+    for number in range(bank.parts):
+        bank._write(number, grey[2 * number : 2 * number + 2], bank.labels_of(number))
+    write_bank(tmp_path / "all.npz", bank)
+    (images,) = open_images(tmp_path / "all.npz").batches(3)
+    np.testing.assert_array_equal(images, np.broadcast_to(grey, images.shape))
 
 
 def test_a_grid_is_a_table_and_a_plot_and_is_scored_once(
     sweep: tuple[Sweep, Path, list[str], dict[str, Any]], workdir: Path, inception: Path, real: Path
 ):
     found, out, said, settings = sweep
-    again = score_workdir(workdir, real, inception, **settings, say=said.append)
+    kept = out / "kept" / "real.npz"
+    again = score_workdir(workdir, real, inception, **settings, reference_out=kept, say=said.append)
     assert again is not None
+    assert read_reference(kept).protocol in again.found[0].protocol["reference"]
     assert [scores.scores for scores in again.found] == [scores.scores for scores in found.found]
     assert sum(line.startswith("scored before") for line in said) == 2
     best = min(scores.scores["fid"] for scores in found.found)
@@ -354,7 +370,10 @@ def test_a_kept_reference_needs_no_images_but_the_same_weights(tmp_path: Path):
         ({"emas": [2]}, "--ema=2: this run keeps 2 averages"),
         ({"npz_out": "all.npz", "guidances": [1, 2]}, "one file of samples, and 2 ways"),
         ({"npz_out": "all.png"}, r"are an \.npz"),
+        ({"npz_out": f"{'long' * 70}.npz"}, "longer than 240 bytes"),
         ({"reference_out": "real.pkl"}, r"written as \.npz"),
+        ({"reference_out": f"{__file__}/real.npz"}, "is not a folder that you may write to"),
+        ({"out": f"{__file__}/scores"}, "is not a folder that you may write to"),
         ({"reference": "nowhere"}, "nowhere does not exist"),
         ({"step": 8}, "no checkpoint of step 8"),
     ],
@@ -362,9 +381,9 @@ def test_a_kept_reference_needs_no_images_but_the_same_weights(tmp_path: Path):
 def test_what_cannot_be_used_is_told_before_anything_is_drawn(
     workdir: Path, inception: Path, real: Path, tmp_path: Path, settings: dict[str, Any], words: str
 ):
-    reference = settings.pop("reference", real)
+    given: dict[str, Any] = {"reference": real, "inception": inception, "out": tmp_path / "out"} | settings
     with pytest.raises(InputError, match=words):
-        score_workdir(workdir, reference, inception, out=tmp_path / "out", **settings)
+        score_workdir(workdir, **given)
     assert not (tmp_path / "out").exists()
 
 

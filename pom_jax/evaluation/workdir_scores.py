@@ -33,7 +33,7 @@ from pom_jax.evaluation.sweep import Sweep, make_grid
 from pom_jax.hosts import this_host
 from pom_jax.sampling import SamplingProgress, load
 from pom_jax.sampling.bank import PART, Bank, open_bank, write_bank
-from pom_jax.sampling.writers import check_output
+from pom_jax.sampling.writers import check_folder, check_output
 from pom_jax.training import checkpoint
 from pom_jax.vae.files import weights_sha256
 
@@ -100,7 +100,8 @@ def score_workdir(
     _check_numbers(num=num, part=part, batch_size=batch_size, seed=seed)
     config = checkpoint.load_config(workdir)
     grid = make_grid(config, emas=emas, samplers=samplers, steps=steps, guidances=guidances)
-    _check_files(npz_out, reference_out, len(grid))
+    out = Path(workdir) / "eval" if out is None else Path(out)
+    _check_files(out, npz_out, reference_out, len(grid))
     if config.model.channels not in (1, 3) and autoencoder is None:
         raise InputError(
             f"{workdir} draws latents: give the autoencoder that they are of, --autoencoder=DIR, to make "
@@ -109,7 +110,6 @@ def score_workdir(
     weights = load_inception(inception)
     opened = open_reference(reference, size, autoencoder)
     opened.check(weights)
-    out = Path(workdir) / "eval" if out is None else Path(out)
     real = RealImages(opened, weights, out / "reference", reference_out, say)
     step = checkpoint.latest_step(workdir) if step is None else step  # one step, even while training goes on
     decoder = None if autoencoder is None else weights_sha256(autoencoder)
@@ -143,6 +143,8 @@ def score_workdir(
         found[-1].write(file)
         if not keep_samples:
             bank.remove()
+    if host == 0 and reference_out is not None:
+        real.fit()  # nothing did where all was scored before
     return Sweep(config, grid, found) if host == 0 else None
 
 
@@ -156,7 +158,8 @@ def _check_numbers(*, num: int, part: int, batch_size: int, seed: int) -> None:
         raise InputError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")
 
 
-def _check_files(npz_out: str | Path | None, reference_out: str | Path | None, ways: int) -> None:
+def _check_files(out: Path, npz_out: str | Path | None, reference_out: str | Path | None, ways: int) -> None:
+    check_folder(out)
     if npz_out is not None:
         if ways > 1:
             raise InputError(f"{npz_out} is one file of samples, and {ways} ways to sample are asked for")

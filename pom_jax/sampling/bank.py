@@ -211,11 +211,16 @@ def open_bank(
         raise InputError(f"num={num}, part={part}: both must be at least 1")
     generator.check_pixels()
     classes = generator.config.model.num_classes
-    parameters = _digest(digests(generator.params))
+    config = generator.config
+    meaning: dict[str, Any] = {name: config[name].to_dict() for name in ("model", "diffusion")}
+    meaning["dtype"] = config.dtype
+    if generator.decoder is not None:
+        meaning["decoder"] = generator.decoder.scale, generator.decoder.shift
     settings = {
-        "model": generator.config.name,
+        "model": config.name,
         "step": generator.step,
-        "parameters": parameters,
+        "parameters": _digest(digests(generator.params)),
+        "configuration": _digest(meaning),  # another objective draws other images with the same parameters
         "ema": None if generator.ema is None else generator.config.ema.decays[generator.ema],
         "sampler": sampler,
         "steps": steps,
@@ -232,9 +237,9 @@ def open_bank(
 
 
 def write_bank(path: str | os.PathLike[str], bank: Bank) -> None:
-    """Writes a full bank as the one npz that ADM's evaluation suite reads: `arr_0` images, `arr_1` labels.
+    """Writes a full bank as the one npz that ADM's evaluation suite reads.
 
-    Streamed: no more than a part is in memory.
+    It holds `arr_0`, images in RGB, and `arr_1`, labels. No more than a part is in memory.
 
     Raises:
         InputError: a part that cannot be used, or no room on the disk; nothing is left of the file then.
@@ -244,6 +249,8 @@ def write_bank(path: str | os.PathLike[str], bank: Bank) -> None:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             for number in range(bank.parts):
                 images = bank.read(number)
+                if images.shape[-1] == 1:
+                    images = images.repeat(3, axis=-1)
                 if number == 0:
                     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape[1:])}
                     np.lib.format.write_array_header_1_0(file, header)
