@@ -124,7 +124,7 @@ def sweep(workdir: Path, inception: Path, real: Path, tmp_path_factory: pytest.T
 def fill(bank: Bank, generator: Generator, **settings: int) -> list[str]:
     said: list[str] = []
     with SamplingProgress() as progress:
-        bank.fill(generator, say=said.append, progress=progress, **settings)
+        bank.fill(generator, batch_size=1, say=said.append, progress=progress, **settings)  # one program
     return said
 
 
