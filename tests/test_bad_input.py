@@ -154,6 +154,7 @@ def test_data_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     config = tiny(tmp_path / "data", {"train.max_skipped": 3, "train.sample_every": 0, "train.eval_every": 0})
     with pytest.raises(InputError, match=r"not finite in 3 steps in a row, up to step 3.*NaN in the data"):
         train(config, tmp_path / "run")
+    assert "held-out loss" not in (tmp_path / "run" / "log.txt").read_text(), "none is asked for"
 
 
 @pytest.mark.parametrize(

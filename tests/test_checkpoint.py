@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,15 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoint.saved_steps(tmp_path) == [2, 5, 6]
 
 
+def test_the_best_stays_when_a_run_goes_on(tmp_path: Path) -> None:
+    save(tmp_path, {1: 0.1, 2: math.nan, 3: 0.5}, keep_last=1, keep_best=1)
+    assert checkpoint.saved_steps(tmp_path) == [1, 3], "a loss that is no number is none"
+    saver = checkpoint.Checkpoints(tmp_path, keep_last=1, keep_best=1, losses={1: 0.1, 3: 0.5})
+    saver.save(4, make_state(4), 0.3)
+    saver.close()
+    assert checkpoint.saved_steps(tmp_path) == [1, 4]
+
+
 def test_an_unfinished_checkpoint_does_not_count(two_steps: Path, tmp_path: Path) -> None:
     shutil.copytree(two_steps, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
@@ -167,7 +177,7 @@ def test_a_full_disk_is_noticed_before_it_is_full(tmp_path: Path) -> None:
 
 
 WRITE_WITH_A_LIMIT = """
-import resource, sys
+import resource, sys, time
 from tests.test_checkpoint import make_state
 from pom_jax.errors import InputError
 from pom_jax.training.checkpoint import Checkpoints
@@ -177,7 +187,12 @@ saver._manager.wait_until_finished()
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))  # what a full disk does to a file that grows
 try:
     saver.save(2, make_state(2, width=4096))
-    saver.save(3, make_state(3, width=4096))  # waits for the one that fails
+    if sys.argv[2] == "next":
+        saver.save(3, make_state(3, width=4096))  # waits for the one that fails
+    while saver.writing:
+        time.sleep(0.01)
+    saver.wait()  # says so before the next one is due
+    print("nobody noticed")
     saver.close()
 except InputError as error:
     print(error)
@@ -185,11 +200,13 @@ except InputError as error:
 """
 
 
-def test_failed_writing_surfaces_and_the_good_step_stays(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WRITE_WITH_A_LIMIT, str(tmp_path)]
+@pytest.mark.parametrize("noticed", ["when it ends", "next"])
+def test_failed_writing_surfaces_and_the_good_step_stays(tmp_path: Path, noticed: str) -> None:
+    command = [sys.executable, "-c", WRITE_WITH_A_LIMIT, str(tmp_path), noticed]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert ended.returncode == 3, ended.stderr
-    assert "could not be written" in ended.stdout
+    assert ended.stdout.startswith("a checkpoint could not be written")
+    assert "Traceback" not in ended.stderr
     assert "last good checkpoint is step 1" in ended.stdout
     state, step = checkpoint.restore_state(tmp_path, target(make_state())) or pytest.fail("nothing there")
     assert (step, digest.digests(state)) == (1, digest.digests(make_state(1)))

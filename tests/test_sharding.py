@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from configs import digits as recipe
 from pom_jax import models
 from pom_jax.data import digits
 from pom_jax.errors import InputError
-from pom_jax.training import checkpoint, digest, sharding
+from pom_jax.training import checkpoint, digest, metrics, sharding
 from pom_jax.training.run import make_run
 from pom_jax.training.state import initial_state
 from pom_jax.training.step import make_train_step
@@ -157,3 +158,49 @@ def test_one_device_computes_what_eight_do(tmp_path: Path) -> None:
     assert found["sgd"]["fall"] < 0.98, "the parameters have moved"
     assert found["share"] == 1 / 4
     assert found["same digests"]
+
+
+PROCESS = """
+import sys
+import jax
+address, number, folder, workdir = sys.argv[1:]
+jax.distributed.initialize(address, num_processes=2, process_id=int(number))
+from configs import digits as recipe
+from pom_jax.sampling import write
+from pom_jax.training import loop
+config = recipe.get_config("quick")
+config.model.update({"width": 8, "depth": 1, "ffn_expansion": 1})
+config.data.update({"dir": folder, "batch_size": 8})
+config.mesh.update({"data": 1, "fsdp": 2})
+config.train.update({"steps": 4, "eval_every": 2, "eval_size": 8, "sample_every": 4, "checkpoint_every": 2})
+config.sampling.update({"steps": 1, "num": 2, "sampler": "euler"})
+sys.exit(loop.train(config, workdir, write))
+"""
+
+
+def test_two_processes_write_one_run(tmp_path: Path) -> None:
+    digits.prepare(tmp_path / "digits")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    workdir = tmp_path / "run"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(number), str(tmp_path / "digits"), str(workdir)],
+            cwd=Path(__file__).parent.parent,
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=240) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "trained steps 1 to 4" in said[0][0]
+    assert "step" not in said[1][0], "one of them speaks"
+    assert [row["step"] for row in metrics.read_rows(workdir)] == [1, 2, 3, 4]
+    assert (workdir / "log.txt").read_text().count("step 4/4") == 1
+    assert checkpoint.saved_steps(workdir) == [2, 4]
+    assert [path.name for path in (workdir / "samples").iterdir()] == ["step_0000004.png"]

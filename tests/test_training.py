@@ -3,6 +3,11 @@
 import dataclasses
 import io
 import json
+import os
+import resource
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +24,13 @@ from rich.console import Console
 from configs import digits as recipe
 from pom_jax import models
 from pom_jax.data import digits
+from pom_jax.errors import InputError
 from pom_jax.training import flops, loop, metrics, step
 from pom_jax.training.config import warnings
 from pom_jax.training.heldout import make_heldout_loss
 from pom_jax.training.preview import to_pixels
 from pom_jax.training.progress import Log, ProgressLine, duration
+from pom_jax.training.recorder import Recorder
 from pom_jax.training.run import Run, make_run
 
 
@@ -184,14 +191,26 @@ def test_flops_are_those_that_the_compiler_counts(changes: dict) -> None:
     assert 0.9 < flops.forward_flops(fields) / counted < 1.0
 
 
-def test_a_run_leaves_rows_pictures_and_checkpoints(folder: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_rows_pictures_and_checkpoints(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = {}
     config = tiny(folder)
+    close, caught = Recorder.close, []
+
+    def interrupted_close(recorder: Recorder) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # while the last checkpoint is written
+        close(recorder)
+
+    monkeypatch.setattr(Recorder, "close", interrupted_close)
+    before = signal.signal(signal.SIGTERM, lambda *_: caught.append("the end"))
 
     def write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
         drawn[path.name] = (images.shape, images.dtype, list(labels))
 
     assert loop.train(config, tmp_path, write) == 0
+    signal.signal(signal.SIGTERM, before)
+    assert not caught, "the run would have ended before it was saved"
     rows = metrics.read_rows(tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if "heldout_loss" in row] == [3, 6]
@@ -212,11 +231,11 @@ def test_a_run_leaves_rows_pictures_and_checkpoints(folder: Path, tmp_path: Path
         f"; best held-out loss {losses[best]:.4f} at step {best}",
     ):
         assert log.count(line) == 1, line
-    assert "eval.py" not in log
+    assert f"eval.py --workdir={tmp_path} --reference=" in log, "a data set without scores of its own"
     assert "warning" not in log
     assert loop.train(config, tmp_path, write, ["digits"]) == 0, "a finished run has nothing left to do"
     assert metrics.read_rows(tmp_path) == rows
-    assert "python eval.py" in (tmp_path / "log.txt").read_text()
+    assert f"eval.py --workdir={tmp_path}\n" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_warm_up_that_fills_the_run_is_warned_of(folder: Path) -> None:
@@ -251,6 +270,8 @@ def test_rows_after_the_restored_step_are_cut_off(tmp_path: Path) -> None:
     rows = metrics.JsonLines(tmp_path, 20)
     rows.close()
     found = metrics.read_rows(tmp_path)
+    assert metrics.by_step(tmp_path, "skipped") == {}
+    assert metrics.by_step(tmp_path, "loss") == dict.fromkeys(range(1, 6), 0.0) | {6: 5.0, 7: 5.0}
     assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6, 7]
     assert [row["loss"] for row in found] == [0.0] * 5 + [5.0] * 2
     assert found[0]["skipped"] is None
@@ -264,6 +285,35 @@ def test_a_damaged_row_costs_no_other(tmp_path: Path) -> None:
     metrics.JsonLines(tmp_path, 5).close()
     assert [row["step"] for row in metrics.read_rows(tmp_path)] == [1, 2, 4, 5]
     assert (tmp_path / "metrics.damaged").read_text() == content
+
+
+def test_a_full_disk_is_said_of_the_rows_too(tmp_path: Path) -> None:
+    rows = metrics.JsonLines(tmp_path, 0)
+    rows.write(1, {"loss": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"metrics.jsonl cannot be written .*make room"):
+            rows.write(2, {"loss": 1.0})
+        rows.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_run_outlives_whoever_reads_its_lines(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys\nfrom pom_jax.training.progress import Log\n"
+        "log = Log(pathlib.Path(sys.argv[1]))\nfor line in sys.stdin: log.line(line.strip())"
+    )
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdin.write("one\ntwo\nthree\n")
+    process.stdin.close()
+    assert process.wait() == 0
+    assert [line.split()[-1] for line in (tmp_path / "log.txt").open()] == ["one", "two", "three"]
 
 
 def test_what_is_shown_of_samples() -> None:

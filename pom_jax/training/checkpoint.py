@@ -4,12 +4,14 @@ The storage layer does not notice a flipped bit, so a digest of every leaf lies 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as policies
 
 from pom_jax.errors import InputError
 from pom_jax.training import digest
@@ -25,7 +26,6 @@ from pom_jax.training.config import read_config
 
 FOLDER = "checkpoints"
 SLACK = 16 * 2**20  # bytes: what the storage writes besides the arrays, and the other files of a run
-_METRIC = "heldout_loss"
 
 
 class DamagedCheckpoint(Exception):
@@ -85,29 +85,43 @@ def tree_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+@dataclasses.dataclass
+class _LastAndBest:
+    """Which steps stay. The storage's own policy knows no losses of before the run was resumed."""
+
+    last: int
+    best: int
+    losses: dict[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [saved.step for saved in checkpoints]
+        known = sorted((step for step in steps if step in self.losses), key=self.losses.__getitem__)
+        return [step in steps[-self.last :] + known[: self.best] for step in steps]
+
+
 class Checkpoints:
     """Writes the checkpoints of one run; saving goes on in the background while training continues.
 
     Keeps the `keep_last` newest steps and the `keep_best` with the lowest held-out loss. A step appears under
     its name only when it is complete, so a killed process leaves no half checkpoint.
+
+    Args:
+        workdir, keep_last, keep_best: of the run.
+        losses: held-out losses of the steps that are there already.
     """
 
-    def __init__(self, workdir: str | Path, *, keep_last: int, keep_best: int):
-        kept: list[Any] = [policies.LatestN(keep_last)]
-        if keep_best:
-            kept.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[_METRIC],
-                    reverse=True,  # the lowest is the best
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+    def __init__(
+        self, workdir: str | Path, *, keep_last: int, keep_best: int, losses: dict[int, float] | None = None
+    ):
+        self._kept = _LastAndBest(keep_last, keep_best, dict(losses or {}))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            preservation_policy=self._kept,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
+        logging.get_absl_logger().addFilter(_comes_as_message)
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_one_error())
         self._folder = _folder(workdir)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -117,33 +131,32 @@ class Checkpoints:
         Raises:
             InputError: not enough room on the disk, or the previous checkpoint could not be written.
         """
-        self.check()
+        self.wait()
         check_space(self._folder, int(1.05 * tree_bytes(state)), f"the checkpoint of step {step}")
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), leaves=ocp.args.JsonSave(_describe(state))
         )
-        metrics = None if heldout_loss is None else {_METRIC: heldout_loss}
-        with self._explained():  # it waits for the checkpoint before, which may fail meanwhile
-            self._manager.save(step, args=arguments, metrics=metrics, force=True)
+        if heldout_loss is not None and math.isfinite(heldout_loss):
+            self._kept.losses[step] = heldout_loss
+        with self._explained():
+            self._manager.save(step, args=arguments, force=True)
 
     @property
     def writing(self) -> bool:
         """Whether the last checkpoint is not complete yet."""
         return self._manager.is_saving_in_progress()
 
-    def check(self) -> None:
-        """Raises InputError if writing in the background has failed."""
+    def wait(self) -> None:
+        """Waits until the last checkpoint is complete; raises InputError if it could not be written."""
         with self._explained():
-            self._manager.check_for_errors()
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until everything is written; raises InputError if that failed."""
         try:
-            with self._explained():
-                self._manager.wait_until_finished()
-                self._manager.check_for_errors()
+            self.wait()
         finally:
-            with self._explained():
+            with self._quiet, self._explained():
                 self._manager.close()
 
     @contextlib.contextmanager
@@ -162,6 +175,11 @@ class Checkpoints:
             f"a checkpoint could not be written to {self._folder}: {_first_line(error)}; {good}. "
             "Make room or mend the disk and run the same command again"
         )
+
+
+def _comes_as_message(record: Any) -> bool:
+    """Drops the tracebacks that the storage's threads log of errors that they also raise."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
@@ -187,7 +205,7 @@ def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
         except DamagedCheckpoint as error:
             damaged[step] = str(error)
             continue
-        for bad, reason in damaged.items():
+        for bad, reason in damaged.items() if jax.process_index() == 0 else ():
             place = _quarantine(workdir, bad)
             logging.error("Step %d: its checkpoint is damaged, %s. It was moved to %s.", bad, reason, place)
         return state, step
@@ -352,7 +370,7 @@ def _read(restore: Callable[[], Any]) -> Any:
 def _one_error() -> Iterator[None]:
     """Keeps the storage's threads quiet after its first error.
 
-    Each leaf still being read would print a traceback, that the event loop of the reading is closed.
+    Each leaf still under way would print a traceback, that the event loop is closed.
     """
     before = sys.unraisablehook
     sys.unraisablehook = lambda told: None if str(told.exc_value) == "Event loop is closed" else before(told)

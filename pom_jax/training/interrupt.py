@@ -1,5 +1,6 @@
 """Signals that end a run in good order, so that a scheduler can start it again."""
 
+import contextlib
 import signal
 from types import FrameType
 from typing import Any
@@ -38,4 +39,5 @@ class Interrupt:
         for other in self._before:
             signal.signal(other, signal.SIG_DFL)  # a Python handler would wait for what the device is doing
         name = signal.Signals(number).name
-        self._log.line(f"{name}: finishing this step and saving; a second signal quits at once")
+        with contextlib.suppress(RuntimeError):  # it may have come in the middle of another line
+            self._log.line(f"{name}: finishing this step and saving; a second signal quits at once")

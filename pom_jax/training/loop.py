@@ -1,5 +1,7 @@
 """A training run from configuration to final checkpoint, in the order in which it happens."""
 
+import contextlib
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -59,7 +61,8 @@ def train(
     with jax.set_mesh(run.mesh):
         preview = Preview(config, run.model, workdir / "samples", write_images, run.state.params)
         with hold(workdir):
-            keep_config(workdir, config)
+            if jax.process_index() == 0:
+                keep_config(workdir, config)
             log = Log(workdir)
             try:
                 code = _train(run, workdir, preview, fid, log)
@@ -85,7 +88,8 @@ def _train(run: Run, workdir: Path, preview: Preview, fid: Fid | None, log: Log)
     else:
         new = find_start(run)
         log.line("\n".join([f"workdir: {workdir} (new)", *new.lines]))
-        new.keep_history(workdir)
+        if jax.process_index() == 0:
+            new.keep_history(workdir)
         state, start = new.state(), new.step
     digest.digests(state)  # compiles here what the first checkpoint would else wait for
 
@@ -93,9 +97,12 @@ def _train(run: Run, workdir: Path, preview: Preview, fid: Fid | None, log: Log)
     log.line("compiling the training step (half a minute on a laptop, minutes for the largest models)")
     train_step, line = run.compiled_step()
     log.line(line)
-    log.line(f"compiling the held-out loss{' and the sampler' if config.sample_every else ''}")
-    heldout_loss = HeldOut(run.config, run.model, run.heldout, run.mesh, run.state.params)
+    heldout_loss = None
+    if config.eval_every:
+        log.line("compiling the held-out loss")
+        heldout_loss = HeldOut(run.config, run.model, run.heldout, run.mesh, run.state.params)
     if config.sample_every:
+        log.line("compiling the sampler")
         preview.compile()
     if fid is not None:
         fid.prepare(log.line)
@@ -105,25 +112,23 @@ def _train(run: Run, workdir: Path, preview: Preview, fid: Fid | None, log: Log)
     rows = local_rows(at, run.config.data.batch_size)
     order = batches(run.train, run.config.data.batch_size, run.config.seed, start_step=start, rows=rows)
     recorder = Recorder(run, workdir, log, start)
-    try:
-        with device_batches(order, at) as feed, Interrupt(log) as interrupt:
-            for step in range(start + 1, config.steps + 1):
-                ends = step == config.steps or interrupt.number is not None
-                batch = recorder.next_batch(feed)
-                state, metrics = train_step(state, batch)
-                recorder.add(step, metrics)
-                if _due(step, config.eval_every, config.steps):
-                    recorder.extend(heldout_loss(state.ema[0]))
-                if _due(step, config.sample_every, config.steps):
-                    preview.draw(state.ema[0], step, log.line)
-                if fid is not None and _due(step, run.config.fid.every, config.steps):
-                    recorder.extend(fid(state.ema[0], step, log.line))
-                if ends or step % config.checkpoint_every == 0:
-                    recorder.checkpoint(step, state)
-                if ends:
-                    break
-    finally:
-        recorder.close()
+    # A signal that comes while the last checkpoint is written waits for it too.
+    with Interrupt(log) as interrupt, contextlib.closing(recorder), device_batches(order, at) as feed:
+        for step in range(start + 1, config.steps + 1):
+            ends = step == config.steps or interrupt.number is not None
+            batch = recorder.next_batch(feed)
+            state, metrics = train_step(state, batch)
+            recorder.add(step, metrics)
+            if heldout_loss is not None and _due(step, config.eval_every, config.steps):
+                recorder.extend(heldout_loss(state.ema[0]))
+            if _due(step, config.sample_every, config.steps):
+                preview.draw(state.ema[0], step, log.line)
+            if fid is not None and _due(step, run.config.fid.every, config.steps):
+                recorder.extend(fid(state.ema[0], step, log.line))
+            if ends or step % config.checkpoint_every == 0:
+                recorder.checkpoint(step, state)
+            if ends:
+                break
     preview.wait()
 
     # End.
@@ -144,10 +149,11 @@ def _next_commands(run: Run, workdir: Path, scored: bool) -> str:
     """Where a run's results are and what to do with them."""
     decoding = "" if run.config.model.channels in (1, 3) else " --autoencoder=DIR"
     scoring = "" if scored else f"{decoding} --reference=REAL_IMAGES --inception=WEIGHTS"
+    quoted = shlex.quote(str(workdir))
     return (
         f"  {workdir}/samples/      grids drawn during training\n"
         f"  {workdir}/metrics.jsonl every step's numbers\n"
         f"  {workdir}/checkpoints/  steps {', '.join(map(str, checkpoint.saved_steps(workdir)))}\n"
-        f"next: python sample.py --workdir={workdir}{decoding}\n"
-        f"      python eval.py --workdir={workdir}{scoring}"
+        f"next: python sample.py --workdir={quoted}{decoding}\n"
+        f"      python eval.py --workdir={quoted}{scoring}"
     )

@@ -1,5 +1,6 @@
 """Where the numbers of a run go: metrics.jsonl always, TensorBoard and Weights & Biases if asked for."""
 
+import contextlib
 import importlib
 import json
 import math
@@ -41,21 +42,28 @@ class JsonLines:
     """
 
     def __init__(self, workdir: Path, start: int):
-        path = workdir / FILE
-        path.touch()
-        _cut(path, start)
-        self._file = path.open("a", buffering=1)  # a row reaches the system at once, so kill -9 loses none
+        self._path = workdir / FILE
+        self._path.touch()
+        _cut(self._path, start)
+        self._file = self._path.open("a", buffering=1)  # a row reaches the system at once: kill -9 loses none
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self._path} cannot be written ({error.strerror}): make room or mend the disk and run the "
+                "same command again"
+            ) from error
 
     def sync(self) -> None:
         """Waits until all rows are on the disk; before a checkpoint that says they exist."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a row that could not be written before
+            self._file.close()
 
 
 class TensorBoard:
@@ -112,11 +120,11 @@ def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(workdir) / FILE).read_text().splitlines()]
 
 
-def lowest(workdir: str | Path, name: str) -> tuple[float, int] | None:
-    """The lowest value of a field in metrics.jsonl and its step, or None where no row has it."""
+def by_step(workdir: str | Path, name: str) -> dict[int, float]:
+    """The finite values of one field in metrics.jsonl, by their steps."""
     with (Path(workdir) / FILE).open() as file:
         rows = [json.loads(line) for line in file if f'"{name}"' in line]
-    return min(((row[name], row["step"]) for row in rows if row[name] is not None), default=None)
+    return {row["step"]: row[name] for row in rows if row[name] is not None}
 
 
 def _cut(path: Path, start: int) -> None:

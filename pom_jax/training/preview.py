@@ -80,7 +80,8 @@ class Preview:
             self._write(path, to_pixels(images), self._labels)
             say(f"step {step:,} | picture: {path}")
 
-        self._writing = self._writer.submit(write)
+        if jax.process_index() == 0:
+            self._writing = self._writer.submit(write)
 
     def wait(self) -> None:
         """Waits for the grid that is being written."""

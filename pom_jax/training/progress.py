@@ -1,10 +1,13 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere, and log.txt in both cases."""
 
+import contextlib
+import os
 import sys
 import time
 from collections import deque
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -12,18 +15,25 @@ REFRESH = 4  # times a second that the bar moves
 
 
 class Log:
-    """Prints lines and appends them, with the time of day, to WORKDIR/log.txt."""
+    """Prints lines and appends them, with the time of day, to WORKDIR/log.txt; of many processes the first.
+
+    A terminal or pipe that goes away does not end a run: its lines are in the file.
+    """
 
     def __init__(self, workdir: Path):
-        self._file = (workdir / "log.txt").open("a", buffering=1)
-        self.console = Console(highlight=False, soft_wrap=True)
+        first = jax.process_index() == 0
+        self._file = (workdir / "log.txt" if first else Path(os.devnull)).open("a", buffering=1)
+        self.console = Console(highlight=False, soft_wrap=True, quiet=not first)
 
     def line(self, text: str, *, show: bool = True) -> None:
         """One line (or several) for people; `show=False` writes to the file alone."""
         self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        if show:
-            self.console.print(text, markup=False)
-            sys.stdout.flush()
+        if show and not self.console.quiet:
+            try:
+                self.console.print(text, markup=False)
+                sys.stdout.flush()
+            except (OSError, SystemExit):  # rich exits where a pipe breaks
+                self.console.quiet = True
 
     def close(self) -> None:
         """Ends the file."""
@@ -99,7 +109,8 @@ class ProgressLine:
     def close(self) -> None:
         """Takes the bar off the terminal."""
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                self._bar.stop()
 
 
 def duration(seconds: float) -> str:

@@ -10,8 +10,8 @@ import jax
 
 from pom_jax.errors import InputError
 from pom_jax.training import flops
-from pom_jax.training.checkpoint import Checkpoints
-from pom_jax.training.metrics import TIME, JsonLines, Sink, lowest, optional_sinks
+from pom_jax.training.checkpoint import Checkpoints, saved_steps
+from pom_jax.training.metrics import TIME, JsonLines, Sink, by_step, optional_sinks
 from pom_jax.training.progress import Log, ProgressLine
 from pom_jax.training.run import Run
 from pom_jax.training.state import TrainState
@@ -20,6 +20,8 @@ from pom_jax.training.step import Metrics
 
 class Recorder:
     """Rows of metrics, the progress line and the checkpoints of one run.
+
+    Of several processes the first writes the rows; the checkpoints are written by all.
 
     Times of a step are in seconds. `time_step` is from the end of the step before to its own, `time_input`
     waiting for the batch, `time_host` what else the host did while it was not waiting for the device, most of
@@ -34,12 +36,17 @@ class Recorder:
     def __init__(self, run: Run, workdir: Path, log: Log, start: int):
         config = run.config
         self.step = start
-        self._log = log
+        self._workdir, self._log = workdir, log
         self._max_skipped = config.train.max_skipped
-        self._rows = JsonLines(workdir, start)
-        self._sinks: list[Sink] = [self._rows, *optional_sinks(config, workdir, start)]
+        self._rows: JsonLines | None = None
+        self._sinks: list[Sink] = []
+        losses: dict[int, float] = {}
+        if jax.process_index() == 0:
+            self._rows = JsonLines(workdir, start)
+            self._sinks = [self._rows, *optional_sinks(config, workdir, start)]
+            losses = by_step(workdir, "heldout_loss")
         self._checkpoints = Checkpoints(
-            workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best
+            workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best, losses=losses
         )
         self._progress = ProgressLine(
             log,
@@ -52,7 +59,7 @@ class Recorder:
         )
         self._pending: tuple[int, Any] | None = None
         self._heldout_loss: float | None = None
-        self.best = lowest(workdir, "heldout_loss")
+        self.best = min(((loss, step) for step, loss in losses.items()), default=None)
         self._saving: int | None = None
         self._began = self._last = time.perf_counter()
         self._input = self._device = self._idle = 0.0
@@ -85,7 +92,8 @@ class Recorder:
     def checkpoint(self, step: int, state: TrainState) -> None:
         """Finishes the step, then saves; the rows are on the disk before the checkpoint that counts them."""
         self._finish()
-        self._rows.sync()
+        if self._rows is not None:
+            self._rows.sync()
         self._checkpoints.save(step, state, self._heldout_loss)
         self._say_saved()  # the one before, which `save` waited for
         self._saving = step
@@ -125,8 +133,8 @@ class Recorder:
         self._progress.update(step, row["loss"])
         if self._heldout_loss is not None:
             self._say_heldout(step, self._heldout_loss)
-        self._checkpoints.check()
-        if not self._checkpoints.writing:
+        if self._saving is not None and not self._checkpoints.writing:
+            self._checkpoints.wait()
             self._say_saved()
         self._check_skipped(step, row)
 
@@ -139,9 +147,9 @@ class Recorder:
         self._log.line(f"step {step:,} | held-out loss {loss:.4f}{known}")
 
     def _say_saved(self) -> None:
-        if self._saving is not None:
+        if self._saving in saved_steps(self._workdir):
             self._log.line(f"step {self._saving:,} | checkpoint saved")
-            self._saving = None
+        self._saving = None
 
     def _check_skipped(self, step: int, row: Mapping[str, float]) -> None:
         if row["skipped_in_a_row"] >= self._max_skipped:
