@@ -13,7 +13,7 @@ from pom_jax.data import read_manifest
 from pom_jax.errors import InputError
 from pom_jax.models.resample import compare
 from pom_jax.training import checkpoint, metrics
-from pom_jax.training.config import differences
+from pom_jax.training.config import ADDED, differences
 from pom_jax.training.digest import path_name
 from pom_jax.training.optim import make_schedule
 from pom_jax.training.run import Run
@@ -102,7 +102,9 @@ def _branch(run: Run, parent: ConfigDict) -> Start:
 
 def _learning_rates(config: ConfigDict, parent: ConfigDict, step: int) -> str:
     """What becomes of the learning rate where a run branches off."""
-    new, old = (float(make_schedule(c.optimizer, c.train.steps)(step)) for c in (config, parent))
+    before = {"decay_from": ADDED["optimizer.decay_from"], **parent.optimizer}
+    old = float(make_schedule(before, parent.train.steps)(step))
+    new = float(make_schedule(config.optimizer, config.train.steps)(step))
     if abs(new - old) <= 0.01 * old:
         return f"the learning rate goes on at {new:.3g}"
     return (
