@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     elif NPZ.value is not None:
         check_flags("--npz (digits)")
         score_files(NPZ.value)
-    elif WORKDIR.value is not None and REFERENCE.value is None:
+    elif WORKDIR.value is not None and REFERENCE.value is None and INCEPTION.value is None:
         check_flags("--workdir without --reference (digits)")
         score_digits(WORKDIR.value)
     elif WORKDIR.value is not None:

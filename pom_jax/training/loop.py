@@ -148,10 +148,12 @@ def _due(step: int, every: int, last: int) -> bool:
 def _next_commands(run: Run, workdir: Path, scored: bool) -> str:
     """Where a run's results are and what to do with them."""
     decoding = "" if run.config.model.channels in (1, 3) else " --autoencoder=DIR"
-    scoring = "" if scored else f"{decoding} --reference=REAL_IMAGES --inception=WEIGHTS"
+    real = shlex.quote(run.config.data.dir or "REAL_IMAGES")
+    scoring = "" if scored else f"{decoding} --reference={real} --inception=WEIGHTS"
     quoted = shlex.quote(str(workdir))
+    grids = f"  {workdir}/samples/      grids drawn during training\n"
     return (
-        f"  {workdir}/samples/      grids drawn during training\n"
+        f"{grids if run.config.train.sample_every else ''}"
         f"  {workdir}/metrics.jsonl every step's numbers\n"
         f"  {workdir}/checkpoints/  steps {', '.join(map(str, checkpoint.saved_steps(workdir)))}\n"
         f"next: python sample.py --workdir={quoted}{decoding}\n"
