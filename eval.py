@@ -267,6 +267,7 @@ def real_images() -> tuple[str, str]:
 
 
 def warn_of_few(samples: int) -> None:
+    """Says with whose numbers a FID of so many samples compares."""
     if samples < FEW:
         say(
             f"note: FID is higher the fewer the samples; that of {samples:,} compares with FID of as many, "

@@ -15,6 +15,7 @@ from pom_jax.data import Manifest, digits
 from pom_jax.errors import REFUSALS, InputError, explain
 from pom_jax.hosts import this_host
 
+SMALL_RECIPE = "dipom_s2"  # for data of other sizes than a recipe's own
 SOURCE = "folder with a subfolder for each class, or of pictures; .csv with columns path,label; .npz as ADM's"
 
 
@@ -232,21 +233,23 @@ def command_line(arguments: argparse.Namespace) -> str:
 
 
 def training_command(recipe: str, manifest: Manifest, folder: Path) -> str:
-    """The command that trains on a data set, with the fields of the recipe that have to be others."""
+    """The command that trains on a data set: with the recipe, or a small model of the data's sizes."""
     config = importlib.import_module(f"configs.{recipe}").get_config()
     height, _, channels = manifest.image_shape
-    fields = {
-        "data.dir": str(folder),
+    sizes = {
         "model.image_size": height,
         "model.channels": channels,
         "model.num_classes": len(manifest.classes),
     }
-    changed = (
-        f" --config.{name}={shlex.quote(str(value))}"
-        for name, value in fields.items()
-        if operator.attrgetter(name)(config) != value
-    )
-    return f"python train.py --config=configs/{recipe}.py{''.join(changed)}"
+    words = []
+    if str(folder) != config.data.dir:
+        words.append(f"--config.data.dir={shlex.quote(str(folder))}")
+    changed = {n: value for n, value in sizes.items() if operator.attrgetter(n)(config) != value}
+    if changed:
+        recipe = SMALL_RECIPE
+        words += [f"--config.{name}={value}" for name, value in changed.items()]
+        words.append(f"--workdir={shlex.quote(f'runs/{folder.resolve().name}')}")
+    return " ".join([f"python train.py --config=configs/{recipe}.py", *words])
 
 
 def describe(manifest: Manifest) -> str:

@@ -4,6 +4,8 @@ import difflib
 import errno
 import os
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,9 @@ from absl import app, flags, logging
 # way round: nothing that a traceback would explain.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 REFUSALS += (errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+
+# What numpy raises for an .npz that is cut, damaged, another kind of file, or without the arrays asked for.
+BROKEN_NPZ = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 class InputError(ValueError):

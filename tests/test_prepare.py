@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import struct
@@ -354,6 +355,14 @@ def test_the_command_in_the_manifest_makes_the_same_set(source, tmp_path, capsys
     assert prepare_command.main([*words, "--out", str(tmp_path / "a b"), "--host=0", "--hosts", "1"]) == 0
     command = f"python prepare.py images --source {source} --size=32 --test-share=0.1"
     assert read_manifest(tmp_path / "a b").made_by["command"] == command
+    following = shlex.split(capsys.readouterr().out.split("next: ")[1])
+    sizes = ["--config.model.channels=3", "--config.model.num_classes=4"]  # 32 pixels are the recipe's own
+    assert following[2:] == [
+        "--config=configs/dipom_s2.py",
+        f"--config.data.dir={tmp_path}/a b",
+        *sizes,
+        "--workdir=runs/a b",
+    ]
     assert Image.open(tmp_path / "a b-check.png").size == (8 * 32, 2 * 32)
     assert prepare_command.main([*words, f"--out={source}/set"]) == 2
     assert "is in --source=" in capsys.readouterr().err

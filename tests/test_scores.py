@@ -25,6 +25,7 @@ from pom_jax.evaluation.frechet import Gaussian
 from pom_jax.evaluation.images import open_images
 from pom_jax.evaluation.inception import POOL
 from pom_jax.evaluation.inception_weights import InceptionWeights
+from pom_jax.evaluation.kept_reference import KeptReference
 from pom_jax.evaluation.reference import (
     Reference,
     fit_reference,
@@ -35,7 +36,7 @@ from pom_jax.evaluation.reference import (
 from pom_jax.evaluation.shards import open_shards
 from pom_jax.evaluation.sweep import Sweep, make_grid
 from pom_jax.evaluation.training_fid import TrainingFid
-from pom_jax.evaluation.workdir_scores import RealImages, score_workdir
+from pom_jax.evaluation.workdir_scores import score_workdir
 from pom_jax.sampling import Generator, SamplingProgress, load
 from pom_jax.sampling.bank import Bank, open_bank, write_bank
 from pom_jax.training import checkpoint, digest, loop
@@ -345,7 +346,7 @@ def test_a_kept_reference_needs_no_images_but_the_same_weights(tmp_path: Path):
 
     # What eval.py keeps by itself stands for images that it has put through the network before.
     images, said = open_reference(np.zeros((9, 8, 8, 3), np.uint8)), []
-    real = RealImages(images, weights, tmp_path, None, said.append)
+    real = KeptReference(images, weights, tmp_path, None, said.append)
     save_reference(tmp_path / f"{real.digest}.npz", Reference(statistics, pool, "nine images"), weights)
     again = real.fit()
     assert again.protocol == "nine images"

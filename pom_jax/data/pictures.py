@@ -7,14 +7,14 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pom_jax.errors import InputError
+from pom_jax.errors import BROKEN_NPZ, InputError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -86,12 +86,9 @@ def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
         [size, size, 3] uint8.
 
     Raises:
-        ValueError: one side is more than LONGEST times the other, or more than 8 bits a channel, which Pillow
-            would not scale but cut off.
+        ValueError: one side is more than LONGEST times the other; see `rgb` too.
     """
-    if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {picture.mode} has more than 8 bits a channel; convert it to 8")
-    picture = picture.convert("RGB")
+    picture = rgb(picture)
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)
@@ -101,6 +98,17 @@ def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
     pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
     top, left = (height - size) // 2, (width - size) // 2
     return pixels[top : top + size, left : left + size]
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """The picture in RGB.
+
+    Raises:
+        ValueError: more than 8 bits a channel, which Pillow would not scale but cut off.
+    """
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {picture.mode} has more than 8 bits a channel; convert it to 8")
+    return picture.convert("RGB")
 
 
 def open_pictures(source: str | os.PathLike[str]) -> Pictures:
@@ -144,7 +152,7 @@ def _open_folder(folder: Path) -> Pictures:
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        own = sorted(_pictures_below(folder, name, others))
+        own = sorted(os.path.relpath(path, folder) for path in find_pictures(folder / name, others))
         if not own:
             raise InputError(f"class folder {folder / name} holds no pictures; fill or remove it")
         names += own
@@ -152,13 +160,24 @@ def _open_folder(folder: Path) -> Pictures:
     return _from_paths(folder, folder.name, names, labels, tuple(classes), others)
 
 
-def _pictures_below(folder: Path, name: str, others: Counter[str]) -> Iterable[str]:
-    for place, below, files in os.walk(folder / name, followlinks=True, onerror=_refuse):
+def find_pictures(folder: str | os.PathLike[str], others: Counter[str] | None = None) -> Iterator[str]:
+    """Paths of the pictures of a folder and all below it, in any order.
+
+    Links are followed, but not those that lead back; what begins with a dot is left out, as the files that
+    macOS puts beside pictures.
+
+    Args:
+        others: where the files are counted that are left out because of their endings: ending -> how many.
+
+    Raises:
+        InputError: a folder that cannot be read.
+    """
+    others = Counter() if others is None else others
+    for place, below, files in os.walk(folder, followlinks=True, onerror=_refuse):
         here = Path(place).resolve()
         inner = [one for one in below if not one.startswith(".")]
-        below[:] = [one for one in inner if not here.is_relative_to((here / one).resolve())]  # no way back
-        own = _pictures_among(files, others)
-        yield from (os.path.relpath(os.path.join(place, file), folder) for file in own)
+        below[:] = [one for one in inner if not here.is_relative_to((here / one).resolve())]
+        yield from (os.path.join(place, file) for file in _pictures_among(files, others))
 
 
 def _refuse(error: OSError) -> None:
@@ -218,7 +237,7 @@ def _open_npz(path: Path) -> Pictures:
         with np.load(path, allow_pickle=False) as archive:
             found = np.asarray(archive["arr_1"]) if "arr_1" in archive.files else None
         images = _mapped(path, "arr_0.npy")
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN_NPZ as error:
         raise InputError(f"{path} is no whole npz with images in arr_0: {error}") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
         raise InputError(

@@ -1,8 +1,6 @@
 """Scores of a workdir or of files of samples: what eval.py calls."""
 
 import platform
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 from pom_jax import sampling
 from pom_jax.data import Manifest, Records, digits
 from pom_jax.diffusion.guidance import check_guidance
-from pom_jax.errors import InputError
+from pom_jax.errors import BROKEN_NPZ, InputError
 from pom_jax.evaluation import digits as digit_scores
 from pom_jax.evaluation.baselines import BASELINES, RANDOM
 from pom_jax.evaluation.pairs import nearest_pairs, pairs_picture
@@ -118,7 +116,7 @@ def evaluate_files(
         try:
             with np.load(file, allow_pickle=False) as content:
                 images, labels = content["arr_0"], content["arr_1"]
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except BROKEN_NPZ as error:
             raise InputError(
                 f"{file} is not an npz with arr_0 (images) and arr_1 (labels): {error}"
             ) from error

@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from pom_jax.data.pictures import ENDINGS, UNREADABLE, centre_crop
-from pom_jax.errors import InputError
+from pom_jax.data.pictures import ENDINGS, UNREADABLE, centre_crop, find_pictures, rgb
+from pom_jax.errors import BROKEN_NPZ, InputError
 
 Source = str | os.PathLike[str] | np.ndarray
 
@@ -42,7 +41,7 @@ def open_images(source: Source, size: int | None = None) -> Images:
 
     Args:
         source: uint8 [N, H, W, 3]; an .npz with such an `arr_0`; or a folder, whose pictures (see
-            `find_pictures`) are made RGB.
+            `find_pictures`) are made RGB and taken in the order of their paths.
         size: pictures of a folder become squares of this many pixels by `centre_crop`; without it they must
             be of one size.
 
@@ -79,7 +78,7 @@ def _slices(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
 def _open_folder(folder: Path, size: int | None) -> Images:
     if size is not None and size < 1:
         raise InputError(f"size={size} must be at least 1 pixel")
-    paths = find_pictures(folder)
+    paths = sorted(map(Path, find_pictures(folder)))
     if not paths:
         raise InputError(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
     height, width, _ = _picture(paths[0], size).shape
@@ -99,30 +98,10 @@ def _open_folder(folder: Path, size: int | None) -> Images:
     return Images(str(folder), (len(paths), height, width, 3), batches)
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder and all below it, behind links too, in the order of their paths.
-
-    As in prepare.py, what begins with a dot is left out: macOS puts such files beside pictures.
-
-    Raises:
-        InputError: a folder that cannot be read.
-    """
-    found = []
-    for place, below, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
-        own = (name for name in names if name.lower().endswith(ENDINGS) and not name.startswith("."))
-        found += [Path(place, name) for name in own]
-    return sorted(found)
-
-
-def _refuse(error: OSError) -> None:
-    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-
 def _picture(path: Path, size: int | None) -> np.ndarray:
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB")) if size is None else centre_crop(picture, size)
+            return np.asarray(rgb(picture)) if size is None else centre_crop(picture, size)
     except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as a picture: {error}; remove or replace it") from error
 
@@ -140,7 +119,7 @@ def _open_npz(path: Path) -> Iterator[tuple[IO[bytes], np.dtype, tuple[int, ...]
             yield file, dtype, shape
     except InputError:
         raise
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN_NPZ as error:
         raise InputError(f"{path} is no whole npz with images in arr_0: {error}") from error
 
 

@@ -10,16 +10,16 @@ themselves for precision and recall, `pool`, in `inception` the checksum of the 
 import hashlib
 import os
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pom_jax.errors import InputError
+from pom_jax.data.pictures import find_pictures
+from pom_jax.errors import BROKEN_NPZ, InputError
 from pom_jax.evaluation.features import BATCH, Statistics, extract_features
 from pom_jax.evaluation.frechet import Gaussian
-from pom_jax.evaluation.images import Images, Source, find_pictures, open_images
+from pom_jax.evaluation.images import Images, Source, open_images
 from pom_jax.evaluation.inception import POOL, SPATIAL
 from pom_jax.evaluation.inception_weights import InceptionWeights, file_sha256
 from pom_jax.evaluation.shards import is_data_set, open_shards
@@ -161,7 +161,7 @@ def read_statistics(path: str | os.PathLike[str]) -> Statistics:
         with np.load(path, allow_pickle=False) as content:
             pool = Gaussian(content["mu"], content["sigma"])
             spatial = Gaussian(content["mu_s"], content["sigma_s"]) if "mu_s" in names else None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN_NPZ as error:
         raise InputError(f"{path} is no npz of statistics: {error}") from error
     return Statistics(
         _checked(path, "mu, sigma", pool, POOL),
@@ -258,7 +258,7 @@ def _read_pool(path: str | os.PathLike[str]) -> tuple[np.ndarray, str | None]:
         with np.load(path, allow_pickle=False) as content:
             pool = content["pool"]
             inception = str(content["inception"]) if "inception" in content else None
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN_NPZ as error:
         raise InputError(f"{path} is no whole npz of statistics: {error}") from error
     if pool.dtype != np.float32 or pool.ndim != 2 or pool.shape[1] != POOL or not np.isfinite(pool).all():
         raise InputError(f"{path}: pool is {pool.dtype} {list(pool.shape)}, not finite float32 [K, {POOL}]")
@@ -270,13 +270,16 @@ def _read_about(path: str | os.PathLike[str]) -> str:
     try:
         with np.load(path, allow_pickle=False) as content:
             return str(content["about"])
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN_NPZ as error:
         raise InputError(f"{path} is no whole npz of statistics: {error}") from error
 
 
 def _listing_sha256(folder: Path) -> str:
     """A checksum over which pictures there are: cheap, and others hardly have the same sizes."""
-    lines = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in find_pictures(folder)]
+    lines = [
+        f"{path.relative_to(folder)} {path.stat().st_size}"
+        for path in sorted(map(Path, find_pictures(folder)))
+    ]
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
@@ -284,7 +287,7 @@ def _names(path: str | os.PathLike[str]) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
+    except BROKEN_NPZ as error:
         raise InputError(f"{path} is no npz of statistics or images: {error}") from error
 
 

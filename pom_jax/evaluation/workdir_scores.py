@@ -4,11 +4,9 @@ What is finished stays: the parts of the samples (`sampling.bank`), the statisti
 scores of each way to sample, so that the same command goes on where it was killed.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -17,17 +15,10 @@ import numpy as np
 from pom_jax.errors import InputError
 from pom_jax.evaluation.image_scores import ImageScores, score_images
 from pom_jax.evaluation.images import Images
-from pom_jax.evaluation.inception_weights import InceptionWeights, load_inception
+from pom_jax.evaluation.inception_weights import load_inception
+from pom_jax.evaluation.kept_reference import KeptReference
 from pom_jax.evaluation.precision_recall import NEIGHBOURS
-from pom_jax.evaluation.reference import (
-    OpenReference,
-    Reference,
-    check_file,
-    fit_reference,
-    open_reference,
-    read_reference,
-    save_reference,
-)
+from pom_jax.evaluation.reference import check_file, open_reference
 from pom_jax.evaluation.shards import rgb
 from pom_jax.evaluation.sweep import Sweep, make_grid
 from pom_jax.hosts import this_host
@@ -110,7 +101,7 @@ def score_workdir(
     weights = load_inception(inception)
     opened = open_reference(reference, size, autoencoder)
     opened.check(weights)
-    real = RealImages(opened, weights, out / "reference", reference_out, say)
+    real = KeptReference(opened, weights, out / "reference", reference_out, say)
     step = checkpoint.latest_step(workdir) if step is None else step  # one step, even while training goes on
     decoder = None if autoencoder is None else weights_sha256(autoencoder)
 
@@ -169,63 +160,6 @@ def _check_files(out: Path, npz_out: str | Path | None, reference_out: str | Pat
         check_file(reference_out)
 
 
-@dataclass
-class RealImages:
-    """The reference, put through the network when it is first needed, and once for all commands.
-
-    Attributes:
-        opened: from `open_reference`.
-        weights: of Inception.
-        kept: folder for what the network made of the images.
-        out: where the user wants it besides.
-        say: told what happens.
-        fitted: what came of it.
-    """
-
-    opened: OpenReference
-    weights: InceptionWeights
-    kept: Path
-    out: str | Path | None
-    say: Say
-    fitted: Reference | None = field(default=None, init=False)
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(f"{self.opened.protocol} {self.weights.sha256}".encode()).hexdigest()[:8]
-
-    def fit(self) -> Reference:
-        if self.fitted is None:
-            self.say(f"reference: {self.opened.protocol}")
-            self.fitted = self._read() or self._compute()
-            if self.out is not None:
-                save_reference(self.out, self.fitted, self.weights)
-                self.say(f"written: {self.out} (statistics and features of the reference)")
-        return self.fitted
-
-    @property
-    def _file(self) -> Path:
-        return self.kept / f"{self.digest}.npz"
-
-    def _read(self) -> Reference | None:
-        """What an earlier command computed of the same reference."""
-        if not self._file.is_file():
-            return None
-        try:
-            found = read_reference(self._file)
-        except InputError as error:
-            self.say(f"warning: {error}; it is computed again")
-            return None
-        self.say(f"its statistics are in {self._file}")
-        return found
-
-    def _compute(self) -> Reference:
-        with SamplingProgress() as progress:
-            found = fit_reference(self.opened, self.weights, progress=progress)
-        if self.opened.images is not None:
-            save_reference(self._file, found, self.weights)
-        return found
-
-
 def _images(bank: Bank) -> Images:
     height, width = bank.read(0).shape[1:3]
 
@@ -243,7 +177,7 @@ def _images(bank: Bank) -> Images:
     return Images(str(bank.folder), (len(bank.labels), height, width, 3), batches)
 
 
-def _score(bank: Bank, real: RealImages, about: Mapping[str, str], say: Say) -> ImageScores:
+def _score(bank: Bank, real: KeptReference, about: Mapping[str, str], say: Say) -> ImageScores:
     reference = real.fit()
     with SamplingProgress() as progress:
         return score_images(_images(bank), reference, real.weights, say=say, progress=progress, about=about)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pom_jax.errors import InputError
+from pom_jax.errors import BROKEN_NPZ, InputError
 from pom_jax.sampling.generate import Generator
 from pom_jax.sampling.progress import PartProgress, Progress
 from pom_jax.training.digest import digests
@@ -73,7 +72,7 @@ class Bank:
             with np.load(path, allow_pickle=False) as content:
                 # Reading to the end compares the checksums.
                 images, found, digest = (content[name] for name in ("arr_0", "arr_1", "settings"))
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except BROKEN_NPZ as error:
             raise InputError(f"{path} is damaged: {error}") from error
         if str(digest) != self.digest:
             raise InputError(f"{path} holds samples of settings {digest}, not {self.digest}")

@@ -8,15 +8,13 @@ was trained for its size, and gives what such predictions would: whatever the no
 """
 
 import os
-import zipfile
-import zlib
 from typing import Any
 
 import jax
 import numpy as np
 
 from pom_jax.diffusion.paths import Path
-from pom_jax.errors import InputError
+from pom_jax.errors import BROKEN_NPZ, InputError
 
 START = 0.7  # before the shift; the authors' default for the end of the mixing
 
@@ -50,7 +48,7 @@ def read_low(file: str | os.PathLike[str], config: Any) -> tuple[np.ndarray, np.
     try:
         with np.load(file, allow_pickle=False) as arrays:
             low, labels = arrays["arr_0"], arrays["arr_1"]
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN_NPZ as error:
         raise InputError(
             f"--upscale_from={file} is not an .npz of sample.py ({error}); draw one with "
             "python sample.py --workdir=... --out=FILE.npz"
