@@ -24,6 +24,7 @@ from pom_jax.data import Field, Records, Writer, pipeline
 from pom_jax.data.images import read_ahead
 from pom_jax.data.order import Order
 from pom_jax.data.pictures import open_pictures
+from pom_jax.host_memory import keep_freed_memory
 
 SHAPE = (2, 32, 32, 4)
 CHUNK = 512
@@ -110,6 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.records < arguments.batch:
         parser.error(f"--records={arguments.records} must be at least --batch={arguments.batch}")
+    keep_freed_memory()  # as train.py does
     with tempfile.TemporaryDirectory() as folder:
         seconds = loader(Path(folder), arguments.records, arguments.batch, arguments.rounds)
         crops = cropping(Path(folder), arguments.pictures, arguments.size)

@@ -1,8 +1,10 @@
 """Random records of a split, quickly, and never a changed one."""
 
+import itertools
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
 from pathlib import Path
 
@@ -18,8 +20,8 @@ RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 # empty one at first. The chunk of one record has two bytes and the record's length as a varint before it.
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 2**16, 24, 40
 
-
 GROUP = 16  # records that are added up while they are still in the cache
+THREADS = 2  # one prepares a call while the system copies for the other
 
 
 class ShardReader:
@@ -43,6 +45,7 @@ class ShardReader:
         self._readers: dict[int, ArrayRecordReader] = {}
         self._files: dict[int, RawIOBase] = {}
         self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(THREADS, "shard_reader")
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The raw records at `indices` [n], uint8 [n, S], and which [n] were read for the first time.
@@ -52,17 +55,16 @@ class ShardReader:
         Raises:
             InputError: a shard cannot be read or was changed.
         """
-        rows = np.empty((len(indices), -(-self._bytes // 8) * 8), np.uint8)
-        rows[:, self._bytes :] = 0
-        owners = np.searchsorted(self._starts, indices, side="right") - 1
+        rows = self._empty(len(indices))
         fresh = ~self._known[indices]
         if fresh.any():
+            owners = self._owners(indices)
             for number in np.unique(owners[fresh]):
                 places = np.flatnonzero(fresh & (owners == number))
                 self._read_checked(int(number), indices[places], rows, places)
-        if not fresh.all():
-            places = np.flatnonzero(~fresh)
-            self._read_again(owners[places], indices[places], rows, places)
+            rows[~fresh] = self._read_again(indices[~fresh], self._empty(int((~fresh).sum())))
+        else:
+            self._read_again(indices, rows)
         return rows, fresh
 
     def _read_checked(self, number: int, indices: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
@@ -78,31 +80,46 @@ class ShardReader:
         self._sums[indices] = rows[places].view(np.uint32).sum(axis=1, dtype=np.uint32)
         self._known[indices] = True
 
-    def _read_again(
-        self, owners: np.ndarray, indices: np.ndarray, rows: np.ndarray, places: np.ndarray
-    ) -> None:
-        size, stride = self._bytes, rows.shape[1]
-        content, header = rows.reshape(-1).data, bytearray(BLOCK_HEADER)
-        starts = _places(indices - self._starts[owners], size).tolist()
-        where = list(zip(owners.tolist(), starts, places.tolist(), strict=True))
+    def _read_again(self, indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        parts = zip(np.array_split(indices, THREADS), np.array_split(rows, THREADS), strict=True)
+        for _ in self._threads.map(lambda part: self._read_part(*part), parts):
+            pass  # raises what a thread raised
+        return rows
+
+    def _read_part(self, indices: np.ndarray, rows: np.ndarray) -> None:
+        owners, content, header = self._owners(indices), rows.reshape(-1).data, bytearray(BLOCK_HEADER)
         files = {number: self._file(number) for number in set(owners.tolist())}
-        for first in range(0, len(where), GROUP):
-            group = slice(first, first + GROUP)
-            for number, start, place in where[group]:
-                row = content[place * stride : place * stride + size]
+        starts = _places(indices - self._starts[owners], self._bytes)
+        cuts = BLOCK - starts % BLOCK
+        stops = range(self._bytes, rows.size + 1, rows.shape[1])
+        todo = zip(owners.tolist(), starts.tolist(), cuts.tolist(), stops, strict=False)
+        sums = np.empty(len(indices), np.uint32)
+        for first in range(0, len(indices), GROUP):
+            for number, start, cut, stop in itertools.islice(todo, GROUP):
+                at = stop - self._bytes
                 parts: list[memoryview | bytearray] = []
-                cut = BLOCK - start % BLOCK
-                while cut < len(row):
-                    parts += [row[:cut], header]
-                    row, cut = row[cut:], BLOCK - BLOCK_HEADER
-                parts.append(row)
-                if os.preadv(files[number], parts, start) < size:
+                while at + cut < stop:
+                    parts += (content[at : at + cut], header)
+                    at, cut = at + cut, BLOCK - BLOCK_HEADER
+                parts.append(content[at:stop])
+                if os.preadv(files[number], parts, start) < self._bytes:
                     raise self._error(number, "it ends too early")
-            sums = rows[places[group]] if len(places) < len(rows) else rows[group]
-            wrong = sums.view(np.uint32).sum(axis=1, dtype=np.uint32) != self._sums[indices[group]]
-            if wrong.any():
-                number = int(owners[group][np.argmax(wrong)])
-                raise self._error(number, "a record is not what it was when it was first read")
+            group = slice(first, first + GROUP)
+            sums[group] = rows[group].view(np.uint32).sum(axis=1, dtype=np.uint32)
+        wrong = sums != self._sums[indices]
+        if wrong.any():
+            number = int(owners[np.argmax(wrong)])
+            raise self._error(number, "a record is not what it was when it was first read")
+
+    def _empty(self, count: int) -> np.ndarray:
+        """Rows [count, S] for records, whose last bytes, which no record fills, are zero."""
+        rows = np.empty((count, -(-self._bytes // 8) * 8), np.uint8)
+        rows[:, self._bytes :] = 0
+        return rows
+
+    def _owners(self, indices: np.ndarray) -> np.ndarray:
+        """The number of the shard of each record."""
+        return np.searchsorted(self._starts, indices, side="right") - 1
 
     def _file(self, number: int) -> int:
         if number not in self._files:
