@@ -115,12 +115,14 @@ def add_images(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def images(arguments: argparse.Namespace) -> Manifest | None:
     """Makes a data set of pictures, and the picture to check it."""
-    from PIL import Image  # here, so that --help is quick
+    import numpy as np  # here, so that --help is quick
 
     from pom_jax.data.encoding import Latents, Pixels
-    from pom_jax.data.images import check_picture, plan, prepare
+    from pom_jax.data.image_check import check
+    from pom_jax.data.images import plan, prepare
     from pom_jax.data.pictures import open_pictures
     from pom_jax.data.progress import PrepareProgress
+    from pom_jax.sampling.pictures import sheet
 
     if arguments.check is not None and arguments.check < 1:
         raise InputError(f"--check={arguments.check} must be at least 1")
@@ -173,10 +175,11 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
                 f"  {what}: {count}" + f", listed in {arguments.out}/unreadable.txt" * (what == "unreadable")
             )
     if arguments.check is not None:
-        picture, ratio = check_picture(job, arguments.out, arguments.check)
+        found = check(job, arguments.out, arguments.check)
         path = Path(f"{arguments.out}-check.png")
-        likeness = "identical" if math.isinf(ratio) else f"{ratio:.1f} dB"
-        Image.fromarray(picture).save(path)
+        likeness = "identical" if math.isinf(found.ratio) else f"{found.ratio:.1f} dB"
+        names = [manifest.classes[label] for label in found.labels]
+        sheet(np.stack([found.crops, found.stored]), ("crop", "stored"), names).save(path)
         print(f"written: {path} (crops above, what is stored below: {likeness})")
     return manifest
 

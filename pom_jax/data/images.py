@@ -1,6 +1,5 @@
 """Pictures -> shards of pixels or latents: read by several threads, encoded on the device, restartable."""
 
-import itertools
 import os
 import time
 from collections import deque
@@ -19,7 +18,6 @@ from pom_jax.data.manifest import Field, Manifest
 from pom_jax.data.pictures import Pictures, Skipped
 from pom_jax.data.progress import PrepareProgress
 from pom_jax.data.recipe import Batch, Piece, Recipe, cut, fingerprint, hold_out
-from pom_jax.data.records import Records
 from pom_jax.data.unfinished import Unfinished, find_finished
 from pom_jax.errors import InputError
 from pom_jax.hosts import this_host
@@ -269,35 +267,3 @@ def read_ahead(
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def check_picture(job: Job, folder: str | Path, number: int) -> tuple[np.ndarray, float]:
-    """Decodes the first training images of a finished set beside what they were made of.
-
-    Args:
-        job: that made it.
-        folder: the set.
-        number: images to show, at least 1; fewer if the set has fewer.
-
-    Returns:
-        A picture [2 size, N size, 3] uint8, crops above what their stored means decode to, and the peak
-        signal-to-noise ratio of the two in dB, infinite if they are equal.
-
-    Raises:
-        InputError: a number below 1, or shards that cannot be read.
-    """
-    if number < 1:
-        raise InputError(f"--check={number} must be at least 1")
-    records = Records(folder, "train")
-    crops = []
-    for index in itertools.chain(*(p.indices for p in job.recipe.pieces if p.split == "train")):
-        crop = job.sources["train"].crop(int(index), job.size, job.min_size)
-        if not isinstance(crop, Skipped):
-            crops.append(crop)
-        if len(crops) == number:
-            break
-    above = np.stack(crops)
-    below = job.encoder.decode(records.gather(np.arange(len(crops)))["mean"][:, 0])
-    error = float(np.mean((above.astype(np.float64) - below) ** 2))
-    ratio = 10 * float(np.log10(255**2 / error)) if error else float("inf")
-    return np.concatenate([np.concatenate([*row], axis=1) for row in (above, below)]), ratio
