@@ -5,14 +5,25 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError, choose
 from pom_jax.nn.dense import Dense
+from pom_jax.ops.mesh import lay
 from pom_jax.ops.norms import gelu, layer_norm
+from pom_jax.ops.states import STATE
 
-# What the backward pass recomputes in a block: nothing, everything, or all but the matrix products.
-REMAT = ("none", "full", "dots")
+MODULATION = "modulation"
+
+# What the backward pass recomputes in a block.
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "none": None,  # nothing
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # all but the matrix products
+    # All but the mixer's states and what modulates: arrays as small as a sequence's, whatever its length.
+    "states": jax.checkpoint_policies.save_only_these_names(STATE, MODULATION),
+    "full": None,  # everything
+}
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": nn.gelu}
 GATES = (2, 5)  # of a block's six modulation vectors
@@ -116,6 +127,8 @@ def modulation(
     zeros = nn.initializers.zeros
     dense = Dense(sizes, dtype=dtype, kernel_init=zeros, bias_offset=offsets, name="modulation")
     vectors = dense(nn.silu(condition))
+    if condition.shape[1] == 1:  # else there are as many as tokens
+        vectors = checkpoint_name(vectors, MODULATION)
     return [vectors[..., i, :] for i in range(count)]
 
 
@@ -176,7 +189,7 @@ def stack(
     Raises:
         InputError: for another remat policy, or a period that does not divide the depth.
     """
-    choose("remat", remat, REMAT)
+    policy = choose("remat", remat, REMAT)
     period = len(block.layer) if isinstance(block, Period) else 1
     if depth % period:
         raise InputError(f"depth = {depth} is not a multiple of the {period} blocks of a period")
@@ -185,12 +198,12 @@ def stack(
         return block(x, condition)
 
     if remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
         # Inside a loop the compiler cannot merge the recomputation with the forward pass; unrolled it would.
         run = nn.remat(run, policy=policy, prevent_cse=not scan)
 
     def step(block: nn.Module, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
-        return (block(x, condition, run) if isinstance(block, Period) else run(block, x, condition)), None
+        x = block(x, condition, run) if isinstance(block, Period) else run(block, x, condition)
+        return lay(x, "batch", "tokens", None), None
 
     loop = nn.scan(
         step,
@@ -200,4 +213,6 @@ def stack(
         length=depth // period,
         unroll=1 if scan else depth // period,
     )
-    return loop(block, x, condition)[0]
+    # From here to the end tokens lie on the mesh like this; the compiler sees to the rest.
+    condition = lay(condition, "batch", "tokens" if condition.shape[1] > 1 else None, None)
+    return loop(block, lay(x, "batch", "tokens", None), condition)[0]

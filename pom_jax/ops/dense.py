@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pom_jax.errors import InputError
-from pom_jax.ops.mesh import is_explicit, tokens_are_whole
+from pom_jax.ops.mesh import is_explicit, parts
 
 
 def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) -> Array:
@@ -15,7 +15,8 @@ def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) 
 
     In every form it differentiates forwards, backwards and repeatedly. The CPU uses a form whose derivatives
     are quick there. Accelerators use the plain product, and so do meshes where flattening would gather the
-    tokens (an axis `context` of the mesh set around the call) or is no move that JAX would make (Explicit).
+    tokens or the channels of the kernel (axes `context` and `tensor` of the mesh set around the call) or is
+    no move that JAX would make (Explicit).
 
     Args:
         x: [..., *in], `in` being `axes` axes.
@@ -35,7 +36,8 @@ def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) 
         )
     if bias is not None and bias.shape != kernel.shape[axes:]:
         raise InputError(f"dense: bias {bias.shape} does not fit the kernel's output {kernel.shape[axes:]}")
-    if jax.default_backend() == "cpu" and tokens_are_whole() and not is_explicit(x):
+    flat = parts("tokens") == parts("expand") == 1 and not is_explicit(x)
+    if jax.default_backend() == "cpu" and flat:
         return _flat_dense(x, kernel, bias, axes)
     y = jnp.tensordot(x, kernel, axes=axes)
     return y if bias is None else y + bias

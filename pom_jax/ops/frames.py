@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from pom_jax.errors import InputError
+from pom_jax.ops.mesh import lay
 
 # How much longer padding may make a sequence of ragged frames.
 MAX_PADDING = 1.125
@@ -55,6 +57,9 @@ def _shown(frames: Sequence[int]) -> str:
 class Tiles:
     """Tokens of T frames as tiles of L tokens, each within one frame; equal frames are their own tiles.
 
+    Tokens that are cut over devices lie in tiles that each are on one of them: what belongs to a tile is
+    computed where its tokens are, and only what belongs to a frame is of all devices.
+
     Attributes:
         size: L.
         frame: [tiles] the frame of each tile.
@@ -62,6 +67,7 @@ class Tiles:
         used: [tiles, L] which places hold a token.
         place: [N] the place of each token.
         frames: T.
+        parts: equal parts of the sequence, one a device, each of whole tiles; 1 for tokens on one device.
     """
 
     size: int
@@ -70,32 +76,54 @@ class Tiles:
     used: np.ndarray
     place: np.ndarray
     frames: int
+    parts: int = 1
 
     @property
     def exact(self) -> bool:
         """Whether frames and tiles are the same and nothing is padded."""
-        return len(self.frame) == self.frames and bool(self.used.all())
+        return len(self.frame) == self.frames and not self.padded
+
+    @property
+    def padded(self) -> bool:
+        """Whether some places hold no token; else tokens lie as they came."""
+        return not self.used.all()
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[T] places of each frame."""
+        return self.size * np.bincount(self.frame, minlength=self.frames)
 
     def split(self, x: Array) -> Array:
         """[B, N, ...] -> [B, tiles, L, ...]."""
-        placed = x if self.exact else jnp.take(x, self.index, axis=1)
+        placed = jnp.take(x, self.index, axis=1) if self.padded else x
         return placed.reshape(x.shape[0], len(self.frame), self.size, *x.shape[2:])
 
     def join(self, x: Array) -> Array:
         """[B, tiles, L, ...] -> [B, N, ...]."""
         flat = x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
-        return flat if self.exact else jnp.take(flat, self.place, axis=1)
+        return jnp.take(flat, self.place, axis=1) if self.padded else flat
 
     def sum_by_frame(self, x: Array) -> Array:
-        """Sums of tiles to sums of frames, [B, tiles, ...] -> [B, T, ...]."""
-        if self.exact:
+        """Sums of tiles to sums of frames, [B, tiles, ...F] -> [B, T, ...F]; all devices then hold all."""
+        if self.parts > 1:
+            # The default precision of an accelerator's product would round the summands to bfloat16.
+            sums = jnp.einsum("bi...,it->bt...", x, self._frame_of_tile, precision=lax.Precision.HIGHEST)
+            return lay(sums, "batch", None, ...)
+        if len(self.frame) == self.frames:
             return x
         total = jnp.zeros((x.shape[0], self.frames, *x.shape[2:]), x.dtype)
         return total.at[:, self.frame].add(x, indices_are_sorted=True)
 
     def spread(self, x: Array) -> Array:
         """What belongs to a frame to its tiles, [B, T, ...] -> [B, tiles, ...]."""
-        return x if self.exact else jnp.take(x, self.frame, axis=1)
+        if self.parts > 1:  # a product's slope is one too, that of `take` scatters over the devices
+            return jnp.einsum("bt...,it->bi...", x, self._frame_of_tile, precision=lax.Precision.HIGHEST)
+        return x if len(self.frame) == self.frames else jnp.take(x, self.frame, axis=1)
+
+    @property
+    def _frame_of_tile(self) -> np.ndarray:
+        """[tiles, T], 1 where a tile is of a frame."""
+        return (self.frame[:, None] == np.arange(self.frames)).astype(np.float32)
 
 
 def one_frame(tokens: int) -> Tiles:
@@ -105,9 +133,20 @@ def one_frame(tokens: int) -> Tiles:
 
 
 @functools.lru_cache(maxsize=64)
-def tiles(lengths: tuple[int, ...]) -> Tiles:
-    """The largest tiles that lengthen the sequence by at most an eighth."""
+def tiles(lengths: tuple[int, ...], parts: int = 1) -> Tiles:
+    """The largest tiles that lengthen the sequence by at most an eighth.
+
+    With several parts the largest that fit in each exactly, without padding.
+
+    Args:
+        lengths: of the frames.
+        parts: equal parts that the sequence is cut in over devices.
+    """
     counts = np.asarray(lengths, np.int64)
+    if parts > 1:
+        size = math.gcd(sum(lengths) // parts, *lengths)
+        frame, place = np.repeat(np.arange(len(counts)), counts // size), np.arange(counts.sum())
+        return Tiles(size, frame, place, np.ones((len(frame), size), bool), place, len(counts), parts)
     size = int(counts.max(initial=1))
     if (counts != size).any():
         size = 1 << int(counts.max()).bit_length()

@@ -1,5 +1,6 @@
 """The whole mixer as a function: which tokens leave which state, and which states a token reads."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
 from pom_jax.errors import InputError, choose
 from pom_jax.ops.frames import Tiles, frame_lengths, one_frame, tiles
-from pom_jax.ops.mesh import batch_of_a_device, is_explicit, tokens_are_whole
+from pom_jax.ops.mesh import batch_of_a_device, is_explicit, parts, tokens_are_whole, where_tokens_are
 from pom_jax.ops.prefix import prefix_sum
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe, features, gate_projections, gather, read
 from pom_jax.ops.states import (
+    STATE,
     FrameStates,
     State,
     check_numbers,
@@ -106,11 +109,15 @@ def mix(
         if recipe.reads == ("all",) and count == "tokens" and x.shape[1]:
             before = empty_state(x.shape[0], recipe.features) if state is None else state
             assert isinstance(before, State)
+            lean = lean and tokens_are_whole()
             return causal_pass(recipe, weights, x, context, weigh, places, before, lean)
         frames = context_frames = (1,) * x.shape[1]
-    cuts = _tiles(x.shape[1], context.shape[1], frames, context_frames, itself)
+    devices = 1 if is_explicit(x) else parts("tokens")
+    cuts = _tiles(x.shape[1], context.shape[1], frames, context_frames, itself, devices)
     if is_explicit(x) and not (cuts[0].exact and cuts[1].exact):
         raise InputError(f"frames of several lengths move tokens about, which {EXPLICIT}")
+    if not tokens_are_whole() and 1 in (cuts[0].parts, cuts[1].parts):
+        lean = False  # its runs would gather the tokens
     if not cuts[0].frames:  # nobody reads, and nothing is left
         return x, initial_state(recipe, x.shape[0]) if state is None else state
     return _mix_frames(recipe, weights, (x, context), weigh, cuts, places, state, count, lean)
@@ -198,9 +205,9 @@ def _is_lean(recipe: Recipe, x: Array, context: Array, implementation: str) -> b
         return True
     if not isinstance(x.shape[0], int):  # exported for any batch
         return False
-    tokens = batch_of_a_device(x.shape[0]) * max(x.shape[1], context.shape[1])
+    tokens = batch_of_a_device(x.shape[0]) * max(x.shape[1], context.shape[1]) // parts("tokens")
     size = 4 * tokens * math.prod(recipe.features)
-    return size >= LEAN_FROM.get(jax.default_backend(), LEAN_FROM_ELSEWHERE) and tokens_are_whole()
+    return size >= LEAN_FROM.get(jax.default_backend(), LEAN_FROM_ELSEWHERE)
 
 
 def _check_rows(
@@ -250,13 +257,22 @@ def _tiles(
     frames: int | Sequence[int] | None,
     context_frames: int | Sequence[int] | None,
     itself: bool,
+    devices: int,
 ) -> tuple[Tiles, Tiles]:
+    """Tiles of the queries and of the context, tokens of both being cut over so many devices."""
+
+    def cut(lengths: tuple[int, ...]) -> Tiles:
+        count = sum(lengths)
+        if devices > 1 and count and count % devices == 0:
+            return tiles(lengths, devices)
+        return one_frame(count) if len(lengths) == 1 else tiles(lengths)
+
     if frames is None:
         if context_frames is not None:
             raise InputError(
                 f"context_frames = {context_frames} needs frames, the lengths of the queries' frames"
             )
-        return one_frame(queries), one_frame(tokens)
+        return cut((queries,)), cut((tokens,))
     lengths = frame_lengths(frames, queries)
     given = lengths if itself and context_frames is None else context_frames
     others = frame_lengths(frames if given is None else given, tokens, "context_frames")
@@ -265,7 +281,7 @@ def _tiles(
             f"frames {lengths} are {len(lengths)} and context_frames {others} are {len(others)}: "
             "each frame of queries sees the context frames up to its own number"
         )
-    return tiles(lengths), tiles(others)
+    return cut(lengths), cut(others)
 
 
 def _mix_frames(
@@ -282,21 +298,24 @@ def _mix_frames(
     (x, context), (to, of) = tokens, cuts
     if weigh is not None:
         weigh = of.split(weigh)
-    elif not of.used.all():
+    elif of.padded:
         weigh = jnp.ones((1, *of.used.shape), jnp.float32)
-    if weigh is not None and not of.used.all():
+    if weigh is not None and of.padded:
         weigh = weigh * of.used
     place = None if places[1] is None else of.split(places[1])
-    sums = frame_sums(recipe, weights[0], of.split(context), weigh, place, lean)
-    counts = jnp.full((1, len(of.frame)), of.size, jnp.float32) if weigh is None else weigh.sum(-1)
-    counts = jnp.broadcast_to(counts, (x.shape[0], len(of.frame)))
-    own = State(of.sum_by_frame(sums), of.sum_by_frame(counts))
+    sum_up, look_up = (functools.partial(each, recipe, lean=lean) for each in (frame_sums, read_frames))
+    if lean and of.parts > 1:
+        sum_up, look_up = (functools.partial(where_tokens_are, each) for each in (sum_up, look_up))
+    sums = sum_up(weights[0], of.split(context), weigh, place)
+    counts = jnp.asarray(of.lengths, jnp.float32)[None] if weigh is None else of.sum_by_frame(weigh.sum(-1))
+    sums = checkpoint_name(of.sum_by_frame(sums), STATE)
+    own = State(sums, jnp.broadcast_to(counts, (x.shape[0], of.frames)))
     if count == "frames":
         own = State(state_mean(own), (own.count != 0).astype(jnp.float32))
     states, after = _reads(recipe, own, state)
     means = tuple(to.spread(state_mean(one)) for one in states)
     place = None if places[0] is None else to.split(places[0])
-    return to.join(read_frames(recipe, weights[1], to.split(x), means, place, lean)), after
+    return to.join(look_up(weights[1], to.split(x), means, place)), after
 
 
 def _reads(

@@ -9,6 +9,8 @@ from jax.core import Tracer
 
 from pom_jax.errors import InputError
 
+STATE = "mixer_state"  # what policies of rematerialisation call it
+
 
 class State(NamedTuple):
     """What the context tokens leave behind; M is 1 unless every query has a mask of its own.

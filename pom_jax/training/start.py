@@ -5,8 +5,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from pom_jax.data import read_manifest
@@ -14,10 +12,9 @@ from pom_jax.errors import InputError
 from pom_jax.models.resample import compare
 from pom_jax.training import checkpoint, metrics
 from pom_jax.training.config import ADDED, differences
-from pom_jax.training.digest import path_name
 from pom_jax.training.optim import make_schedule
 from pom_jax.training.run import Run
-from pom_jax.training.sharding import spec
+from pom_jax.training.sharding import parameter_shardings
 from pom_jax.training.state import TrainState
 
 
@@ -68,9 +65,7 @@ def _fine_tune(run: Run, parent: ConfigDict) -> Start:
         )
 
     def state() -> TrainState:
-        shardings = jax.tree.map_with_path(
-            lambda path, leaf: NamedSharding(run.mesh, spec(path_name(path), leaf.shape, run.mesh)), shapes
-        )
+        shardings = parameter_shardings(shapes, run.mesh)
         return run.fresh_state(checkpoint.restore_params(config.init_from, step, ema, shardings)[0])
 
     which = "the parameters" if ema is None else f"EMA {parent.ema.decays[ema]:g}"
