@@ -21,12 +21,18 @@ from pom_jax.training.command import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py:attention.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> if left out.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first of several processes, where JAX does not find them itself."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are; 1 alone: no others.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 flags.mark_flag_as_required("config")
 SCORED = ("digits",)  # data sets with scores of their own
 
 
 def main(argv: Sequence[str]) -> int:
     """Trains what the flags describe."""
+    from pom_jax import cluster
     from pom_jax.host_memory import keep_freed_memory
     from pom_jax.sampling import write
     from pom_jax.training import loop
@@ -35,9 +41,13 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python train.py --help")
     keep_freed_memory()
+    found = cluster.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, preemption=True)
+    if found is not None:
+        print(found, flush=True)
     config = _CONFIG.value
     workdir = _WORKDIR.value or default_workdir(config)
-    return loop.train(config, workdir, write, SCORED, make_fid)
+    with cluster.one_for_all():
+        return loop.train(config, workdir, write, SCORED, make_fid)
 
 
 def make_fid(config: Any, model: Any) -> Any:

@@ -93,6 +93,7 @@ def base() -> ConfigDict:
             "log_every": 10.0,  # seconds between two lines in log.txt, and on a screen that shows no bar
             "keep_last": 2,  # newest checkpoints kept
             "keep_best": 1,  # checkpoints with the lowest held-out loss kept besides
+            "keep_every": 0,  # steps between two checkpoints that are kept for ever; 0 = none
             "max_skipped": 20,  # non-finite steps in a row that end the run
         }
     )

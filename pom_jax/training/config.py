@@ -61,6 +61,11 @@ def check_config(config: ConfigDict) -> None:
         ("train.log_every", train.log_every >= 0, "at least 0 seconds"),
         ("train.keep_last", train.keep_last >= 1, "at least 1"),
         ("train.keep_best", train.keep_best >= 0, "at least 0"),
+        (
+            "train.keep_every",
+            _is_multiple(train.keep_every, train.checkpoint_every),
+            f"a multiple of train.checkpoint_every={train.checkpoint_every} (0 = none)",
+        ),
         ("train.max_skipped", train.max_skipped >= 1, "at least 1"),
         ("fid.every", fid.every >= 0, "at least 0 (0 = never)"),
         ("fid.num", fid.num >= 2, "at least 2"),
@@ -165,6 +170,10 @@ def differences(kept: ConfigDict, config: ConfigDict) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not name.startswith(CHANGEABLE)
     ]
+
+
+def _is_multiple(value: int, of: int) -> bool:
+    return value >= 0 and of >= 1 and value % of == 0
 
 
 def _get(config: ConfigDict, name: str) -> Any:

@@ -5,11 +5,18 @@ import signal
 from types import FrameType
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 from pom_jax.training.progress import Log
 
 
 class Interrupt:
     """Notes SIGTERM and Ctrl-C within a `with` block; a second one ends the process at once.
+
+    Where several processes train as one (`cluster.join`), a SIGTERM to any of them is a notice of preemption
+    that JAX carries to all, with the step after which all of them stop. That takes about a second and some
+    steps; only then does a second SIGTERM end a process. Ctrl-C is handed on as a SIGTERM.
 
     Attributes:
         number: the signal that came, or None.
@@ -19,14 +26,27 @@ class Interrupt:
         self.number: int | None = None
         self._log = log
         self._before: dict[int, Any] = {}
+        self._together = jax.distributed.is_initialized()
 
     @property
     def exit_code(self) -> int:
         """What a shell reports for the signal: 143 for SIGTERM, 130 for Ctrl-C."""
         return 128 + (self.number or 0)
 
+    def after(self, step: int) -> bool:
+        """Whether the run stops after this step, which is about to begin; all processes ask at each step."""
+        if not self._together:
+            return self.number is not None
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        self.number = self.number or signal.SIGTERM
+        self._say(f"all processes stop after step {step:,} and save it; a second signal quits at once")
+        self._quit_next()
+        return True
+
     def __enter__(self) -> "Interrupt":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # In place of a handler of Python's, JAX could not learn of a SIGTERM.
+        for number in (signal.SIGINT,) if self._together else (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -36,8 +56,18 @@ class Interrupt:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.number = number
-        for other in self._before:
-            signal.signal(other, signal.SIG_DFL)  # a Python handler would wait for what the device is doing
-        name = signal.Signals(number).name
+        if self._together:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)  # to the handler of JAX
+            self._say("stopping all processes after a step soon and saving; a second Ctrl-C quits at once")
+            return
+        self._quit_next()
+        self._say("finishing this step and saving; a second signal quits at once")
+
+    def _quit_next(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)  # a Python handler would wait for what the device is doing
+
+    def _say(self, text: str) -> None:
         with contextlib.suppress(RuntimeError):  # it may have come in the middle of another line
-            self._log.line(f"{name}: finishing this step and saving; a second signal quits at once")
+            self._log.line(f"{signal.Signals(self.number or signal.SIGTERM).name}: {text}")

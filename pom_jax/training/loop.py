@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from pom_jax import cluster
 from pom_jax.data.pipeline import batches, device_batches, local_rows
 from pom_jax.training import checkpoint, digest
 from pom_jax.training.config import keep_config, warnings
@@ -55,14 +56,10 @@ def train(
     fid = open_fid(config, run.model, make_fid)
     if not checkpoint.saved_steps(workdir):
         find_start(run)
-    missing = config.train.keep_last + config.train.keep_best + 1 - len(checkpoint.saved_steps(workdir))
-    room = max(1, missing) * checkpoint.tree_bytes(run.state)
-    checkpoint.check_space(workdir, room, "keeping the checkpoints of this run")
+    checkpoint.check_room(workdir, config.train, run.state)
     with jax.set_mesh(run.mesh):
         preview = Preview(config, run.model, workdir / "samples", write_images, run.state.params)
-        with hold(workdir):
-            if jax.process_index() == 0:
-                keep_config(workdir, config)
+        with hold(workdir, lambda: keep_config(workdir, config)):
             log = Log(workdir)
             try:
                 code = _train(run, workdir, preview, fid, log)
@@ -113,9 +110,14 @@ def _train(run: Run, workdir: Path, preview: Preview, fid: Fid | None, log: Log)
     order = batches(run.train, run.config.data.batch_size, run.config.seed, start_step=start, rows=rows)
     recorder = Recorder(run, workdir, log, start)
     # A signal that comes while the last checkpoint is written waits for it too.
-    with Interrupt(log) as interrupt, contextlib.closing(recorder), device_batches(order, at) as feed:
+    with (
+        Interrupt(log) as interrupt,
+        contextlib.closing(recorder),
+        device_batches(order, at) as feed,
+        cluster.one_for_all(workdir / "log.txt"),
+    ):
         for step in range(start + 1, config.steps + 1):
-            ends = step == config.steps or interrupt.number is not None
+            ends = step == config.steps or interrupt.after(step)
             batch = recorder.next_batch(feed)
             state, metrics = train_step(state, batch)
             recorder.add(step, metrics)

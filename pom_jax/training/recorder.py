@@ -46,7 +46,11 @@ class Recorder:
             self._sinks = [self._rows, *optional_sinks(config, workdir, start)]
             losses = by_step(workdir, "heldout_loss")
         self._checkpoints = Checkpoints(
-            workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best, losses=losses
+            workdir,
+            keep_last=config.train.keep_last,
+            keep_best=config.train.keep_best,
+            keep_every=config.train.keep_every,
+            losses=losses,
         )
         self._progress = ProgressLine(
             log,

@@ -1,24 +1,49 @@
-"""The folder of a run, which one process writes to at a time."""
+"""The folder of a run, which one run writes to at a time, by one or several processes."""
 
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
+from pom_jax import cluster
 from pom_jax.errors import InputError
+from pom_jax.training.config import FILE
+
+SEEN = 60  # seconds in which a network file system must show other hosts what was written
 
 
 @contextlib.contextmanager
-def hold(workdir: str | Path) -> Iterator[None]:
+def hold(workdir: str | Path, begin: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Makes the folder and keeps other training runs out of it; the system lets go when the process ends.
 
+    Args:
+        workdir: seen by all processes.
+        begin: writes config.json there, or finds that it may not; called on the first process.
+
     Raises:
-        InputError: the folder cannot be made or written to, or another process trains in it.
+        InputError: the folder cannot be made or written to, another run trains in it, `begin` found
+            something, or the processes see different folders.
     """
-    workdir = Path(workdir)
+    workdir, held = Path(workdir), contextlib.ExitStack()
+
+    def take() -> None:
+        held.callback(os.close, _open(workdir))
+        begin()
+
+    with held:
+        cluster.first_does(take)
+        if jax.process_count() > 1:
+            first = jax.process_index() == 0
+            written = cluster.share(str((workdir / FILE).stat().st_mtime_ns) if first else "")[0]
+            cluster.agree(lambda: _check_seen(workdir, written), InputError)
+        yield
+
+
+def _open(workdir: Path) -> int:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         folder = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
@@ -27,11 +52,11 @@ def hold(workdir: str | Path) -> Iterator[None]:
     try:
         if not os.access(workdir, os.W_OK):
             raise InputError(f"the workdir {workdir} cannot be written to; choose another --workdir")
-        if jax.process_index() == 0:
-            _lock(folder, workdir)
-        yield
-    finally:
+        _lock(folder, workdir)
+    except InputError:
         os.close(folder)
+        raise
+    return folder
 
 
 def _lock(folder: int, workdir: Path) -> None:
@@ -43,3 +68,17 @@ def _lock(folder: int, workdir: Path) -> None:
         ) from error
     except OSError:
         pass  # some network file systems lock no folders: there, nothing is promised
+
+
+def _check_seen(workdir: Path, written: str) -> None:
+    """Waits until this process sees the config.json that the first one has just written."""
+    deadline = time.monotonic() + SEEN
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if str((workdir / FILE).stat().st_mtime_ns) == written:
+                return
+        time.sleep(0.1)
+    raise InputError(
+        f"the processes do not see the same workdir {workdir.absolute()}: choose a --workdir on a file "
+        "system that all hosts share"
+    )

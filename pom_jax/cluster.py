@@ -1,0 +1,218 @@
+"""Several processes that work as one: found by JAX in what a scheduler says, or told by flags.
+
+Nothing here stands in for JAX's own runtime: this starts it, says what was found, and makes an error of one
+process known to all, so that none waits for one that is gone.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from pom_jax.errors import InputError
+
+PATIENCE = 300  # seconds that processes wait for each other at the start
+HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead, and all others end
+LOST = 75  # exit code where another process is gone: "try again" among those of sysexits.h
+LONGEST = 1024  # bytes of an error that are told to the others
+
+# Started by a launcher whose cluster JAX does not recognise, each process would believe to be alone.
+RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
+
+Result = TypeVar("Result")
+
+
+def join(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    preemption: bool = False,
+    patience: int = PATIENCE,
+) -> str | None:
+    """Joins the other processes, before any other use of JAX.
+
+    With no arguments JAX looks for SLURM, Open MPI, Kubernetes and TPU pods; where it finds none, nothing
+    happens and nothing waits. `processes=1` alone says not to look.
+
+    Args:
+        coordinator: HOST:PORT of the first process, which all others can reach.
+        processes, process: how many there are and the number of this one, from 0.
+        preemption: whether SIGTERM is JAX's notice of preemption, for `training.interrupt`; else it ends the
+            process.
+        patience: seconds to wait for the others.
+
+    Returns:
+        A line that says which process of how many this is, with how many of all devices; None if it is alone.
+
+    Raises:
+        InputError: flags that do not go together, a cluster that cannot be joined.
+    """
+    jax.config.update("jax_enable_preemption_service", preemption)
+    if processes == 1 and coordinator is None:
+        return None
+    _check_flags(coordinator, processes, process)
+    if coordinator is not None and process:
+        _reach(coordinator, patience)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            cluster_detection_method="deactivate" if coordinator else None,
+            initialization_timeout=patience,
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
+    except ValueError as error:
+        if "coordinator_address" not in str(error):
+            raise _cannot_join(error) from error
+        _check_alone()  # JAX found no cluster
+        return None
+    except (RuntimeError, OSError, KeyError) as error:
+        raise _cannot_join(error) from error
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} (from 0) on {socket.gethostname()}: "
+        f"{jax.local_device_count()} of {jax.device_count()} devices"
+    )
+
+
+def _check_flags(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} missing: --coordinator=HOST:PORT --processes=N --process=I go together "
+            "(--processes=1 alone: no others)"
+        )
+    if not re.fullmatch(r"[^\s/]+:\d{1,5}", str(coordinator)):
+        raise InputError(f"--coordinator={coordinator} must be HOST:PORT, such as node1:8476")
+    if processes is None or processes < 1:
+        raise InputError(f"--processes={processes} must be at least 1")
+    if process is None or not 0 <= process < processes:
+        raise InputError(f"--process={process} must be from 0 to {processes - 1}, as --processes={processes}")
+
+
+def _reach(coordinator: str, patience: int) -> None:
+    """Waits until the first process listens; JAX would end this one without a word that explains it."""
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline or isinstance(error, OverflowError):
+                raise InputError(
+                    f"--coordinator={coordinator}: nobody answers there for {patience} s ({error}); is "
+                    "process 0 running on that host, and may this one reach its port?"
+                ) from error
+        time.sleep(0.2)
+
+
+def _check_alone() -> None:
+    for name in RANKS:
+        if os.environ.get(name, "1") not in ("1", ""):
+            raise InputError(
+                f"{name}={os.environ[name]}: this is one of several processes, but JAX does not know their "
+                "launcher; give each --coordinator=HOST:PORT --processes=N --process=I, or --processes=1 if "
+                "they are not to work together"
+            )
+
+
+def _cannot_join(error: Exception) -> InputError:
+    return InputError(
+        f"the other processes cannot be joined: {_first_line(error)}; are all of them running, with the same "
+        "--coordinator and --processes and each with its own --process? --processes=1 starts this one alone"
+    )
+
+
+def agree(action: Callable[[], Result], kind: type[Exception]) -> Result:
+    """What `action` returns here; an error of this kind on one process is raised on all of them.
+
+    Called by all processes; the error says which of them it comes from.
+    """
+    result, said = None, ""
+    try:
+        result = action()
+    except kind as error:
+        if jax.process_count() == 1:
+            raise
+        said = str(error) or type(error).__name__
+    if jax.process_count() > 1:
+        for process, text in enumerate(share(said)):
+            if text:
+                raise kind(said or f"{text} (process {process})")
+    return result  # type: ignore[return-value]
+
+
+def first_does(action: Callable[[], None]) -> None:
+    """Runs `action` on the first process while the others wait; its InputError is raised on all of them."""
+    agree(lambda: action() if jax.process_index() == 0 else None, InputError)
+
+
+def share(text: str) -> list[str]:
+    """The texts that all processes give, in their order; cut to a kilobyte each."""
+    padded = np.zeros(LONGEST, np.uint8)
+    encoded = np.frombuffer(text.encode()[:LONGEST], np.uint8)
+    padded[: len(encoded)] = encoded
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, LONGEST)
+    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+
+def is_loss(error: BaseException | None) -> bool:
+    """Whether an error, or what it comes from, says that another process is gone or does not answer."""
+    while error is not None and jax.process_count() > 1:
+        text = str(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def one_for_all(log: Path | None = None) -> Iterator[None]:
+    """Within, an error of one process of several ends it at once, with one line and an exit code.
+
+    Whoever unwinds in good order waits for the others, and they for this one. The launcher, or JAX once it
+    misses the heartbeat, ends them. The exit code is 2 for an InputError, LOST where another process is gone,
+    else 1. A process that is alone is left to its callers.
+
+    Args:
+        log: file to which the line is added; whoever looks for the dead host finds it there.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        lost = is_loss(error)
+        if not lost and not isinstance(error, InputError):
+            traceback.print_exc()
+        words = "another process is gone: " if lost else ""
+        line = f"{_name()}: {words}{_first_line(error) if lost else error}"
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        if log is not None:
+            with contextlib.suppress(OSError), log.open("a") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {line}\n")
+        sys.stdout.flush()
+        os._exit(2 if isinstance(error, InputError) and not lost else LOST if lost else 1)
+
+
+def _name() -> str:
+    return f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0][:300]

@@ -1,0 +1,30 @@
+"""Checkpoints of a run: saved in the background, checked leaf by leaf and file by file when they are read."""
+
+from pom_jax.training.checkpoint.folder import FOLDER, latest_step, load_config, saved_steps
+from pom_jax.training.checkpoint.leaves import DamagedCheckpoint
+from pom_jax.training.checkpoint.restoring import (
+    check_same_state,
+    parameter_shapes,
+    restore_params,
+    restore_state,
+    restore_step,
+)
+from pom_jax.training.checkpoint.saving import Checkpoints
+from pom_jax.training.checkpoint.space import check_room, check_space, tree_bytes
+
+__all__ = [
+    "FOLDER",
+    "Checkpoints",
+    "DamagedCheckpoint",
+    "check_room",
+    "check_same_state",
+    "check_space",
+    "latest_step",
+    "load_config",
+    "parameter_shapes",
+    "restore_params",
+    "restore_state",
+    "restore_step",
+    "saved_steps",
+    "tree_bytes",
+]

@@ -1,0 +1,65 @@
+"""The list of files of a finished step, so that one that is lost, cut or changed is noticed and named.
+
+The digests of the leaves guard the numbers; this guards the files around them, of which some are read only
+on another mesh or by another version of the storage.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from pom_jax.training.checkpoint.leaves import DamagedCheckpoint, checksum
+
+FILE = "files.json"
+SMALL = 2**20  # bytes: larger files hold arrays, which have digests; of these only the size is compared
+
+
+def list_files(step: Path) -> None:
+    """Writes the list of all files of the step in this folder into it, whole or not at all."""
+    files = {name: _describe(step / name) for name in _names(step)}
+    written = step / f".{FILE}.new"
+    with written.open("w") as file:
+        file.write(json.dumps({"files": files, "sha256": checksum(files)}))
+        file.flush()
+        os.fsync(file.fileno())
+    written.replace(step / FILE)
+
+
+def check_files(step: Path) -> None:
+    """Compares the files of a step with their list; a step that has none (an older one) is not checked.
+
+    Raises:
+        DamagedCheckpoint: with the name of the first file that is missing or not as it was.
+    """
+    if not (step / FILE).exists():
+        return
+    try:
+        description = json.loads((step / FILE).read_text())
+        files = description["files"]
+        if description["sha256"] != checksum(files):
+            raise ValueError("its checksum is wrong")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"the file {FILE} cannot be read ({error})") from error
+    for name, expected in files.items():
+        try:
+            found = _describe(step / name)
+        except OSError as error:
+            raise DamagedCheckpoint(f"the file {name} cannot be read ({error.strerror})") from error
+        if found != expected:
+            raise DamagedCheckpoint(
+                f"the file {name} is not what was written ({found['bytes']} bytes of {expected['bytes']})"
+            )
+
+
+def _names(step: Path) -> list[str]:
+    written = (FILE, f".{FILE}.new")
+    paths = (path for path in sorted(step.rglob("*")) if path.is_file() and path.name not in written)
+    return [path.relative_to(step).as_posix() for path in paths]
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    size = path.stat().st_size
+    if size > SMALL:
+        return {"bytes": size}
+    return {"bytes": size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

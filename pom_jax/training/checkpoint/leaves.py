@@ -1,0 +1,104 @@
+"""The list of leaves beside the arrays of a step: shape, dtype and digest of each.
+
+The storage layer does not notice a flipped bit; the digests do.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pom_jax.errors import InputError
+from pom_jax.training import digest
+
+ITEM = "leaves"  # of a step, beside its state
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that cannot be read, or that is not what was written."""
+
+
+def describe(state: Any) -> dict[str, Any]:
+    """Shape, dtype and digest of every leaf by name, and a checksum over the description itself."""
+    words = digest.digests(state)
+    leaves = {
+        digest.path_name(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+    for name, value in words.items():
+        leaves[name]["digest"] = value
+    return {"leaves": leaves, "sha256": checksum(leaves)}
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Of whatever JSON can say."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_leaves(step: Path) -> dict[str, Any]:
+    """The leaves of the step in this folder, by name.
+
+    Raises:
+        DamagedCheckpoint: the list is missing, cut or changed.
+    """
+    try:
+        description = json.loads((step / ITEM / "metadata").read_text())
+        leaves = description["leaves"]
+        if description["sha256"] != checksum(leaves):
+            raise ValueError("its checksum is wrong")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"the list of leaves, {ITEM}/metadata, cannot be read ({error})") from error
+    return leaves
+
+
+def verify(found: Mapping[str, str], leaves: Mapping[str, Any]) -> None:
+    """Raises DamagedCheckpoint, with their names, unless the digests found are those that were saved."""
+    wrong = digest.differing(found, {name: leaf["digest"] for name, leaf in leaves.items()})
+    if wrong:
+        raise DamagedCheckpoint(f"the numbers of {_some(wrong)} are not those that were saved")
+
+
+def check_same_model(step: Path, leaves: Mapping[str, Any], target: Any) -> None:
+    """Raises InputError unless the leaves of a step have the names, shapes and dtypes of `target`."""
+    wanted = {
+        digest.path_name(place): f"{list(leaf.shape)} {leaf.dtype}"
+        for place, leaf in jax.tree_util.tree_leaves_with_path(target)
+    }
+    saved = {name: f"{leaf['shape']} {leaf['dtype']}" for name, leaf in leaves.items()}
+    differing = [
+        f"{name}: {saved.get(name, 'not there')} in the checkpoint, {wanted.get(name, 'not there')} here"
+        for name in sorted(wanted.keys() | saved.keys())
+        if wanted.get(name) != saved.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f"the checkpoint {step} is of another model or optimiser; choose another workdir.\n  "
+            + _some(differing, separator="\n  ")
+        )
+
+
+def averages(leaves: Mapping[str, Any]) -> int:
+    """How many averages of the parameters there are."""
+    return len({name.split("/")[1] for name in leaves if name.startswith("ema/")})
+
+
+def shapes_below(leaves: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The leaves whose names begin so, without it, as nested dicts of `jax.ShapeDtypeStruct`."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        if not name.startswith(prefix):
+            continue
+        *parents, last = name.removeprefix(prefix).split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
+    return tree
+
+
+def _some(items: list[str], separator: str = ", ", most: int = 8) -> str:
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join(items[:most] + more)

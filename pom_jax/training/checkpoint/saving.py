@@ -1,0 +1,123 @@
+"""Writes the checkpoints of a run while it goes on."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from pom_jax import cluster
+from pom_jax.errors import InputError
+from pom_jax.training.checkpoint import leaves
+from pom_jax.training.checkpoint.files import list_files
+from pom_jax.training.checkpoint.folder import checkpoints_folder, latest_step
+from pom_jax.training.checkpoint.keep import LastBestAndMilestones
+from pom_jax.training.checkpoint.space import check_space, tree_bytes, what_is_missing
+from pom_jax.training.checkpoint.storage import first_line, hide_tracebacks, one_error
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run; saving goes on in the background while training continues.
+
+    Keeps the `keep_last` newest steps, the `keep_best` with the lowest held-out loss, and those divisible by
+    `keep_every`. A step appears under its name only when it is complete, so a killed process leaves no half
+    checkpoint; what it leaves of one is removed when the run goes on.
+
+    Args:
+        workdir, keep_last, keep_best, keep_every: of the run.
+        losses: held-out losses of the steps that are there already.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        keep_last: int,
+        keep_best: int,
+        keep_every: int = 0,
+        losses: dict[int, float] | None = None,
+    ):
+        self._folder = checkpoints_folder(workdir)
+        self._kept = LastBestAndMilestones(keep_last, keep_best, keep_every, dict(losses or {}))
+        self._step: int | None = None  # that is being written
+        self._bytes = 0
+        self._listing: Future[None] | None = None
+        self._lister = ThreadPoolExecutor(1, thread_name_prefix="checkpoint_files")
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._kept,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        hide_tracebacks()
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(one_error())
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, step: int, state: Any, heldout_loss: float | None = None) -> None:
+        """Copies the state to the host and starts to write it; errors of earlier writing surface here.
+
+        Raises:
+            InputError: not enough room on the disk, or the previous checkpoint could not be written.
+        """
+        self.wait()
+        self._bytes = tree_bytes(state)
+        check_space(self._folder, int(1.05 * self._bytes), f"the checkpoint of step {step}")
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), leaves=ocp.args.JsonSave(leaves.describe(state))
+        )
+        if heldout_loss is not None and math.isfinite(heldout_loss):
+            self._kept.losses[step] = heldout_loss
+        with self._explained():
+            self._manager.save(step, args=arguments, force=True)
+        self._step = step
+
+    @property
+    def writing(self) -> bool:
+        """Whether the last checkpoint is not complete yet."""
+        return self._manager.is_saving_in_progress()
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is complete; raises InputError if it could not be written."""
+        step, self._step = self._step, None
+        with self._explained():
+            if self._listing is not None:
+                self._listing.result()
+                self._listing = None
+            self._manager.wait_until_finished()
+            if step is not None and jax.process_index() == 0:
+                # In the background: a cluster's checkpoint has thousands of files.
+                self._listing = self._lister.submit(list_files, self._folder / str(step))
+
+    def close(self) -> None:
+        """Waits until everything is written; raises InputError if that failed."""
+        try:
+            self.wait()
+            self.wait()  # for the list of its files
+        finally:
+            self._lister.shutdown()
+            with self._quiet, self._explained():
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the storage's layers raise all kinds
+            if cluster.is_loss(error):
+                raise  # of another process, and not of the disk
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> InputError:
+        step = latest_step(self._folder.parent)
+        good = (
+            "there is no good checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
+        )
+        return InputError(
+            f"a checkpoint could not be written to {self._folder}: {first_line(error)}; "
+            f"{what_is_missing(self._folder, self._bytes)}; {good}. "
+            "Make room or mend the disk and run the same command again"
+        )

@@ -1,0 +1,171 @@
+"""Starts several processes of one command on this machine, as one run, and starts them again when one dies.
+
+    python scripts/launch.py --processes=4 -- train.py --config=configs/digits.py
+    python scripts/launch.py --restarts=10 -- train.py --config=configs/digits.py      one process, restarted
+
+Each process is told where the first one is, how many there are and which it is (--coordinator, --processes,
+--process), and its lines are shown with its number in front. When one dies the others, which wait for it,
+are ended, and one line says which it was and how it ended; the exit code is its own (128 + N after signal N).
+
+With --restarts=N all are started again, at most N times, after any end but the good one (0), wrong input (2),
+Ctrl-C, or a signal to this launcher. SIGTERM and Ctrl-C are handed on, so that the run saves and stops
+(exit code 143 or 130); a second one ends all at once.
+
+Needs nothing but Python. On CPUs --devices=N gives each process N virtual devices.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import IO
+
+FINAL = (0, 2, 130)  # exit codes after which the same command would end the same way, or that a person chose
+GRACE = 10.0  # seconds that the others have to say what they see when one dies
+SAVING = 600.0  # seconds that they have where all were asked to stop
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command, again where that helps; returns its exit code."""
+    arguments = parse(argv)
+    stop = Stop()
+    for attempt in range(arguments.restarts + 1):
+        code = run_once(arguments, stop)
+        if code in FINAL or stop.number is not None or attempt == arguments.restarts:
+            break
+        say(f"starting again ({attempt + 1} of {arguments.restarts})")
+    return code
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--processes", type=int, default=1, help="how many; 1 by default")
+    parser.add_argument("--restarts", type=int, default=0, help="how often a run that died is started again")
+    parser.add_argument("--devices", type=int, help="virtual CPU devices of each process")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- SCRIPT and its flags")
+    arguments = parser.parse_args(argv)
+    arguments.command = arguments.command[arguments.command[:1] == ["--"] :]
+    if arguments.processes < 1 or arguments.restarts < 0 or (arguments.devices or 1) < 1:
+        parser.error("--processes and --devices must be at least 1, --restarts at least 0")
+    if not arguments.command:
+        parser.error("which command? End with -- train.py --config=configs/digits.py")
+    return arguments
+
+
+class Stop:
+    """A signal to this launcher, and how many there were.
+
+    Attributes:
+        number: of the first, or None.
+        times: how many came.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.times = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: object) -> None:
+        self.number = self.number or number
+        self.times += 1
+
+
+def run_once(arguments: argparse.Namespace, stop: Stop) -> int:
+    """Starts the processes and waits until all have ended; returns the exit code of the first that failed."""
+    processes = start(arguments)
+    readers = [
+        threading.Thread(target=show, args=(process.stdout, number, arguments.processes > 1))
+        for number, process in enumerate(processes)
+    ]
+    for reader in readers:
+        reader.start()
+    code, deadline, handed_on = 0, None, 0
+    while any(process.poll() is None for process in processes):
+        if stop.times > handed_on and stop.number is not None:
+            handed_on = stop.times
+            send(processes, stop.number if handed_on == 1 else signal.SIGKILL)
+        if deadline is None and (failed := [p for p in processes if p.poll()]):
+            code = exit_code(failed[0])
+            told(processes.index(failed[0]), failed[0], len(processes))
+            deadline = time.monotonic() + (SAVING if code in (130, 143) else GRACE)
+        if deadline is not None and time.monotonic() > deadline:
+            send(processes, signal.SIGKILL)
+        time.sleep(0.05)
+    for reader in readers:
+        reader.join()
+    if deadline is None and (failed := [p for p in processes if p.returncode]):
+        code = exit_code(failed[0])
+        told(processes.index(failed[0]), failed[0], len(processes))
+    return code
+
+
+def start(arguments: argparse.Namespace) -> list[subprocess.Popen]:
+    """The processes, each in a session of its own: a Ctrl-C reaches them through this launcher alone."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    if arguments.devices:
+        flags = (
+            f"{environment.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={arguments.devices}"
+        )
+        environment |= {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, *arguments.command]
+    if arguments.processes > 1:
+        command += [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={arguments.processes}"]
+    return [
+        subprocess.Popen(
+            command + [f"--process={number}"] * (arguments.processes > 1),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        for number in range(arguments.processes)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def show(lines: IO[str], number: int, several: bool) -> None:
+    """Prints what a process prints, with its number in front where there are several."""
+    for line in lines:
+        print(f"[{number}] {line}" if several else line, end="", flush=True)
+
+
+def send(processes: Sequence[subprocess.Popen], number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+def exit_code(process: subprocess.Popen) -> int:
+    """As a shell reports it."""
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def told(number: int, process: subprocess.Popen, count: int) -> None:
+    """Says which process ended first, and how."""
+    code = process.returncode
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    rest = "; so do the others" if count > 1 else ""
+    say(f"process {number} of {count} (pid {process.pid}) {how}{rest}")
+
+
+def say(text: str) -> None:
+    print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
