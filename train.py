@@ -26,6 +26,16 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are; 1 alone: no others.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+_PROFILE = flags.DEFINE_string(
+    "profile", "", "First and last step to trace, such as 100:110, into WORKDIR/profile."
+)
+_DRY_RUN = flags.DEFINE_integer(
+    "dry_run",
+    None,
+    "Compile the training step for so many virtual devices, on any machine and without data, print its "
+    "memory, arithmetic and communication, and end.",
+)
+flags.DEFINE_alias("dry-run", "dry_run")
 flags.mark_flag_as_required("config")
 SCORED = ("digits",)  # data sets with scores of their own
 
@@ -33,13 +43,20 @@ SCORED = ("digits",)  # data sets with scores of their own
 def main(argv: Sequence[str]) -> int:
     """Trains what the flags describe."""
     from pom_jax import cluster
+    from pom_jax.compilation import keep_programs
     from pom_jax.host_memory import keep_freed_memory
     from pom_jax.sampling import write
-    from pom_jax.training import loop
+    from pom_jax.training import dry_run, loop
     from pom_jax.training.config import default_workdir
 
     if len(argv) > 1:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python train.py --help")
+    keep_programs()
+    if _DRY_RUN.value is not None:
+        dry_run.make_devices(_DRY_RUN.value)
+        for text in dry_run.plan(_CONFIG.value):
+            print(text, flush=True)
+        return 0
     keep_freed_memory()
     found = cluster.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, preemption=True)
     if found is not None:
@@ -47,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     config = _CONFIG.value
     workdir = _WORKDIR.value or default_workdir(config)
     with cluster.one_for_all():
-        return loop.train(config, workdir, write, SCORED, make_fid)
+        return loop.train(config, workdir, write, SCORED, make_fid, _PROFILE.value)
 
 
 def make_fid(config: Any, model: Any) -> Any:

@@ -73,6 +73,7 @@ def base() -> ConfigDict:
             "weight_decay": 0.01,  # of matrices only: no biases, norms, embeddings, registers, positions
             "clip_norm": 1.0,  # of the whole gradient; 0 = off
             "accumulate": 1,  # slices of the batch computed one after the other, for less memory
+            "moments": "float32",  # or "bfloat16": half the optimiser's memory, rounded by chance
         }
     )
     config.ema = ConfigDict(
@@ -113,7 +114,15 @@ def base() -> ConfigDict:
             "batch_size": 256,  # samples drawn at once
         }
     )
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1})  # devices along each axis; -1 = all that are left
+    config.mesh = ConfigDict(  # devices along each axis; -1 = all that are left
+        {
+            "data": -1,  # each has other images
+            "fsdp": 1,  # so have these, and each keeps a part of parameters, optimiser and averages
+            "context": 1,  # each has other tokens of the same images
+            "tensor": 1,  # each has other channels of the layers
+            "slices": 0,  # groups of devices with a slow network between them; 0 = as the devices say
+        }
+    )
     config.log = ConfigDict({"tensorboard": False, "wandb": False})  # besides metrics.jsonl
     return config.lock()  # a recipe that sets a field which is not here fails
 
@@ -131,7 +140,7 @@ def _model() -> ConfigDict:
             "native_size": 0,  # image size whose patches positions "dit" count; 0 = image_size
             "clamp": 0.0,  # bound on the residual stream after each block; 0 = none
             "scan": True,  # one compiled block for all layers; False unrolls: same checkpoints
-            "remat": "none",  # computed again backwards: none, dots (all but products) or full
+            "remat": "none",  # computed again backwards: none, dots (all but products), states or full
         }
     )
     config.update(presets.preset("DiPoM-S/2"))  # width, depth, patch_size, mixer, degree, expansion, ...

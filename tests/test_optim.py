@@ -29,6 +29,7 @@ ADAMW = {
     "eps": 1e-8,
     "weight_decay": 0.5,
     "clip_norm": 0.0,
+    "moments": "float32",
 }
 
 
@@ -131,10 +132,55 @@ def test_learning_rate_of_an_optimizer_follows_the_updates_made() -> None:
     np.testing.assert_allclose(moved, [0.1, 0.075, 0.05, 0.025, 0.0], atol=1e-6)
 
 
-@pytest.mark.parametrize(("field", "value"), [("name", "adam"), ("schedule", "cosin")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("name", "adam"), ("schedule", "cosin"), ("moments", "float16")]
+)
 def test_unknown_names_are_refused(field: str, value: str) -> None:
     with pytest.raises(InputError, match=f"optimizer.{field} = '{value}'"):
         optim.make_optimizer(ADAMW | {field: value}, 10)
+
+
+def test_rounding_by_chance_is_right_on_average() -> None:
+    x = jnp.array([1.001, -3.1e-8, 0.0, jnp.inf, jnp.nan, 1.0, 2.0**-130], jnp.float32)
+    found = jax.vmap(lambda seed: optim.round_by_chance(x, seed))(jnp.arange(20_000)).astype(jnp.float32)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found[:, :3].mean(0), x[:3], rtol=2e-4)
+    assert len(np.unique(found[:, 0])) == 2, "the two nearest"
+    np.testing.assert_array_equal(found[0, 2:], x[2:])
+    many = optim.round_by_chance(jnp.full(100_000, 1.001), jnp.int32(7)).astype(jnp.float32)
+    np.testing.assert_allclose(many.mean(), 1.001, rtol=1e-4)
+
+
+def test_narrow_moments_halve_the_memory_and_train_alike() -> None:
+    """Of a noisy regression; rounded to the nearest, the second moment would stay where it was at first."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    target, x = jax.random.normal(keys[0], (64, 8)), jax.random.normal(keys[1], (256, 64))
+
+    def trained(moments: str) -> tuple[Any, Any]:
+        config = ADAMW | {"moments": moments, "learning_rate": 0.02, "weight_decay": 0.0, "b2": 0.999}
+        optimizer: Any = optim.make_optimizer(config, 400)
+
+        def update(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+            params, state = carry
+            rows = x[jax.random.randint(key, (32,), 0, 256)]
+            loss = lambda p: jnp.mean((rows @ (p["kernel"] - target)) ** 2)  # noqa: E731
+            value, grads = jax.value_and_grad(loss)(params)
+            moved, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, moved), state), value
+
+        params = {"kernel": jnp.zeros_like(target)}
+        start = params, optimizer.init(params)
+        (_, state), losses = jax.lax.scan(update, start, jax.random.split(keys[2], 400))
+        return state, losses
+
+    (wide, plain), (narrow, rounded) = trained("float32"), trained("bfloat16")
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim) for state in (wide, narrow)]
+    assert sizes[1] * 2 == sizes[0]
+    assert plain[-1] < 1e-2 * plain[0]
+    np.testing.assert_allclose(rounded[:100], plain[:100], rtol=0.05)
+    assert rounded[-50:].mean() < 1.5 * plain[-50:].mean() + 1e-3 * plain[0]
+    moments = [optax.tree.get(state, "nu")["kernel"].astype(jnp.float32) for state in (wide, narrow)]
+    np.testing.assert_allclose(moments[1].mean(), moments[0].mean(), rtol=0.02)
 
 
 def test_ema_ramp_starts_with_a_copy_and_rises_to_the_decay() -> None:

@@ -162,6 +162,11 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
         self._close = weakref.finalize(self, _shut, self._stop, self._queue, self._thread)
         self._thread.start()
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next batch is there, so that nobody would wait for it."""
+        return not self._queue.empty()
+
     def __next__(self) -> dict[str, jax.Array]:
         if self._stop.is_set():
             raise StopIteration

@@ -120,6 +120,17 @@ def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(workdir) / FILE).read_text().splitlines()]
 
 
+def rows_after(workdir: str | Path, step: int) -> list[dict[str, Any]]:
+    """The rows of the steps beyond `step`, last one first; half of a row, where a process died, is none."""
+    path, rows = Path(workdir) / FILE, []
+    for line in reversed(path.read_bytes().splitlines(keepends=True) if path.exists() else []):
+        if (found := _step(line)) is not None:
+            if found <= step:
+                break
+            rows.append(json.loads(line))
+    return rows
+
+
 def by_step(workdir: str | Path, name: str) -> dict[int, float]:
     """The finite values of one field in metrics.jsonl, by their steps."""
     with (Path(workdir) / FILE).open() as file:

@@ -70,8 +70,12 @@ class Preview:
         self._folder.mkdir(exist_ok=True)
         self._draw = self._draw.lower(self._params).compile()
 
-    def draw(self, params: Any, step: int, say: Callable[[str], None]) -> None:
-        """Starts to draw, and says when the picture is there; raises here an error of the one before."""
+    def draw(self, params: Any, step: int, say: Callable[[str], None]) -> jax.Array:
+        """Starts to draw, and says when the picture is there; raises here an error of the one before.
+
+        Returns:
+            The samples [N, H, W, C], which the device may still compute.
+        """
         self.wait()
         images = self._draw(params)
 
@@ -82,6 +86,7 @@ class Preview:
 
         if jax.process_index() == 0:
             self._writing = self._writer.submit(write)
+        return images
 
     def wait(self) -> None:
         """Waits for the grid that is being written."""

@@ -43,6 +43,8 @@ class Log:
 class ProgressLine:
     """Step, loss, images per second, model FLOP utilisation where the peak is known, and time left.
 
+    Rate and utilisation are those of the steps, without evaluations and saves; the time left is with them.
+
     Args:
         log: takes the plain lines.
         start, steps: where the run goes on, and where it ends.
@@ -68,7 +70,9 @@ class ProgressLine:
         self._moved = self._began = self._told = time.perf_counter()
         self._start = self._told_step = start
         self._losses: list[float] = []
-        self._recent: deque[tuple[float, float]] = deque(maxlen=100)  # time and loss of steps, for the bar
+        self._aside = self._told_aside = 0.0  # seconds of evaluations and saves, now and when last told
+        # Time without those, and loss, of the last steps, for the bar.
+        self._recent: deque[tuple[float, float]] = deque(maxlen=100)
         self._bar = None
         if log.console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
@@ -76,25 +80,26 @@ class ProgressLine:
             self._task = self._bar.add_task("starting", total=steps, completed=start)
             self._bar.start()
 
-    def update(self, step: int, loss: float) -> None:
-        """Takes the loss of one step; shows a line when it is time, and at the end."""
+    def update(self, step: int, loss: float, aside: float = 0.0) -> None:
+        """Takes one step's loss and its seconds of evaluating and saving; shows a line when it is time."""
         self._losses.append(loss)
+        self._aside += aside
         now = time.perf_counter()
         if self._bar is not None:
             self._move(self._bar, step, now, loss)
         if now - self._told < self._every and step < self._steps:
             return
-        rate = (step - self._told_step) / max(now - self._told, 1e-9)
+        rate = (step - self._told_step) / max(now - self._told - self._aside + self._told_aside, 1e-9)
         text = self._text(step, now, sum(self._losses) / len(self._losses), rate)
         self._log.line(f"step {step:,}/{self._steps:,} | {text}", show=self._bar is None)
-        self._told, self._told_step, self._losses = now, step, []
+        self._told, self._told_step, self._told_aside, self._losses = now, step, self._aside, []
 
     def _move(self, bar: Progress, step: int, now: float, loss: float) -> None:
-        self._recent.append((now, loss))
+        self._recent.append((now - self._aside, loss))
         if now - self._moved < 1 / REFRESH and step < self._steps:
             return
         since = self._recent[0][0] if len(self._recent) > 1 else self._began
-        rate = max(len(self._recent) - 1, 1) / max(now - since, 1e-9)
+        rate = max(len(self._recent) - 1, 1) / max(now - self._aside - since, 1e-9)
         mean = sum(loss for _, loss in self._recent) / len(self._recent)
         bar.update(self._task, completed=step, description=self._text(step, now, mean, rate))
         self._moved = now

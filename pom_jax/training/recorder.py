@@ -1,5 +1,6 @@
 """Brings the numbers of a step to the host once the next step is under way, and writes them where they go."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -8,9 +9,11 @@ from typing import Any
 
 import jax
 
+from pom_jax.data.pipeline import DeviceBatches
 from pom_jax.errors import InputError
 from pom_jax.training import flops
 from pom_jax.training.checkpoint import Checkpoints, saved_steps
+from pom_jax.training.ledger import Ledger
 from pom_jax.training.metrics import TIME, JsonLines, Sink, by_step, optional_sinks
 from pom_jax.training.progress import Log, ProgressLine
 from pom_jax.training.run import Run
@@ -24,19 +27,20 @@ class Recorder:
     Of several processes the first writes the rows; the checkpoints are written by all.
 
     Times of a step are in seconds. `time_step` is from the end of the step before to its own, `time_input`
-    waiting for the batch, `time_host` what else the host did while it was not waiting for the device, most of
-    it while the device computed, and `time_idle` the most that the device can have been without work before
-    the next step.
+    waiting for the batch while the device had nothing to do, `time_evaluation` and `time_checkpoint`, where
+    there are any, what scoring and saving held it up, `time_host` what else the host did while it was not
+    waiting for the device, most of it while the device computed, and `time_idle` the most that the device can
+    have been without work before the next step.
 
     Attributes:
         step: the last step whose numbers are written.
         best: lowest held-out loss and its step, also of the run that this one goes on; None before the first.
     """
 
-    def __init__(self, run: Run, workdir: Path, log: Log, start: int):
+    def __init__(self, run: Run, workdir: Path, log: Log, ledger: Ledger, start: int):
         config = run.config
         self.step = start
-        self._workdir, self._log = workdir, log
+        self._workdir, self._log, self._ledger = workdir, log, ledger
         self._max_skipped = config.train.max_skipped
         self._rows: JsonLines | None = None
         self._sinks: list[Sink] = []
@@ -65,22 +69,26 @@ class Recorder:
         self._heldout_loss: float | None = None
         self.best = min(((loss, step) for step, loss in losses.items()), default=None)
         self._saving: int | None = None
-        self._began = self._last = time.perf_counter()
+        self._began = self._last = self._looked = time.perf_counter()
         self._input = self._device = self._idle = 0.0
+        self._aside: dict[str, float] = {}  # evaluation and checkpoint
 
     @property
     def seconds(self) -> float:
         """Time since the first step."""
         return time.perf_counter() - self._began
 
-    def next_batch(self, feed: Iterator[Any]) -> Any:
+    def next_batch(self, feed: DeviceBatches) -> Any:
         """The batch of the step that is about to start."""
+        if not feed.ready:
+            self._await_step()  # so that what follows is waiting for data alone
         began = time.perf_counter()
-        batch = next(feed)
+        with self._ledger.phase("data"):
+            batch = next(feed)
         now = time.perf_counter()
         self._input += now - began
         if self._pending is None or self._pending[1]["loss"].is_ready():
-            self._idle += now - self._last  # the step before ended at some time since the host last looked
+            self._idle += now - self._looked  # the step before ended at some time since the host last looked
         return batch
 
     def add(self, step: int, metrics: Metrics) -> None:
@@ -93,13 +101,22 @@ class Recorder:
         if self._pending is not None:
             self._pending = (self._pending[0], self._pending[1] | dict(metrics))
 
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Begins when the step is done; what is done within must wait for the device itself."""
+        self._await_step()
+        with self._apart("evaluation"):
+            yield
+        self._looked = time.perf_counter()
+
     def checkpoint(self, step: int, state: TrainState) -> None:
         """Finishes the step, then saves; the rows are on the disk before the checkpoint that counts them."""
         self._finish()
-        if self._rows is not None:
-            self._rows.sync()
-        self._checkpoints.save(step, state, self._heldout_loss)
-        self._say_saved()  # the one before, which `save` waited for
+        with self._apart("checkpoint"):
+            if self._rows is not None:
+                self._rows.sync()
+            self._checkpoints.save(step, state, self._heldout_loss)
+            self._say_saved()  # the one before, which `save` waited for
         self._saving = step
 
     def close(self) -> None:
@@ -109,7 +126,8 @@ class Recorder:
             self._finish()
         finally:
             try:
-                self._checkpoints.close()
+                with self._ledger.phase("checkpoint"):
+                    self._checkpoints.close()
                 self._say_saved()
             finally:
                 for sink in self._sinks:
@@ -118,29 +136,46 @@ class Recorder:
     def _finish(self) -> None:
         if self._pending is None:
             return
+        self._await_step()
         (step, metrics), self._pending = self._pending, None
-        began = time.perf_counter()
         row = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        now = time.perf_counter()
-        whole, self._device = now - self._last, self._device + now - began
+        whole, aside = self._looked - self._last, sum(self._aside.values())
         row |= {
             f"{TIME}step": whole,
             f"{TIME}input": self._input,
-            f"{TIME}host": whole - self._input - self._device,
+            f"{TIME}host": whole - self._input - self._device - aside,
             f"{TIME}idle": self._idle,
         }
+        row |= {f"{TIME}{name}": seconds for name, seconds in self._aside.items()}
+        self._last, self.step = self._looked, step
         self._input = self._device = self._idle = 0.0
-        self._last, self.step = now, step
+        self._aside = {}
         self._heldout_loss = row.get("heldout_loss")
         for sink in self._sinks:
             sink.write(step, row)
-        self._progress.update(step, row["loss"])
+        self._ledger.step(step)
+        self._progress.update(step, row["loss"], aside)
         if self._heldout_loss is not None:
             self._say_heldout(step, self._heldout_loss)
         if self._saving is not None and not self._checkpoints.writing:
             self._checkpoints.wait()
             self._say_saved()
         self._check_skipped(step, row)
+
+    def _await_step(self) -> None:
+        """Waits until the device has done the step that was added last."""
+        if self._pending is not None:
+            began = time.perf_counter()
+            jax.block_until_ready(self._pending[1])
+            self._looked = time.perf_counter()
+            self._device += self._looked - began
+
+    @contextlib.contextmanager
+    def _apart(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        with self._ledger.phase(name):
+            yield
+        self._aside[name] = self._aside.get(name, 0.0) + time.perf_counter() - began
 
     def _say_heldout(self, step: int, loss: float) -> None:
         if math.isfinite(loss) and (self.best is None or loss < self.best[0]):

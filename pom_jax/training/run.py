@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pom_jax import models
+from pom_jax import compilation, models
 from pom_jax.data import Source, open_source
 from pom_jax.models.resample import fit_parameters
 from pom_jax.training import flops, sharding
@@ -56,18 +56,13 @@ class Run:
         return jax.jit(make, out_shardings=shardings)(jax.random.key(self.config.seed), parent)
 
     def compiled_step(self) -> tuple[Any, str]:
-        """The training step, compiled for this mesh with the state donated, and a line about its cost."""
-        began = time.perf_counter()
+        """The training step, compiled for this mesh with the state donated, and a line about how it went."""
+        began, before = time.perf_counter(), compilation.counts()
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
         compiled = jitted.lower(self.state, self.batch).compile()
-        line = f"compiled the training step in {time.perf_counter() - began:.1f} s"
-        if (memory := compiled.memory_analysis()) is not None:
-            kept, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-            line += (
-                f"; a device holds {kept / 2**20:,.0f} MiB of state and batch, {work / 2**20:,.0f} of work"
-            )
-        return compiled, line
+        cached = " (from the cache)" if compilation.read_from_cache(before) else ""
+        return compiled, f"compiled the training step in {time.perf_counter() - began:.1f} s{cached}"
 
     def describe(self) -> str:
         """What is about to be trained, on what, with what, for people."""
@@ -97,6 +92,7 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
     model = models.build(config.model, config.dtype)
+    sharding.check_model(config.model, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     train, heldout = (open_source(config.data, split, config.model) for split in ("train", "test"))
     step = make_train_step(config, model, train.manifest, optimizer)

@@ -27,6 +27,7 @@ def adamw(case: Case) -> Findings:
         "eps": call["eps"],
         "weight_decay": call["weight_decay"],
         "clip_norm": 0.0,
+        "moments": "float32",
     }
     ours = _steps(
         optim.make_optimizer(config, 0), {"kernel": case.arrays["in/p0"]}, {"kernel": case.arrays["in/grads"]}

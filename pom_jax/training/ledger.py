@@ -1,0 +1,211 @@
+"""Where the time of a run goes, over all the processes that worked on it, however they ended.
+
+Every instant of a process belongs to one phase, so that the phases add up to its life. The account is
+WORKDIR/ledger.json, written anew every few seconds. That of a process that was killed ends there; the next
+one carries it on to the last row of metrics.jsonl, the last sign of life.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pom_jax.training.metrics import FILE as ROWS
+from pom_jax.training.metrics import TIME, rows_after
+from pom_jax.training.progress import duration
+
+FILE = "ledger.json"
+EVERY = 5.0  # seconds between two writings
+
+# What a moment goes into: steps of training; waiting for data, the device having nothing to do; compiling;
+# imports, start and reading the state; losses, pictures and scores of the model; waiting for checkpoints;
+# steps of a process that was killed, done again by the next; anything else.
+PHASES = ("steps", "data", "compile", "init", "evaluation", "checkpoint", "lost", "other")
+
+
+@dataclasses.dataclass
+class Process:
+    """One process of a run.
+
+    Attributes:
+        began: when it started, in seconds since 1970.
+        seen: its last sign of life.
+        phase: what it was at then.
+        ended: whether it ended by itself; False while it runs, and after a kill.
+        step: the last one that was done by then.
+        first_step: when its first step was done, None before.
+        lost_steps: how many of its steps were done again later.
+        seconds: spent in each of PHASES.
+    """
+
+    began: float
+    seen: float
+    phase: str = "init"
+    ended: bool = False
+    step: int = 0
+    first_step: float | None = None
+    lost_steps: int = 0
+    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+
+class Ledger:
+    """The account of this process, and of those before it that worked on the same run.
+
+    Attributes:
+        processes: from the first to this one.
+    """
+
+    def __init__(self) -> None:
+        age = process_age()
+        now = time.time()
+        self._this = Process(began=now - age, seen=now)
+        self.processes = [self._this]
+        self._path: Path | None = None
+        self._since = time.perf_counter() - age
+        self._written = 0.0
+
+    def open(self, workdir: Path) -> None:
+        """Takes over the account of `workdir`, whose lock this process holds, and keeps it from now on."""
+        self._path = workdir / FILE
+        before = _read(self._path)
+        if before and not before[-1].ended:
+            _carry_on(before[-1], workdir)
+        self.processes = [*before, self._this]
+        self.write()
+
+    def resume(self, step: int) -> None:
+        """Books as lost what earlier processes did after `step`, from where this one goes on."""
+        if self._path is None:
+            return
+        rows = rows_after(self._path.parent, step)
+        spent = _spent(rows)
+        del spent["checkpoint"]  # of the step before, which is kept
+        for process in reversed(self.processes[:-1]):
+            for phase in spent:
+                moved = min(spent[phase], process.seconds[phase])
+                spent[phase] -= moved
+                process.seconds[phase] -= moved
+                process.seconds["lost"] += moved
+        if rows:
+            self.processes[-2].lost_steps += len(rows)
+        self.write()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What is done within goes into `name`, and after it again into what was before."""
+        before = self._enter(name)
+        try:
+            yield
+        finally:
+            self._enter(before)
+
+    def enter(self, name: str) -> None:
+        """From here on everything goes into `name`."""
+        self._enter(name)
+        self.write()
+
+    def step(self, number: int) -> None:
+        """A step is done, and its row written."""
+        self._this.step, now = number, time.time()
+        if self._this.first_step is None:
+            self._this.first_step = now
+            self.write()
+        if now - self._written >= EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Brings the file up to date; whole or not at all."""
+        self._enter(self._this.phase)
+        if self._path is None:
+            return
+        self._written = time.time()
+        new = self._path.with_name(f".{FILE}.new")
+        new.write_text(json.dumps([dataclasses.asdict(process) for process in self.processes]) + "\n")
+        new.replace(self._path)
+
+    def close(self) -> None:
+        """The process ends by itself."""
+        self._this.ended = True
+        self.write()
+
+    def totals(self) -> dict[str, float]:
+        """Seconds in each of PHASES, over all processes."""
+        self._enter(self._this.phase)
+        return {phase: sum(p.seconds[phase] for p in self.processes) for phase in PHASES}
+
+    def summary(self) -> str:
+        """All of it, for people."""
+        totals = self.totals()
+        whole = sum(totals.values())
+        parts = [f"{name} {100 * seconds / whole:.1f} %" for name, seconds in totals.items()]
+        count = len(self.processes)
+        starts = "one start" if count == 1 else f"{count:,} starts"
+        text = f"time: {duration(whole)} in {starts}: {', '.join(parts)}"
+        pairs = itertools.pairwise(self.processes)
+        killed = [(old, new) for old, new in pairs if not old.ended and old.first_step is not None]
+        if not killed:
+            return text
+        steps = sum(process.lost_steps for process in self.processes)
+        text += f"\nkilled {'once' if len(killed) == 1 else f'{len(killed):,} times'}: {steps:,} steps were "
+        text += "done again"
+        found = [new.first_step - old.seen for old, new in killed if new.first_step is not None]
+        each = ", ".join(f"{seconds:.1f}" for seconds in found[-3:])
+        return f"{text}; {each} s from the last sign of life to the next step" if found else text
+
+    def _enter(self, name: str) -> str:
+        now = time.perf_counter()
+        before, self._this.phase = self._this.phase, name
+        self._this.seconds[before] += now - self._since
+        self._since, self._this.seen = now, time.time()
+        return before
+
+
+def read(workdir: str | Path) -> list[Process]:
+    """The account of a run, a process an entry; empty where there is none."""
+    return _read(Path(workdir) / FILE)
+
+
+def _carry_on(process: Process, workdir: Path) -> None:
+    """Takes the account of a killed process on to its last row."""
+    rows = workdir / ROWS
+    seen = max(process.seen, rows.stat().st_mtime if rows.exists() else 0.0)
+    left, process.seen = seen - process.seen, seen
+    if process.first_step is not None:
+        spent = _spent(rows_after(workdir, process.step))
+        for phase in ("data", "evaluation", "checkpoint"):
+            known = min(spent[phase], left)
+            process.seconds[phase] += known
+            left -= known
+    process.seconds[process.phase] += left
+
+
+def _spent(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of some steps by phases."""
+    names = {"data": "input", "evaluation": "evaluation", "checkpoint": "checkpoint"}
+    spent = {phase: sum(row.get(f"{TIME}{name}") or 0.0 for row in rows) for phase, name in names.items()}
+    whole = sum(row.get(f"{TIME}step") or 0.0 for row in rows)
+    return {**spent, "steps": whole - sum(spent.values())}
+
+
+def _read(path: Path) -> list[Process]:
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text())
+        found = [Process(**entry) for entry in entries]
+        return [dataclasses.replace(p, seconds={n: float(p.seconds[n]) for n in PHASES}) for p in found]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []  # of a run from before there was one, or damaged: no reason to stop
+
+
+def process_age() -> float:
+    """Seconds since this process was started, interpreter and imports included; on Linux alone, else 0."""
+    try:
+        with open("/proc/self/stat") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return 0.0

@@ -1,0 +1,102 @@
+"""The memory of a device: exact for the state, told by the compiler for the rest, estimated beforehand."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from pom_jax.errors import InputError
+from pom_jax.training import memory
+from pom_jax.training.checkpoint import tree_bytes
+from pom_jax.training.estimate import estimate
+from pom_jax.training.memory import Memory
+from pom_jax.training.run import Run, make_run
+
+GIB = 2**30
+
+
+def make(batch_size: int = 64, **model: Any) -> Run:
+    config = common.imagenet("DiPoM-S/2")
+    config.data.update({"source": "synthetic", "batch_size": batch_size})
+    config.model.update({"width": 256, "depth": 4, "num_heads": 2} | model)
+    return make_run(config)
+
+
+def compiled(run: Run) -> Any:
+    step = jax.jit(run.step, donate_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+    return step.lower(run.state, run.batch).compile()
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_estimate_is_near_what_the_compiler_says(remat: str) -> None:
+    run = make(remat=remat)
+    with jax.set_mesh(run.mesh):
+        said, guess = memory.of_program(compiled(run), run.state, run.batch), estimate(run)
+    assert said.parameters == guess.parameters == tree_bytes(run.state.params)
+    assert said.optimiser == guess.optimiser == tree_bytes(run.state.opt_state)
+    assert said.averages == guess.averages == tree_bytes(run.state.ema)
+    assert said.batch == guess.batch == tree_bytes(run.batch)
+    assert said.work > 0
+    assert 0.9 < guess.together / said.together < 1.1
+
+
+def test_each_policy_keeps_less_than_the_one_before() -> None:
+    def work(remat: str) -> int:
+        run = make(remat=remat)
+        with jax.set_mesh(run.mesh):
+            return estimate(run).work
+
+    found = [work(remat) for remat in ("none", "dots", "states", "full")]
+    assert sorted(found, reverse=True) == found
+    assert found[0] > 2 * found[-1]
+
+
+def test_states_are_kept_and_tokens_are_not() -> None:
+    """Beside the input of each block: its state [B, K, E], and the six vectors that modulate it."""
+
+    def kept(remat: str, image_size: int) -> list[tuple[int, ...]]:
+        run = make(remat=remat, image_size=image_size)
+        params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.state.params)
+        x = jax.ShapeDtypeStruct((3, image_size, image_size, 4), np.float32)
+        t, labels = (jax.ShapeDtypeStruct((3,), dtype) for dtype in (np.float32, np.int32))
+
+        def backward(params: Any, *inputs: jax.Array) -> Any:
+            return jax.vjp(lambda p: run.model.apply({"params": p}, *inputs), params)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(backward, params, x, t, labels))
+        return sorted(leaf.shape for leaf in leaves if leaf.shape[:2] == (4, 3))
+
+    assert kept("full", 32) == [(4, 3, 256, 256)]
+    assert kept("states", 32) == [(4, 3, 1, 2, 512), (4, 3, 1, 6, 256), (4, 3, 256, 256)]
+    assert kept("states", 64) == [(4, 3, 1, 2, 512), (4, 3, 1, 6, 256), (4, 3, 1024, 256)]
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_to_turn() -> None:
+    run = make()
+    sizes = Memory(parameters=GIB, optimiser=2 * GIB, averages=GIB, batch=GIB // 4, work=6 * GIB)
+    memory.check_fits(sizes, run.config, run.mesh, 11 * GIB)
+    memory.check_fits(sizes, run.config, run.mesh, None)
+    with pytest.raises(InputError) as caught:
+        memory.check_fits(sizes, run.config, run.mesh, 8 * GIB)
+    said = str(caught.value)
+    assert "needs 10.25 GiB of each device, which has 8.00 GiB: 2.25 GiB too much" in said
+    for knob in ("optimizer.moments=bfloat16 (1.00 GiB)", "remat=dots or full", "accumulate=2", "batch_size"):
+        assert knob in said
+    assert "mesh.fsdp" not in said, "there is one device"
+
+
+def test_a_state_that_does_not_fit_is_told_before_it_is_made() -> None:
+    run = make()
+    arrays = memory.of_arrays(run.state, run.batch)
+    with pytest.raises(InputError, match=r"the state of this run alone needs .*optimizer\.moments"):
+        memory.check_fits(arrays, run.config, run.mesh, arrays.together - 1)
+
+
+def test_the_table_has_a_line_for_each_part() -> None:
+    one = Memory(2**20, 2**21, 2**20, 2**18, 2**22)
+    lines = memory.table(("compiled", one), ("estimated", one), limit=2**24).splitlines()
+    assert lines[0].split() == ["memory", "of", "a", "device,", "MiB", "compiled", "estimated"]
+    assert lines[2].split() == ["optimiser", "2.00", "2.00"]
+    assert lines[-1].split() == ["together", "8.25", "8.25", "of", "16.00"]
