@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pom_jax.errors import InputError
-from pom_jax.ops.mesh import is_explicit, parts
+from pom_jax.ops.mesh import backend, is_explicit, parts
 
 
 def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) -> Array:
@@ -37,7 +37,7 @@ def dense(x: Array, kernel: Array, bias: Array | None = None, *, axes: int = 1) 
     if bias is not None and bias.shape != kernel.shape[axes:]:
         raise InputError(f"dense: bias {bias.shape} does not fit the kernel's output {kernel.shape[axes:]}")
     flat = parts("tokens") == parts("expand") == 1 and not is_explicit(x)
-    if jax.default_backend() == "cpu" and flat:
+    if backend() == "cpu" and flat:
         return _flat_dense(x, kernel, bias, axes)
     y = jnp.tensordot(x, kernel, axes=axes)
     return y if bias is None else y + bias

@@ -21,6 +21,23 @@ MESH_AXES: Mapping[str, tuple[str, ...]] = {
 }
 BATCH_AXES = MESH_AXES["batch"]
 
+_traced_for: contextvars.ContextVar[str] = contextvars.ContextVar("traced_for", default="")
+
+
+def backend() -> str:
+    """What a program is traced for: "cpu", "gpu" or "tpu"."""
+    return _traced_for.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def tracing_for(name: str) -> Iterator[None]:
+    """Within it programs are traced for other devices than those of this machine."""
+    token = _traced_for.set(name)
+    try:
+        yield
+    finally:
+        _traced_for.reset(token)
+
 
 def parts(name: str) -> int:
     """Into how many parts the mesh cuts a logical axis, 1 without a mesh or within a part (`shard_map`)."""

@@ -13,7 +13,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pom_jax.errors import InputError, choose
 from pom_jax.ops.frames import Tiles, frame_lengths, one_frame, tiles
-from pom_jax.ops.mesh import batch_of_a_device, is_explicit, parts, tokens_are_whole, where_tokens_are
+from pom_jax.ops.mesh import (
+    backend,
+    batch_of_a_device,
+    is_explicit,
+    parts,
+    tokens_are_whole,
+    where_tokens_are,
+)
 from pom_jax.ops.prefix import prefix_sum
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe, features, gate_projections, gather, read
 from pom_jax.ops.states import (
@@ -207,7 +214,7 @@ def _is_lean(recipe: Recipe, x: Array, context: Array, implementation: str) -> b
         return False
     tokens = batch_of_a_device(x.shape[0]) * max(x.shape[1], context.shape[1]) // parts("tokens")
     size = 4 * tokens * math.prod(recipe.features)
-    return size >= LEAN_FROM.get(jax.default_backend(), LEAN_FROM_ELSEWHERE)
+    return size >= LEAN_FROM.get(backend(), LEAN_FROM_ELSEWHERE)
 
 
 def _check_rows(

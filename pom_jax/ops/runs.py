@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from pom_jax.ops.mesh import batch_of_a_device
+from pom_jax.ops.mesh import backend, batch_of_a_device
 
 # Rows that are expanded at a time. A CPU's caches hold no more; accelerators need more to be busy.
 CPU_ROWS, ACCELERATOR_ROWS = 1024, 16384
@@ -126,7 +126,7 @@ def plan_runs(batch: int, frames: int, tokens: int) -> Runs:
         frames: T.
         tokens: L of each frame.
     """
-    rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
+    rows = CPU_ROWS if backend() == "cpu" else ACCELERATOR_ROWS
     most = max(rows // batch_of_a_device(batch), LEAST_TOKENS)
     if not tokens or not frames:
         return Runs(frames, tokens, max(frames, 1), max(tokens, 1))
