@@ -93,6 +93,9 @@ def main(argv: Sequence[str]) -> None:
     """Scores what the flags describe."""
     if len(argv) > 1:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python eval.py --help")
+    from pom_jax.compilation import keep_programs  # here, so that --help is quick
+
+    keep_programs()
     if IMAGES.value is not None:
         check_flags("--images")
         score_images(IMAGES.value)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pom_jax.compilation import keep_programs
 from pom_jax.data import Manifest, digits
 from pom_jax.errors import REFUSALS, InputError, explain
 from pom_jax.hosts import this_host
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     arguments.argv = argv
     arguments.out = arguments.out or Path("data") / arguments.command
+    keep_programs()
     print(f"preparing {arguments.command} in {arguments.out}", flush=True)
     start = time.perf_counter()
     try:

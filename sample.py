@@ -56,12 +56,14 @@ BATCH = flags.DEFINE_integer("batch_size", 256, "Images drawn at once; lower it 
 
 def main(argv: Sequence[str]) -> None:
     """Samples what the flags describe."""
-    from pom_jax.sampling.command import sample_to_file  # here, so that --help is quick
+    from pom_jax.compilation import keep_programs  # here, so that --help is quick
+    from pom_jax.sampling.command import sample_to_file
 
     if len(argv) > 1:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python sample.py --help")
     if WORKDIR.value is None:
         raise InputError("which model? Give --workdir=DIR, a run of train.py such as runs/digits")
+    keep_programs()
     sample_to_file(
         Path(WORKDIR.value),
         out=OUT.value,

@@ -190,9 +190,8 @@ def test_flops_are_those_that_the_compiler_counts(changes: dict) -> None:
     model = models.build(fields)
     shapes = jax.eval_shape(lambda key: models.init(model, key), jax.random.key(0))
     inputs = models.dummy_inputs(model)
-    lowered = jax.jit(lambda p, *a: model.apply({"params": p}, *a)).lower(shapes, *inputs)
-    compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
-    costs: Any = compiled.cost_analysis()
+    forward = quick_jit(lambda p, *a: model.apply({"params": p}, *a))
+    costs: Any = forward.lower(shapes, *inputs).compile().cost_analysis()
     counted = costs["flops"]
     assert 0.98 < flops.forward_flops(fields) / counted < 1.0
 

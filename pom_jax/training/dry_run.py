@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from pom_jax.data.manifest import FILE as MANIFEST
 from pom_jax.errors import InputError
+from pom_jax.ops.mesh import tracing_for
 from pom_jax.training import flops, memory
 from pom_jax.training.collectives import Collective, collectives
 from pom_jax.training.estimate import estimate
@@ -50,10 +51,12 @@ def plan(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ite
     )
     with jax.set_mesh(run.mesh):
         guess = estimate(run)
+        with tracing_for("gpu"):
+            elsewhere = estimate(run)
         compiled, line = run.compiled_step()
     yield line
     needed = memory.of_program(compiled, run.state, run.batch)
-    yield memory.table(("compiled", needed), ("estimated", guess))
+    yield memory.table(("compiled", needed), ("estimated", guess), ("on GPU or TPU", elsewhere))
     yield _communication(collectives(compiled.as_text()), run)
 
 

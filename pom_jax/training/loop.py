@@ -101,6 +101,8 @@ def _train(
             new.keep_history(workdir)
         state, start = new.state(), new.step
     ledger.resume(start)
+    if said := window.missed(start):
+        log.line(said)
 
     # Compilation, of all that will run.
     ledger.enter("compile")
@@ -118,7 +120,8 @@ def _train(
         log.line("compiling the sampler")
         preview.compile()
     if fid is not None:
-        fid.prepare(log.line)
+        with ledger.phase("evaluation"):
+            fid.prepare(log.line)
 
     # Steps. Nothing waits for the step just started, except before a checkpoint.
     at = batch_sharding(run.mesh)

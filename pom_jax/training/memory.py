@@ -61,10 +61,10 @@ def table(*columns: tuple[str, Memory], limit: int | None = None) -> str:
     largest = max(memory.together for _, memory in columns)
     unit, size = ("GiB", 2**30) if largest > 8 * 2**30 else ("MiB", 2**20)
     names = [field.name for field in dataclasses.fields(Memory)] + ["together"]
-    lines = [f"{f'memory of a device, {unit}':<24}" + "".join(f"{name:>12}" for name, _ in columns)]
+    lines = [f"{f'memory of a device, {unit}':<24}" + "".join(f"{name:>15}" for name, _ in columns)]
     for name in names:
         values = [getattr(memory, name) / size for _, memory in columns]
-        lines.append(f"  {name:<22}" + "".join(f"{value:>12,.2f}" for value in values))
+        lines.append(f"  {name:<22}" + "".join(f"{value:>15,.2f}" for value in values))
     if limit is not None:
         lines[-1] += f" of {limit / size:,.2f}"
     return "\n".join(lines)

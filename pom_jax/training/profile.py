@@ -36,11 +36,17 @@ class Profile:
             )
         self._first, self._last = int(found[1]), int(found[2])
 
+    def missed(self, start: int) -> str:
+        """What to say to a run that goes on after step `start`, when the window lies before it; else ""."""
+        if not 0 < self._last <= start:
+            return ""
+        return f"no profile: the run goes on after step {start:,}, and the window ends at {self._last:,}"
+
     def before(self, step: int, workdir: Path) -> None:
         """Called before a step starts."""
-        if step == self._first:
+        if self._first <= step <= self._last and not self._running:
+            self._first, self._running = step, True  # later than asked for where the run goes on within it
             jax.profiler.start_trace(workdir / FOLDER)
-            self._running = True
 
     def after(self, step: int, metrics: Any, workdir: Path, log: Log) -> None:
         """Called when a step has been started: the last one is waited for."""
