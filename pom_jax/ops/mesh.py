@@ -1,7 +1,9 @@
 """What functions of arrays need to know of the mesh around their call (`jax.set_mesh`), if there is one."""
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import EllipsisType
 from typing import Any
 
