@@ -106,55 +106,93 @@ def test_lean_memory_is_linear_and_a_third_of_naive(options: dict[str, Any]) -> 
 
 
 SHARDED = """
-import json, re, sys
+import json
 import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from pom_jax.nn import Phase, PoM
+from jax.sharding import NamedSharding, PartitionSpec as P
+from pom_jax.nn import Phase, PoM, Rotary
+from pom_jax.training.collectives import collectives
+from pom_jax.training.sharding import make_mesh
 from tests.layers import normal, parameters, quick_jit, uniform
 
 found = []
 x, mask, at = normal(1, 2, 64, 8), uniform(2, 2, 64), 4 * normal(3, 64, 1)
-mesh = jax.make_mesh((8,), ("context",), axis_types=(AxisType.Auto,))
+mesh = make_mesh({"data": 1, "context": 8})
 tokens = NamedSharding(mesh, P(None, "context"))
-for layer in (PoM(), PoM(form="power", gate_heads=4), PoM(phase=Phase(((5.0,),)))):
+phase = Phase(((5.0,),))
+for layer, masked, options in (
+    (PoM(), True, {}),
+    (PoM(form="power", gate_heads=4), False, {}),
+    (PoM(phase=phase, implementation="lean"), True, {}),
+    (PoM(form="power", reads=("own", "last", "past"), phase=phase), True, {"frames": (7, 30, 27)}),
+    (PoM(reads=("last", "all"), rotary=Rotary()), False, {"frames": 32}),
+    (PoM(reads=("past", "own"), rotary=Rotary(), implementation="lean"), False, {"frames": 4}),
+):
     p = jax.device_put(parameters(layer), NamedSharding(mesh, P()))
-    place = {"positions": at} if layer.phase else {}
-    for masked in (False, True):
-        def forward(p, x, mask):
-            return layer.apply(p, x, mask=mask if masked else None, **place)
-        def slopes(p, x, mask):
-            return jax.grad(lambda p, x: (forward(p, x, mask) ** 2).sum(), (0, 1))(p, x)
-        for run in (forward, slopes):
-            one = quick_jit(run)(jax.device_get(p), x, mask)
-            with jax.set_mesh(mesh):
-                args = p, *jax.device_put((x, mask), tokens)
-                program = quick_jit(run).lower(*args).compile()
-            many = program(*args)
-            text = program.as_text()
-            count = lambda names: len(re.findall(rf"= [^=]*? (?:{names})(?:-start)?\\(", text))
-            close = lambda a, b: float(abs(np.asarray(a) - np.asarray(b)).max() / abs(np.asarray(b)).max())
-            found.append({
-                "run": f"{run.__name__} masked={masked} {layer.form} phase={layer.phase}",
-                "forward": run is forward,
-                "sums": count("all-reduce"),
-                "moves": count("all-gather|all-to-all|collective-permute|reduce-scatter"),
-                "gap": max(jax.tree.leaves(jax.tree.map(close, many, one))),
-            })
+    place = {"positions": at} if layer.phase or layer.rotary else {}
+    def forward(p, x, mask):
+        return layer.apply(p, x, mask=mask if masked else None, **options, **place)
+    def slopes(p, x, mask):
+        return jax.grad(lambda p, x: (forward(p, x, mask) ** 2).sum(), (0, 1))(p, x)
+    for run in (forward, slopes):
+        one = quick_jit(run)(jax.device_get(p), x, mask)
+        with jax.set_mesh(mesh):
+            args = p, *jax.device_put((x, mask), tokens)
+            program = quick_jit(run).lower(*args).compile()
+        many = program(*args)
+        close = lambda a, b: float(abs(np.asarray(a) - np.asarray(b)).max() / abs(np.asarray(b)).max())
+        found.append({
+            "run": f"{run.__name__} masked={masked} {layer} {options}",
+            "forward": run is forward,
+            "kinds": [one.kind for one in collectives(program.as_text())],
+            "gap": max(jax.tree.leaves(jax.tree.map(close, many, one))),
+        })
 print(json.dumps(found))
 """
 
 
-def test_split_tokens_meet_in_one_sum_of_the_state_and_move_nowhere() -> None:
-    """Eight devices give the values and gradients of one."""
+def in_process(code: str, flags: str = "") -> Any:
+    """What a program with eight devices prints last, as JSON."""
     run = subprocess.run(
-        [sys.executable, "-c", SHARDED],
+        [sys.executable, "-c", code],
         cwd=Path(__file__).parent.parent,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        env=os.environ
+        | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {flags}", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    for found in json.loads(run.stdout.splitlines()[-1]):
-        assert found["moves"] == 0, found
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_split_tokens_meet_in_one_sum_of_the_states_and_move_nowhere() -> None:
+    """Eight devices give the values and gradients of one, whole or frame by frame, naive and lean."""
+    for found in in_process(SHARDED):
+        assert set(found["kinds"]) == {"all-reduce"}, found
         assert found["gap"] < 1e-5, found
-        assert not found["forward"] or found["sums"] == 1, found
+        assert not found["forward"] or len(found["kinds"]) == 1, found
+
+
+GROWTH = """
+import json
+from benchmarks.communication import KINDS, sends
+from pom_jax.training.sharding import make_mesh
+
+mesh, width = make_mesh({"data": 1, "context": 8}), 192
+def sizes(kind, *slopes):
+    return [[one.bytes for one in sends(kind, n, width, mesh, slopes)] for n in (1024, 16384)]
+print(json.dumps({
+    "forward": [[one.kind for one in sends(kind, 1024, width, mesh, ())] for kind in KINDS[:2]],
+    "PoM": [sizes(kind, 0, 1, 2) for kind in KINDS[:2]],
+    "attention": sizes("attention", 1),
+}))
+"""
+
+
+def test_a_layer_sends_no_more_for_more_tokens_and_attention_does() -> None:
+    """From 1,024 to 16,384 tokens over eight devices, all slopes included, in a scanned stack of blocks."""
+    found = in_process(GROWTH, "--xla_backend_optimization_level=0")
+    assert found["forward"] == [["all-reduce"], ["all-reduce"]]
+    for few, many in found["PoM"]:
+        assert few == many, "nothing of the size of the tokens"
+    few, many = found["attention"]
+    assert many == [16 * size for size in few]

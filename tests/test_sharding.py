@@ -1,4 +1,4 @@
-"""Where arrays live: one row of the table for each parameter, and one device computes what eight do."""
+"""Where arrays live: one row of the table for each parameter, and any mesh computes what one device does."""
 
 import json
 import os
@@ -10,20 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh
 
-from configs import digits as recipe
 from pom_jax import models
-from pom_jax.data import digits
 from pom_jax.errors import InputError
+from pom_jax.ops.mesh import MESH_AXES
 from pom_jax.training import checkpoint, digest, metrics, sharding
-from pom_jax.training.run import make_run
-from pom_jax.training.state import initial_state
-from pom_jax.training.step import make_train_step
+from tests.layers import normal
+from tests.mesh_agreement import awake
 
 KINDS = [
     ("DiPoM-S/2", {}),
@@ -37,31 +33,42 @@ KINDS = [
 ]
 
 
-def parameter_shapes(preset: str, changes: dict[str, Any]) -> Any:
+def named_parameters(preset: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Shapes of the parameters by the names of the table."""
     fields = models.preset(preset) | {"image_size": 32, "channels": 4, "num_classes": 10} | changes
     model = models.build(fields)
-    return jax.eval_shape(lambda key: models.init(model, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: models.init(model, key), jax.random.key(0))
+    names = sharding.parameter_names(shapes)
+    return {names[digest.path_name(path)]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize(("preset", "changes"), KINDS)
 def test_each_parameter_has_exactly_one_row(preset: str, changes: dict[str, Any]) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(preset, changes)):
-        name = digest.path_name(path)
+    for name, leaf in named_parameters(preset, changes).items():
         rows = [axes for pattern, axes in sharding.PARAMETER_AXES if re.fullmatch(pattern, name)]
         assert len(rows) == 1, name
         axes = sharding.logical_axes(name, leaf.ndim)
         assert len(axes) == leaf.ndim, name
         assert (axes[0] == "layers") == name.startswith("blocks/")
-        assert set(axes) - {None} <= sharding.MESH_AXES.keys()
+        assert set(axes) - {None} <= MESH_AXES.keys()
 
 
 @pytest.mark.parametrize(("preset", "changes"), KINDS[:4])
 def test_nearly_all_memory_is_cut_by_fsdp(preset: str, changes: dict[str, Any]) -> None:
-    shapes = parameter_shapes(preset, changes)
-    named = [(digest.path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)]
-    cut = sum(leaf.size for name, leaf in named if "embed" in sharding.logical_axes(name, leaf.ndim))
-    assert cut > 0.99 * sum(leaf.size for _, leaf in named)
+    named = named_parameters(preset, changes)
+    cut = sum(leaf.size for name, leaf in named.items() if "embed" in sharding.logical_axes(name, leaf.ndim))
+    assert cut > 0.99 * sum(leaf.size for leaf in named.values())
+
+
+def test_blocks_are_cut_by_tensor_too() -> None:
+    """Along E, hidden channels or heads; attention's output, which looks like PoM's, along its heads."""
+    for preset, changes in (KINDS[0], KINDS[2], KINDS[5]):
+        for name, leaf in named_parameters(preset, changes).items():
+            if re.search(r"(mixer|feed_forward)/.*kernel", name):
+                axes = sharding.logical_axes(name, leaf.ndim)
+                assert {"expand", "hidden", "heads"} & set(axes), name
+                assert ("heads" in axes) == ("attention" in name), name
 
 
 def test_an_unknown_parameter_is_named() -> None:
@@ -83,81 +90,122 @@ def test_batches_that_do_not_divide_are_refused() -> None:
         sharding.check_batch(13, 3, mesh)
 
 
-def twenty_steps(folder: str, optimizer: optax.GradientTransformation | None, devices: int) -> Any:
-    """Losses of 20 steps and the state after them, on one device or on data 2 x fsdp 4."""
-    config = recipe.get_config()
-    config.model.update({"width": 16, "depth": 2, "ffn_expansion": 1})
-    config.data.update({"dir": folder, "batch_size": 16})
-    run = make_run(config)
-    optimizer = optimizer or run.optimizer
-    shape = (1, 1) if devices == 1 else (2, 4)
-    auto = (AxisType.Auto,) * 2
-    mesh = jax.make_mesh(shape, ("data", "fsdp"), axis_types=auto, devices=jax.devices()[:devices])
-
-    def make(key: jax.Array) -> Any:
-        return initial_state(key, lambda k: models.init(run.model, k), optimizer, 1)
-
-    with jax.set_mesh(mesh):
-        placed = sharding.state_shardings(jax.eval_shape(make, jax.random.key(0)), mesh)
-        state = jax.jit(make, out_shardings=placed)(jax.random.key(0))
-        step = make_train_step(config, run.model, run.train.manifest, optimizer)
-        step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
-        losses = []
-        for index in range(20):
-            batch = run.train.gather(range(16 * index, 16 * index + 16))
-            state, metrics = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
-            losses.append(float(metrics["loss"]))
-    return losses, state
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("sizes", "changes", "said"),
+    [
+        ({"fsdp": 5}, {}, r"mesh.fsdp=5 does not divide model.width = 384"),
+        ({"tensor": 5}, {}, r"mesh.tensor=5 does not divide model.ffn_expansion \* model.width = 1152"),
+        ({"tensor": 3}, {"mixer": "pom", "width": 8, "ffn_expansion": 3}, r"expansion \* model.width = 16"),
+        ({"tensor": 4}, {"mixer": "attention"}, r"mesh.tensor=4 does not divide model.num_heads = 6"),
+        ({"context": 8}, {"registers": 4}, r"256 patches and model.registers=4 = 260"),
+    ],
+)
+def test_models_that_do_not_divide_are_refused(
+    sizes: dict[str, int], changes: dict[str, Any], said: str
+) -> None:
+    fields = models.preset("DiPoM-S/2") | {"image_size": 32, "channels": 4, "num_classes": 10} | changes
+    mesh = AbstractMesh(tuple(sizes.get(name, 1) for name in sharding.AXES), sharding.AXES)
+    with pytest.raises(InputError, match=said):
+        sharding.check_model(models.build(fields), mesh)
 
 
-def compare(folder: str, workdir: str) -> dict[str, Any]:
-    """Largest differences between one device and eight; runs in a process with eight virtual devices."""
-    found: dict[str, Any] = {}
-    for name, optimizer in (("adamw", None), ("sgd", optax.sgd(0.1))):
-        (one, alone), (eight, spread) = (twenty_steps(folder, optimizer, devices) for devices in (1, 8))
-        leaves = zip(jax.tree.leaves(alone.params), jax.tree.leaves(spread.params), strict=True)
-        found[name] = {
-            "loss": float(np.max(np.abs(np.array(one) / np.array(eight) - 1))),
-            "parameters": max(
-                float(np.max(np.abs(a - np.asarray(b))) / jnp.max(jnp.abs(a))) for a, b in leaves
-            ),
-            "fall": one[-1] / one[0],
-        }
-    kernel = spread.ema[0]["blocks"]["feed_forward"]["hidden"]["kernel"]
-    found["share"] = kernel.addressable_shards[0].data.size / kernel.size
-
-    saver = checkpoint.Checkpoints(workdir, keep_last=1, keep_best=0)
-    saver.save(20, spread)
-    saver.close()
-    at = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), alone)
-    restored, _ = checkpoint.restore_state(workdir, at) or (None, 0)
-    found["same digests"] = digest.digests(restored) == digest.digests(spread)
-    return found
-
-
-def test_one_device_computes_what_eight_do(tmp_path: Path) -> None:
-    digits.prepare(tmp_path / "digits")
+def in_process(*command: str) -> subprocess.Popen[str]:
+    """A program with eight virtual devices, that compiles in half the time."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    flags += " --xla_backend_optimization_level=0"  # compiles in half the time
-    code = (
-        "import json, sys; from tests.test_sharding import compare; print(json.dumps(compare(*sys.argv[1:])))"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "digits"), str(tmp_path / "run")],
+    return subprocess.Popen(
+        [sys.executable, *command],
         cwd=Path(__file__).parent.parent,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
+        env=os.environ | {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout.splitlines()[-1])
-    print(found)
-    assert found["adamw"]["loss"] < 2e-5
-    assert found["sgd"]["loss"] < 2e-5
-    assert found["sgd"]["parameters"] < 2e-5
-    assert found["sgd"]["fall"] < 0.98, "the parameters have moved"
-    assert found["share"] == 1 / 4
-    assert found["same digests"]
+
+
+def said_last(process: subprocess.Popen[str]) -> Any:
+    """What a program printed, and the JSON of its last line."""
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    print(output)
+    return json.loads(output.splitlines()[-1])
+
+
+def test_image_and_video_models_train_alike_on_every_mesh(digits_dir: Path) -> None:
+    """Twenty steps on eight devices are those on one, and tokens that are cut are not sent."""
+    running = [in_process("-m", "tests.mesh_agreement", str(digits_dir), kind) for kind in ("image", "video")]
+    for process in running:
+        rows = said_last(process)
+        assert len(rows) == 7
+        for row in rows:
+            assert row["losses, SGD"] < 2e-5, row
+            assert row["losses, AdamW"] < 2e-5, row
+            assert row["parameters, SGD"] < 2e-5, row
+            assert row["falls to"] < 0.5, "the parameters have moved"
+        layer = {row["mesh"]: row["collectives of a layer"] for row in rows}
+        assert layer["1"] == ""
+        # Forwards the states, backwards their slopes, and those of the parameters.
+        assert layer["context 8"] == "3 all-reduce"
+
+
+KINDS_RUN = {
+    "registers": {"registers": 8, "positions": "learned", "clamp": 255.0, "remat": "full"},
+    "attention": {"mixer": "attention", "remat": "dots"},
+    "hybrid": {"mixer": "hybrid", "window": 1, "form": "power", "gate_heads": 4, "registers": 8},
+    "phase": {"rotary": True, "phase_periods": (4.0,), "scan": False},
+    "groups": {"form": "power", "groups": 2, "attention_every": 2, "window": 2},
+}
+
+
+def run_kinds() -> None:
+    """Prints, for each kind of model, how far fsdp 2 x context 2 x tensor 2 is from one device."""
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "context": 2, "tensor": 2})
+    sizes = {"image_size": 8, "channels": 2, "num_classes": 3, "patch_size": 1, "width": 16, "depth": 2}
+    inputs = normal(1, 4, 8, 8, 2), np.linspace(0, 1, 4, dtype=np.float32), np.arange(4) % 3
+    found = {}
+    for name, fields in KINDS_RUN.items():
+        model = models.build(sizes | {"ffn_expansion": 1, "num_heads": 2} | fields)
+        sharding.check_model(model, mesh)
+        params = awake(model, inputs)
+
+        def slopes(params: Any, *inputs: Any, model: Any = model) -> Any:
+            return jax.grad(lambda p: (model.apply({"params": p}, *inputs) ** 2).mean())(params)
+
+        one = jax.device_get(jax.jit(slopes)(params, *inputs))
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, sharding.parameter_shardings(params, mesh))
+            many = jax.device_get(jax.jit(slopes)(placed, *inputs))
+        # Of attention's key biases the slope is zero, and what is found there rounding.
+        pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True))
+        least = 1e-2 * max(np.abs(a).max() for a, _ in pairs)
+        found[name] = max(float(np.abs(a - b).max() / max(np.abs(a).max(), least)) for a, b in pairs)
+    print(json.dumps(found))
+
+
+def test_every_kind_of_model_runs_on_a_mesh_of_all_axes() -> None:
+    found = said_last(in_process("-c", "from tests.test_sharding import run_kinds; run_kinds()"))
+    assert len(found) == len(KINDS_RUN)
+    assert all(gap < 1e-5 for gap in found.values()), found
+
+
+SLICES = """
+import json, jax
+from pom_jax.errors import InputError
+from pom_jax.training.sharding import make_mesh
+def ids(**sizes):
+    try:
+        return [[d.id for d in row.flat] for row in make_mesh(sizes).devices]
+    except InputError as error:
+        return str(error)
+print(json.dumps([ids(data=-1, context=2, slices=2), ids(data=1, fsdp=8, slices=2), ids(data=8, slices=3)]))
+"""
+
+
+def test_data_is_cut_over_slices_first() -> None:
+    laid, too_few, uneven = said_last(in_process("-c", SLICES))
+    assert laid == [[0, 1], [2, 3], [4, 5], [6, 7]]  # the first slice is devices 0 to 3
+    assert "mesh.data=1 is not a multiple of the 2 slices" in too_few
+    assert "mesh.slices=3 does not divide 8 devices" in uneven
 
 
 PROCESS = """
@@ -171,15 +219,15 @@ from pom_jax.training import loop
 config = recipe.get_config("quick")
 config.model.update({"width": 8, "depth": 1, "ffn_expansion": 1})
 config.data.update({"dir": folder, "batch_size": 8})
-config.mesh.update({"data": 1, "fsdp": 2})
+config.mesh.update({"data": 1, "context": 2})
 config.train.update({"steps": 4, "eval_every": 2, "eval_size": 8, "sample_every": 4, "checkpoint_every": 2})
 config.sampling.update({"steps": 1, "num": 2, "sampler": "euler"})
 sys.exit(loop.train(config, workdir, write))
 """
 
 
-def test_two_processes_write_one_run(tmp_path: Path) -> None:
-    digits.prepare(tmp_path / "digits")
+def test_two_processes_that_share_the_tokens_write_one_run(tmp_path: Path, digits_dir: Path) -> None:
+    """Both read the same records, and each has half of their tokens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -187,7 +235,7 @@ def test_two_processes_write_one_run(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, address, str(number), str(tmp_path / "digits"), str(workdir)],
+            [sys.executable, "-c", PROCESS, address, str(number), str(digits_dir), str(workdir)],
             cwd=Path(__file__).parent.parent,
             env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,

@@ -110,6 +110,24 @@ def total_bytes(found: Iterable[Collective]) -> int:
     return sum(one.total_bytes for one in found)
 
 
+def in_layers(found: Iterable[Collective], depth: int) -> dict[str, tuple[float, float]]:
+    """What one layer of a scanned stack sends, forwards and backwards.
+
+    Args:
+        found: collectives of a program.
+        depth: turns of its loops over layers, at least 2.
+
+    Returns:
+        By kind how many there are and their bytes, for one layer; what runs outside of such loops is not counted.
+    """
+    layers: dict[str, tuple[float, float]] = {}
+    for one in found:
+        if one.times % depth == 0:
+            count, size = layers.get(one.kind, (0.0, 0.0))
+            layers[one.kind] = count + one.times / depth, size + one.total_bytes / depth
+    return layers
+
+
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     """The instructions of each computation by its name, and which one is called."""
     found: dict[str, list[_Instruction]] = {}

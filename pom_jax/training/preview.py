@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from pom_jax.diffusion.guidance import guide
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import sample
+from pom_jax.ops.mesh import lay
 from pom_jax.training.step import network
 
 WriteImages = Callable[[Path, np.ndarray, np.ndarray], None]
@@ -51,7 +52,7 @@ class Preview:
                 config.model.num_classes,
                 config.sampling.guidance,
             )
-            return sample(
+            images = sample(
                 predict,
                 sampler_key,
                 jax.random.normal(noise_key, (count, size, size, config.model.channels)),
@@ -61,6 +62,7 @@ class Preview:
                 steps=config.sampling.steps,
                 shift=config.diffusion.shift,
             )
+            return lay(images, None, None, None, None)  # the process that writes them has them all
 
         self._draw: Any = draw
         jax.eval_shape(draw, params)  # a wrong field of the config fails here, before anything is compiled

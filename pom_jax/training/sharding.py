@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pom_jax.errors import InputError
 from pom_jax.ops.mesh import BATCH_AXES, MESH_AXES
@@ -210,19 +210,19 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
-def check_model(model: Any, mesh: Mesh) -> None:
+def check_model(model: Any, mesh: Mesh | AbstractMesh) -> None:
     """Raises InputError unless a model divides over the mesh.
 
     Args:
         model: a `DiPoM`, or anything with its fields, checked before.
         mesh: from `make_mesh`.
     """
-    width, grid = model.width, model.image_size // model.patch_size
-    tokens = f"(model.image_size / model.patch_size)^2 + model.registers = {grid**2} + {model.registers}"
+    width, patches = model.width, (model.image_size // model.patch_size) ** 2
+    tokens = f"the tokens, {patches} patches and model.registers={model.registers}"
     rules = [
         ("fsdp", "model.width", width),
         ("tensor", "model.ffn_expansion * model.width", model.ffn_expansion * width),
-        ("context", f"{tokens}, the tokens", grid**2 + model.registers),
+        ("context", tokens, patches + model.registers),
     ]
     if model.mixer != "attention":
         rules.append(("tensor", "model.expansion * model.width", model.expansion * width))
