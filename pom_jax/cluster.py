@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, explain
 
 PATIENCE = 300  # seconds that processes wait for each other at the start
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead, and all others end
@@ -42,8 +43,8 @@ def join(
 ) -> str | None:
     """Joins the other processes, before any other use of JAX.
 
-    With no arguments JAX looks for SLURM, Open MPI, Kubernetes and TPU pods; where it finds none, nothing
-    happens and nothing waits. `processes=1` alone says not to look.
+    With no arguments JAX looks for SLURM, Open MPI, Kubernetes and TPU pods; where it finds none, or is in
+    use already, nothing happens and nothing waits. `processes=1` alone says not to look.
 
     Args:
         coordinator: HOST:PORT of the first process, which all others can reach.
@@ -62,15 +63,22 @@ def join(
     if processes == 1 and coordinator is None:
         return None
     _check_flags(coordinator, processes, process)
-    if coordinator is not None and process:
-        _reach(coordinator, patience)
+    if coordinator is not None:
+        if process == 0:
+            _check_free(coordinator)
+        else:
+            _reach(coordinator, patience)
+    # JAX would end the process with a stack of its own; where nobody is to be waited for this never fires.
+    alarm = threading.Timer(patience, _give_up, [coordinator, processes, patience])
+    alarm.daemon = True
+    alarm.start()
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
             cluster_detection_method="deactivate" if coordinator else None,
-            initialization_timeout=patience,
+            initialization_timeout=patience + 60,
             heartbeat_timeout_seconds=HEARTBEAT,
         )
     except ValueError as error:
@@ -79,7 +87,13 @@ def join(
         _check_alone()  # JAX found no cluster
         return None
     except (RuntimeError, OSError, KeyError) as error:
+        if coordinator is None and "must be called before" in str(error):
+            return None  # called from a program that uses JAX already, and so is alone
         raise _cannot_join(error) from error
+    finally:
+        alarm.cancel()
+    if processes not in (None, jax.process_count()):
+        raise InputError(f"--processes={processes}, but process 0 was told {jax.process_count()}")
     return (
         f"process {jax.process_index()} of {jax.process_count()} (from 0) on {socket.gethostname()}: "
         f"{jax.local_device_count()} of {jax.device_count()} devices"
@@ -119,6 +133,29 @@ def _reach(coordinator: str, patience: int) -> None:
                     "process 0 running on that host, and may this one reach its port?"
                 ) from error
         time.sleep(0.2)
+
+
+def _check_free(coordinator: str) -> None:
+    """The first process listens at the port; JAX crashes where it cannot."""
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as after a restart
+            probe.bind(("", port))
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--coordinator={coordinator}: process 0 cannot listen at port {port} ({error}); choose another"
+        ) from error
+
+
+def _give_up(coordinator: str | None, processes: int | None, patience: int) -> None:
+    where = "" if coordinator is None else f" at {coordinator}"
+    count = "the processes" if processes is None else f"the {processes} processes"
+    error = InputError(
+        f"not all of {count} met{where} within {patience} s: are all of them running, with the same "
+        "--coordinator and --processes, and each with its own --process?"
+    )
+    os._exit(explain(error))
 
 
 def _check_alone() -> None:
@@ -182,20 +219,21 @@ def is_loss(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def one_for_all(log: Path | None = None) -> Iterator[None]:
+def one_for_all(log: Path | None = None, alike: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Within, an error of one process of several ends it at once, with one line and an exit code.
 
     Whoever unwinds in good order waits for the others, and they for this one. The launcher, or JAX once it
-    misses the heartbeat, ends them. The exit code is 2 for an InputError, LOST where another process is gone,
-    else 1. A process that is alone is left to its callers.
+    misses the heartbeat, ends them. The exit code is that of an InputError, LOST where another process is
+    gone, else 1. A process that is alone is left to its callers.
 
     Args:
         log: file to which the line is added; whoever looks for the dead host finds it there.
+        alike: errors that all processes meet at the same place, and may unwind.
     """
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or isinstance(error, alike):
             raise
         lost = is_loss(error)
         if not lost and not isinstance(error, InputError):
@@ -207,7 +245,7 @@ def one_for_all(log: Path | None = None) -> Iterator[None]:
             with contextlib.suppress(OSError), log.open("a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {line}\n")
         sys.stdout.flush()
-        os._exit(2 if isinstance(error, InputError) and not lost else LOST if lost else 1)
+        os._exit(LOST if lost else getattr(error, "exit_code", 1))
 
 
 def _name() -> str:

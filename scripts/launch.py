@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import IO
 
 FINAL = (0, 2, 130)  # exit codes after which the same command would end the same way, or that a person chose
-GRACE = 10.0  # seconds that the others have to say what they see when one dies
+GRACE = 5.0  # seconds that the others have to say what they see when one dies
 SAVING = 600.0  # seconds that they have where all were asked to stop
 
 
@@ -116,11 +116,12 @@ def start(arguments: argparse.Namespace) -> list[subprocess.Popen]:
         )
         environment |= {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, *arguments.command]
-    if arguments.processes > 1:
+    several = arguments.processes > 1 or (arguments.devices or 1) > 1
+    if several:  # also one process with several devices: it then sums over them as several processes do
         command += [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={arguments.processes}"]
     return [
         subprocess.Popen(
-            command + [f"--process={number}"] * (arguments.processes > 1),
+            command + [f"--process={number}"] * several,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -37,18 +37,49 @@ def leaf_digest(leaf: jax.Array) -> jax.Array:
     position = jnp.zeros(leaf.shape, jnp.uint32)
     for axis, size in enumerate(leaf.shape):
         position = position * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-    first = jnp.sum(bits * ((position * _MIX[0]) | 1), dtype=jnp.uint32)
     mixed = (position ^ (position >> 15)) * _MIX[1]
-    second = jnp.sum(bits * ((mixed ^ (mixed >> 13)) | 1), dtype=jnp.uint32)
-    return jnp.stack([first, second])
+    words = bits * ((position * _MIX[0]) | 1), bits * ((mixed ^ (mixed >> 13)) | 1)
+    # Axis by axis: XLA sums to a single number with one thread of a CPU and without its vector units.
+    for _ in leaf.shape:
+        words = jax.lax.optimization_barrier(tuple(jnp.sum(word, 0, dtype=jnp.uint32) for word in words))
+    return jnp.stack(words)
+
+
+def start_digests(tree: Any) -> Any:
+    """The digest of each leaf, [2] uint32 in the leaf's place; the host need not wait for the device.
+
+    The leaves may be donated to the next program at once.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    alike: dict[Any, list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        alike.setdefault((leaf.shape, leaf.dtype, leaf.sharding), []).append(place)
+    # Optimiser and averages have the shapes of the parameters. One program a leaf would be too many: a CPU
+    # takes 32 before the host has to wait. One for all would compile for long.
+    for places in alike.values():
+        found = _digests_of_alike([leaves[place] for place in places])
+        if jax.default_backend() == "cpu" and jax.device_count() > 1:
+            # Virtual devices on few cores can wait for ever in the sums of two programs.
+            jax.block_until_ready(found)
+        for place, words in zip(places, found, strict=True):
+            leaves[place] = words
+    return jax.tree.unflatten(structure, leaves)
+
+
+@jax.jit
+def _digests_of_alike(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [leaf_digest(leaf) for leaf in leaves]
+
+
+def read_digests(started: Any) -> dict[str, str]:
+    """What `start_digests` began, as 16 hexadecimal digits by the names of the leaves. Waits for them."""
+    words = jax.device_get(started)
+    return {path_name(path): f"{a:08x}{b:08x}" for path, (a, b) in jax.tree_util.tree_leaves_with_path(words)}
 
 
 def digests(tree: Any) -> dict[str, str]:
     """The digest of each leaf as 16 hexadecimal digits, by the name of its place. Waits for the arrays."""
-    # One program a shape, not one for the tree: optimiser and averages have the shapes of the parameters.
-    # One at a time: virtual devices on few cores can wait for ever in the sums of two programs.
-    words = jax.tree.map(lambda leaf: jax.device_get(leaf_digest(leaf)), tree)
-    return {path_name(path): f"{a:08x}{b:08x}" for path, (a, b) in jax.tree_util.tree_leaves_with_path(words)}
+    return read_digests(start_digests(tree))
 
 
 def differing(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 The storage layer does not notice a flipped bit; the digests do.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,27 +11,70 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 
 from pom_jax.errors import InputError
 from pom_jax.training import digest
 
 ITEM = "leaves"  # of a step, beside its state
+FILE = "metadata"  # in it
 
 
 class DamagedCheckpoint(Exception):
     """A checkpoint that cannot be read, or that is not what was written."""
 
 
-def describe(state: Any) -> dict[str, Any]:
-    """Shape, dtype and digest of every leaf by name, and a checksum over the description itself."""
-    words = digest.digests(state)
+@dataclasses.dataclass
+class Description:
+    """What is to be written of a state, which itself may be gone by then.
+
+    Attributes:
+        leaves: shape and dtype of each by name.
+        digests: of each, perhaps still being computed.
+    """
+
+    leaves: dict[str, dict[str, Any]]
+    digests: Any
+
+    def write(self, folder: Path) -> None:
+        """Waits for the digests, and writes all with a checksum over it; one process does."""
+        words = digest.read_digests(self.digests)
+        if jax.process_index() == 0:
+            leaves = {name: leaf | {"digest": words[name]} for name, leaf in self.leaves.items()}
+            (folder / FILE).write_text(json.dumps({"leaves": leaves, "sha256": checksum(leaves)}))
+
+
+def describe(state: Any) -> Description:
+    """Begins to compute the digest of every leaf; does not wait for them."""
     leaves = {
         digest.path_name(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
-    for name, value in words.items():
-        leaves[name]["digest"] = value
-    return {"leaves": leaves, "sha256": checksum(leaves)}
+    return Description(leaves, digest.start_digests(state))
+
+
+class LeavesHandler(ocp.AsyncCheckpointHandler):
+    """Writes a Description in the background, as a part of a checkpoint."""
+
+    async def async_save(self, directory: Path, args: "SaveLeaves") -> list[Any]:
+        return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(directory, args), name=ITEM)]
+
+    async def _write(self, directory: Path, args: "SaveLeaves") -> None:
+        args.description.write(directory)
+
+    def save(self, directory: Path, args: "SaveLeaves") -> None:
+        args.description.write(directory)
+
+    def restore(self, directory: Path, args: Any = None) -> Any:
+        raise NotImplementedError("read_leaves reads them")
+
+
+@ocp.args.register_with_handler(LeavesHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class SaveLeaves(ocp.args.CheckpointArgs):
+    """What the storage hands to LeavesHandler."""
+
+    description: Description
 
 
 def checksum(content: Mapping[str, Any]) -> str:
@@ -45,12 +89,12 @@ def read_leaves(step: Path) -> dict[str, Any]:
         DamagedCheckpoint: the list is missing, cut or changed.
     """
     try:
-        description = json.loads((step / ITEM / "metadata").read_text())
+        description = json.loads((step / ITEM / FILE).read_text())
         leaves = description["leaves"]
         if description["sha256"] != checksum(leaves):
             raise ValueError("its checksum is wrong")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"the list of leaves, {ITEM}/metadata, cannot be read ({error})") from error
+        raise DamagedCheckpoint(f"the list of leaves, {ITEM}/{FILE}, cannot be read ({error})") from error
     return leaves
 
 

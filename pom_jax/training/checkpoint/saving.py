@@ -12,10 +12,10 @@ import orbax.checkpoint as ocp
 
 from pom_jax import cluster
 from pom_jax.errors import InputError
-from pom_jax.training.checkpoint import leaves
 from pom_jax.training.checkpoint.files import list_files
 from pom_jax.training.checkpoint.folder import checkpoints_folder, latest_step
 from pom_jax.training.checkpoint.keep import LastBestAndMilestones
+from pom_jax.training.checkpoint.leaves import SaveLeaves, describe
 from pom_jax.training.checkpoint.space import check_space, tree_bytes, what_is_missing
 from pom_jax.training.checkpoint.storage import first_line, hide_tracebacks, one_error
 
@@ -66,9 +66,7 @@ class Checkpoints:
         self.wait()
         self._bytes = tree_bytes(state)
         check_space(self._folder, int(1.05 * self._bytes), f"the checkpoint of step {step}")
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), leaves=ocp.args.JsonSave(leaves.describe(state))
-        )
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), leaves=SaveLeaves(describe(state)))
         if heldout_loss is not None and math.isfinite(heldout_loss):
             self._kept.losses[step] = heldout_loss
         with self._explained():

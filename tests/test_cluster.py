@@ -1,0 +1,219 @@
+"""Several processes as one run, with real ones: killed, told to stop, started again as more or fewer."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pom_jax import cluster
+from pom_jax.data import digits
+from pom_jax.errors import InputError
+from pom_jax.training import checkpoint, metrics
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "scripts" / "launch.py"
+STEPS, EVERY = 40, 8
+DEVICES = 4  # of all processes together, so that the mesh is the same
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (("node1:8476", None, None), "--processes, --process missing"),
+        ((None, 2, 0), "--coordinator missing"),
+        (("node1", 2, 0), "--coordinator=node1 must be HOST:PORT"),
+        (("node1:8476", 0, 0), "--processes=0 must be at least 1"),
+        (("node1:8476", 2, 2), "--process=2 must be from 0 to 1"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(told: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cluster.join(*told)
+
+
+def test_nobody_there_is_said_before_jax_begins() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match="nobody answers there for 0 s"):
+            cluster.join(address, 2, 1, patience=0)
+        taken.listen()
+        with pytest.raises(InputError, match="process 0 cannot listen at port"):
+            cluster.join(address, 2, 0)
+
+
+ALONE = """
+import os
+from pom_jax import cluster
+assert cluster.join() is None and cluster.join(processes=1) is None
+os.environ["OMPI_COMM_WORLD_SIZE"] = "4"
+cluster.join()
+"""
+
+
+def test_alone_nothing_happens_but_one_of_an_unknown_cluster_is_not_alone() -> None:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", ALONE]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert "InputError: OMPI_COMM_WORLD_SIZE=4: this is one of several processes" in ended.stderr
+
+
+def test_what_is_wrong_is_raised_as_it_was() -> None:
+    def fail() -> None:
+        raise InputError("the disk is full")
+
+    with pytest.raises(InputError, match="the disk is full"):
+        cluster.first_does(fail)
+    assert cluster.agree(lambda: 3, InputError) == 3
+    with pytest.raises(InputError), cluster.one_for_all():
+        fail()
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(LAUNCH), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    """A command that counts its starts, and ends as its last argument says for each: a code or a signal."""
+    path = tmp_path / "script.py"
+    path.write_text(
+        "import os, sys, time\n"
+        "place = sys.argv[0] + '.starts'\n"
+        "first = not any(a.startswith('--process=') for a in sys.argv) or '--process=0' in sys.argv\n"
+        "open(place, 'a').write('x' * first)\n"
+        "print('here', *sys.argv[2:])\n"
+        "if not first: time.sleep(30)\n"
+        "end = int(sys.argv[1].split(',')[len(open(place).read()) - 1])\n"
+        "os.kill(os.getpid(), -end) if end < 0 else sys.exit(end)\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("ends", "restarts", "starts", "code"),
+    [("-9,1,0", 5, 3, 0), ("-9,2,0", 5, 2, 2), ("75,75,75", 1, 2, 75), ("143,0", 1, 2, 0), ("0", 3, 1, 0)],
+)
+def test_what_died_is_started_again_and_what_is_done_or_wrong_is_not(
+    script: str, ends: str, restarts: int, starts: int, code: int
+) -> None:
+    ended = launch(f"--restarts={restarts}", "--", script, ends)
+    assert ended.returncode == code
+    assert len(Path(f"{script}.starts").read_text()) == starts
+    assert ended.stderr.count("launch: starting again") == starts - 1
+
+
+def test_one_line_says_which_process_died_and_how(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.monotonic()
+    ended = launch("--processes=2", "--", script, "-9")
+    assert ended.returncode == 137
+    assert "process 0 of 2 (pid " in ended.stderr
+    assert ") was ended by SIGKILL; so do the others" in ended.stderr
+    assert "[0] here --coordinator=127.0.0.1:" in ended.stdout
+    assert "[1] here" in ended.stdout
+    assert time.monotonic() - began < 25, "the others are not waited for"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], subprocess.Popen]:
+    """Starts a tiny run of so many processes; only the workdir and their number differ from call to call."""
+    folder = tmp_path_factory.mktemp("cluster")
+    digits.prepare(folder / "digits")
+    fields = {
+        "data.dir": folder / "digits",
+        "data.batch_size": 8,
+        "model.width": 8,
+        "model.depth": 1,
+        "optimizer.warmup_steps": 5,
+        "train.steps": STEPS,
+        "train.checkpoint_every": EVERY,
+        "train.eval_every": 20,
+        "train.eval_size": 8,
+        "train.sample_every": 0,
+        "mesh.data": 2,
+        "mesh.fsdp": 2,
+    }
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+    def start_processes(workdir: Path, processes: int) -> subprocess.Popen:
+        command = [sys.executable, str(LAUNCH), f"--processes={processes}"]
+        command += [f"--devices={DEVICES // processes}", "--", "train.py", "--config=configs/digits.py"]
+        command += [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in fields.items())]
+        with (workdir.parent / f"{workdir.name}.out").open("a") as output:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    return start_processes
+
+
+def children(launcher: subprocess.Popen) -> list[int]:
+    """The processes that a launcher has started, in their order."""
+    listed = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+    return [int(word) for word in listed.split()]
+
+
+def wait_for(launcher: subprocess.Popen, path: Path, words: str, times: int = 1) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists() or path.read_text().count(words) < times:
+        assert launcher.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    """All rows, without the fields that are times."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith(metrics.TIME)}
+        for row in metrics.read_rows(workdir)
+    ]
+
+
+def leaves(workdir: Path) -> dict[str, Any]:
+    path = workdir / checkpoint.FOLDER / str(STEPS) / "leaves" / "metadata"
+    return json.loads(path.read_text())["leaves"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+def test_two_four_two_and_one_process_end_like_two_undisturbed(
+    start: Callable[[Path, int], subprocess.Popen], tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    said = broken.with_suffix(".out")
+    assert start(whole, 2).wait() == 0, whole.with_suffix(".out").read_text()
+
+    for processes, saved in ((2, EVERY), (4, 2 * EVERY)):  # one of them dies
+        launcher = start(broken, processes)
+        wait_for(launcher, said, f"step {saved} | checkpoint saved")
+        os.kill(children(launcher)[1], signal.SIGKILL)
+        assert launcher.wait() == 137
+        assert f"launch: process 1 of {processes} " in said.read_text()
+
+    resumed = checkpoint.latest_step(broken) or pytest.fail("nothing is saved")
+    launcher = start(broken, 2)  # one of two hosts is about to be taken away
+    wait_for(launcher, said, f"goes on after step {resumed}")
+    os.kill(children(launcher)[1], signal.SIGTERM)
+    assert launcher.wait() == 143, said.read_text()
+    stopped = checkpoint.latest_step(broken)
+    assert resumed < rows(broken)[-1]["step"] == stopped < STEPS, "all stopped after this step and saved it"
+
+    assert start(broken, 1).wait() == 0, said.read_text()
+    assert rows(broken) == rows(whole), f"killed after {resumed}, stopped at {stopped}"
+    assert [row["step"] for row in rows(broken)] == list(range(1, STEPS + 1))
+    assert leaves(broken) == leaves(whole), f"killed after {resumed}, stopped at {stopped}"
