@@ -30,7 +30,7 @@ from pom_jax.data import digits
 from pom_jax.training import checkpoint, metrics
 
 ROOT = Path(__file__).parent.parent
-STEPS, EVERY = 3000, 30
+STEPS, EVERY = 1000, 30
 MOMENTS = ("step", "save", "commit", "deletion", "start")
 FIELDS = {
     "data.batch_size": 8,

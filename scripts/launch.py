@@ -8,8 +8,8 @@ Each process is told where the first one is, how many there are and which it is 
 are ended, and one line says which it was and how it ended; the exit code is its own (128 + N after signal N).
 
 With --restarts=N all are started again, at most N times, after any end but the good one (0), wrong input (2),
-Ctrl-C, or a signal to this launcher. SIGTERM and Ctrl-C are handed on, so that the run saves and stops
-(exit code 143 or 130); a second one ends all at once.
+losses that stay wrong (3), Ctrl-C, or a signal to this launcher. SIGTERM and Ctrl-C are handed on, so that
+the run saves and stops (exit code 143 or 130); a second one ends all at once.
 
 Needs nothing but Python. On CPUs --devices=N gives each process N virtual devices.
 """
@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-FINAL = (0, 2, 130)  # exit codes after which the same command would end the same way, or that a person chose
+FINAL = (0, 2, 3, 130)  # after these the same command would end the same way, or a person chose so
 GRACE = 5.0  # seconds that the others have to say what they see when one dies
 SAVING = 600.0  # seconds that they have where all were asked to stop
 

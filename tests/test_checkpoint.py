@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from pom_jax.errors import InputError
 from pom_jax.training import checkpoint, digest
+from pom_jax.training.checkpoint import files
 from pom_jax.training.state import TrainState, initial_state
 
 
@@ -90,15 +92,38 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
+def test_damage_of_any_file_is_noticed_and_the_step_before_is_used(
+    two_steps: Path, tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = digest.digests(make_state(1))
+    for index, file in enumerate(files_of_newest(two_steps)):
+        name = file.relative_to(two_steps / "checkpoints" / "2").as_posix()
+        if (damage is Path.unlink and name == files.FILE) or not file.stat().st_size:
+            continue  # see below
+        workdir = tmp_path / str(index)
+        shutil.copytree(two_steps, workdir)
+        damage(workdir / file.relative_to(two_steps))
+        caplog.clear()
+        state, step = checkpoint.restore_state(workdir, target(make_state())) or pytest.fail("nothing there")
+        assert (step, digest.digests(state)) == (1, good), name
+        assert (workdir / "damaged" / "2").is_dir()
+        assert f"the file {name} " in caplog.text, "loud, with the file's name"
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax closes its loop early
 @pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
-def test_damage_never_passes(two_steps: Path, tmp_path: Path, damage: Any) -> None:
+def test_without_the_list_of_files_no_wrong_number_passes(
+    two_steps: Path, tmp_path: Path, damage: Any
+) -> None:
+    """As in a process that was killed right after the commit: the digests of the leaves are left."""
     good = {step: digest.digests(make_state(step)) for step in (1, 2)}
     fallbacks = 0
     for index, file in enumerate(files_of_newest(two_steps)):
         workdir = tmp_path / str(index)
         shutil.copytree(two_steps, workdir)
         damage(workdir / file.relative_to(two_steps))
+        (workdir / "checkpoints" / "2" / files.FILE).unlink(missing_ok=True)
         state, step = checkpoint.restore_state(workdir, target(make_state())) or pytest.fail("nothing there")
         assert digest.digests(state) == good[step], file
         assert (workdir / "damaged" / "2").exists() == (step == 1)
@@ -153,6 +178,14 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoint.saved_steps(tmp_path) == [2, 5, 6]
 
 
+def test_milestones_stay_for_ever(tmp_path: Path) -> None:
+    saver = checkpoint.Checkpoints(tmp_path, keep_last=1, keep_best=0, keep_every=4)
+    for step in range(2, 11, 2):
+        saver.save(step, make_state(step))
+    saver.close()
+    assert checkpoint.saved_steps(tmp_path) == [4, 8, 10]
+
+
 def test_the_best_stays_when_a_run_goes_on(tmp_path: Path) -> None:
     save(tmp_path, {1: 0.1, 2: math.nan, 3: 0.5}, keep_last=1, keep_best=1)
     assert checkpoint.saved_steps(tmp_path) == [1, 3], "a loss that is no number is none"
@@ -171,7 +204,7 @@ def test_an_unfinished_checkpoint_does_not_count(two_steps: Path, tmp_path: Path
 
 
 def test_a_full_disk_is_noticed_before_it_is_full(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"needs 1000000000.02 GB, but .* GB left"):
+    with pytest.raises(InputError, match=r"needs 1000000000.02 GB, but .* GB left, .* GB too little"):
         checkpoint.check_space(tmp_path / "not" / "there", 10**18, "a test")
     checkpoint.check_space(tmp_path, 1, "a test")
 
@@ -207,6 +240,7 @@ def test_failed_writing_surfaces_and_the_good_step_stays(tmp_path: Path, noticed
     assert ended.returncode == 3, ended.stderr
     assert ended.stdout.startswith("a checkpoint could not be written")
     assert "Traceback" not in ended.stderr
+    assert re.search(r"the arrays are 0.0\d\d GB, .*: 0.0\d\d GB are missing", ended.stdout)
     assert "last good checkpoint is step 1" in ended.stdout
     state, step = checkpoint.restore_state(tmp_path, target(make_state())) or pytest.fail("nothing there")
     assert (step, digest.digests(state)) == (1, digest.digests(make_state(1)))
