@@ -95,7 +95,9 @@ def base() -> ConfigDict:
             "keep_last": 2,  # newest checkpoints kept
             "keep_best": 1,  # checkpoints with the lowest held-out loss kept besides
             "keep_every": 0,  # steps between two checkpoints that are kept for ever; 0 = none
-            "max_skipped": 20,  # non-finite steps in a row that end the run
+            "max_skipped": 20,  # non-finite steps in a row that are wrong
+            "absurd": 10.0,  # a loss that many times the largest of the last 100 is wrong too; 0 = none is
+            "stuck_after": 900.0,  # seconds in one step after which the stacks are written; 0 = never
         }
     )
     config.sampling = ConfigDict(  # of the grids drawn during training
@@ -155,9 +157,10 @@ def imagenet(preset: str, variant: str | None = None, latent_side: int = 32) -> 
     `--config.data.source=synthetic`.
 
     Training is data-parallel over all devices; `--config.mesh.fsdp=8` also cuts parameters, optimiser and
-    averages over 8 of them, `--config.model.remat=dots` trades time for memory, and
-    `--config.optimizer.accumulate=4` computes the batch in 4 slices. `python -m benchmarks.costs` compiles
-    recipes with such options, for the devices here or for TPUs elsewhere, and says what they need.
+    averages over 8 of them, `--config.model.remat=states` trades time for memory,
+    `--config.optimizer.accumulate=4` computes the batch in 4 slices, and
+    `--config.optimizer.moments=bfloat16` halves the optimiser's memory. With `--dry-run=64` the command says
+    what such a step needs of each of 64 devices, and what they send each other, on any machine.
 
     Where the values come from:
 

@@ -21,7 +21,13 @@ BROKEN_NPZ = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZip
 
 
 class InputError(ValueError):
-    """A field, file or array that cannot be used; the message names it, the values, and the way out."""
+    """A field, file or array that cannot be used; the message names it, the values, and the way out.
+
+    Attributes:
+        exit_code: of a command that ends by it.
+    """
+
+    exit_code = 2
 
 
 def choose(field: str, name: Any, options: Collection[str]) -> Any:
@@ -50,7 +56,7 @@ def run_command(
 ) -> None:
     """Runs an absl command with one message instead of a traceback where the program is not at fault.
 
-    An `InputError`, or a disk that refuses, ends it with exit code 2; Ctrl-C with 130.
+    An `InputError` ends it with its exit code, a disk that refuses with 2, Ctrl-C with 130.
     """
 
     def parse_quietly(argv: list[str]) -> list[str]:
@@ -74,6 +80,6 @@ def run_command(
 
 
 def explain(error: Exception) -> int:
-    """Prints an error in one message; returns the exit code of such errors, 2."""
+    """Prints an error in one message; returns its exit code, 2 for most."""
     print(f"error: {error}", file=sys.stderr, flush=True)
-    return 2
+    return getattr(error, "exit_code", InputError.exit_code)

@@ -78,8 +78,9 @@ def train(config: ConfigDict, workdir: Path) -> int:
         ({"sampling.steps": 0}, "steps"),
         ({"sampling.guidance": -1.0}, "guidance"),
         ({"log.wandb": True}, "log.wandb=True needs the package wandb: pip install wandb"),
-        ({"mesh.data": 3, "mesh.fsdp": 5}, "mesh.data=3, mesh.fsdp=5 does not fit"),
-        ({"model.width": 2**20, "model.depth": 1000}, r"needs .* GB, but the disk of .* has"),
+        ({"mesh.data": 3, "mesh.fsdp": 5}, r"mesh.data=3, mesh.fsdp=5, .* does not fit"),
+        ({"train.keep_last": 10**8}, r"needs .* GB, but the disk of .* has"),
+        ({"model.width": 2**20, "model.depth": 1000}, r"needs .* GiB of each device, which has .* too much"),
     ],
 )
 def test_wrong_fields_are_refused_before_anything_is_written(
@@ -178,7 +179,7 @@ def test_commands_end_with_one_message(ending: str, code: int, message: str) -> 
         ("optimizer.learnign_rate", "did you mean --config.optimizer.learning_rate?"),
         ("train.batch_size", "did you mean --config.data.batch_size or --config.fid.batch_size?"),
         ("steps", "did you mean --config.fid.steps or --config.sampling.steps or --config.train.steps?"),
-        ("train.epochs", "config.train has checkpoint_every, eval_every,"),
+        ("train.epochs", "config.train has absurd, checkpoint_every, eval_every,"),
         ("nothing.at_all", "configs/common.py lists all fields"),
     ],
 )

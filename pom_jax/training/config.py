@@ -68,6 +68,8 @@ def check_config(config: ConfigDict) -> None:
             f"a multiple of train.checkpoint_every={train.checkpoint_every} (0 = none)",
         ),
         ("train.max_skipped", train.max_skipped >= 1, "at least 1"),
+        ("train.absurd", train.absurd == 0 or 1 < train.absurd < math.inf, "above 1 (0 = off)"),
+        ("train.stuck_after", train.stuck_after >= 0, "at least 0 seconds (0 = never)"),
         ("fid.every", fid.every >= 0, "at least 0 (0 = never)"),
         ("fid.num", fid.num >= 2, "at least 2"),
         ("fid.reference", fid.reference or not fid.every, "the real images to compare with"),

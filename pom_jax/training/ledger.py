@@ -56,13 +56,16 @@ class Process:
 class Ledger:
     """The account of this process, and of those before it that worked on the same run.
 
+    Args:
+        began: when this one began, in seconds since 1970; now if left out.
+
     Attributes:
         processes: from the first to this one.
     """
 
-    def __init__(self) -> None:
-        age = process_age()
+    def __init__(self, began: float | None = None) -> None:
         now = time.time()
+        age = 0.0 if began is None else now - began
         self._this = Process(began=now - age, seen=now)
         self.processes = [self._this]
         self._path: Path | None = None
@@ -79,20 +82,22 @@ class Ledger:
         self.write()
 
     def resume(self, step: int) -> None:
-        """Books as lost what earlier processes did after `step`, from where this one goes on."""
+        """Books as lost what was done after `step`, from where the run goes on: by earlier processes, or by
+        this one where it was taken back."""
         if self._path is None:
             return
+        self._enter(self._this.phase)
         rows = rows_after(self._path.parent, step)
         spent = _spent(rows)
         del spent["checkpoint"]  # of the step before, which is kept
-        for process in reversed(self.processes[:-1]):
+        for process in reversed(self.processes):
             for phase in spent:
                 moved = min(spent[phase], process.seconds[phase])
                 spent[phase] -= moved
                 process.seconds[phase] -= moved
                 process.seconds["lost"] += moved
         if rows:
-            self.processes[-2].lost_steps += len(rows)
+            self.processes[-1 if self._this.first_step else -2].lost_steps += len(rows)
         self.write()
 
     @contextlib.contextmanager
@@ -201,11 +206,12 @@ def _read(path: Path) -> list[Process]:
         return []  # of a run from before there was one, or damaged: no reason to stop
 
 
-def process_age() -> float:
-    """Seconds since this process was started, interpreter and imports included; on Linux alone, else 0."""
+def process_start() -> float:
+    """When this process was started, in seconds since 1970; now, on systems other than Linux."""
+    now = time.time()
     try:
         with open("/proc/self/stat") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, AttributeError):
-        return 0.0
+        return now

@@ -1,9 +1,11 @@
 """A training run from configuration to final checkpoint, in the order in which it happens."""
 
 import contextlib
+import dataclasses
 import shlex
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -12,6 +14,7 @@ from pom_jax import cluster
 from pom_jax.data.pipeline import batches, device_batches, local_rows
 from pom_jax.training import checkpoint, digest, memory
 from pom_jax.training.config import keep_config, warnings
+from pom_jax.training.faults import WrongNumbers, lasting
 from pom_jax.training.fid import Fid, MakeFid, open_fid
 from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
@@ -24,6 +27,8 @@ from pom_jax.training.recorder import Recorder
 from pom_jax.training.run import Run, make_run
 from pom_jax.training.sharding import batch_sharding
 from pom_jax.training.start import find_start
+from pom_jax.training.state import TrainState
+from pom_jax.training.watchdog import Watchdog
 from pom_jax.training.workdir import hold
 
 
@@ -34,6 +39,7 @@ def train(
     scored: Collection[str] = (),
     make_fid: MakeFid | None = None,
     profile: str = "",
+    began: float | None = None,
 ) -> int:
     """Trains, or goes on where the run in `workdir` stopped.
 
@@ -44,15 +50,16 @@ def train(
         scored: names of the data sets whose own scores eval.py knows; others have FID.
         make_fid: makes what scores during training, where fid.every asks for it.
         profile: first and last step to trace, such as "100:110"; see `Profile`.
+        began: when this process began, in seconds since 1970, for the account of its time; now if left out.
 
     Returns:
         Exit code: 0 at the end, 143 after SIGTERM and 130 after Ctrl-C (saved; run again to go on).
 
     Raises:
-        InputError: a field, the data or the workdir cannot be used, a checkpoint cannot be written, or too
-            many steps in a row were not finite.
+        InputError: a field, the data or the workdir cannot be used, a checkpoint cannot be written, or (a
+            LastingFault) the losses are wrong however often they are computed.
     """
-    workdir, ledger = Path(workdir), Ledger()
+    workdir, ledger = Path(workdir), Ledger(began)
 
     # Everything that can be wrong is found before anything is computed or overwritten.
     check_sinks(config)
@@ -70,7 +77,7 @@ def train(
                 ledger.open(workdir)
             log = Log(workdir)
             try:
-                code = _train(run, workdir, preview, fid, window, log, ledger)
+                code = _train(_Session(run, workdir, preview, fid, window, log, ledger))
                 log.line(ledger.summary())
                 if code == 0:
                     log.line(_next_commands(run, workdir, run.train.manifest.name in scored))
@@ -81,86 +88,46 @@ def train(
                 ledger.close()
 
 
-def _train(
-    run: Run, workdir: Path, preview: Preview, fid: Fid | None, window: Profile, log: Log, ledger: Ledger
-) -> int:
-    config = run.config.train
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """What one start of a run works with."""
+
+    run: Run
+    workdir: Path
+    preview: Preview
+    fid: Fid | None
+    window: Profile
+    log: Log
+    ledger: Ledger
+
+
+def _train(session: _Session) -> int:
+    run, log, ledger = session.run, session.log, session.ledger
+    config, suspect = run.config.train, None
     log.line("\n".join([run.describe(), *warnings(run.config)]))
-
-    # State: from the newest good checkpoint, or where a new run starts; straight into its shardings.
-    if found := checkpoint.restore_state(workdir, run.state):
-        state, start = found
-        if start >= config.steps:
-            log.line(f"{workdir} has all {config.steps:,} steps already")
-            return 0
-        log.line(f"workdir: {workdir} (goes on after step {start:,})")
-    else:
-        new = find_start(run)
-        log.line("\n".join([f"workdir: {workdir} (new)", *new.lines]))
-        if jax.process_index() == 0:
-            new.keep_history(workdir)
-        state, start = new.state(), new.step
-    ledger.resume(start)
-    if said := window.missed(start):
+    state, start = _first_state(session)
+    if start >= config.steps:
+        log.line(f"{session.workdir} has all {config.steps:,} steps already")
+        return 0
+    if said := session.window.missed(start):
         log.line(said)
+    train_step, heldout_loss = _compile(session, state)
 
-    # Compilation, of all that will run.
-    ledger.enter("compile")
-    digest.digests(state)  # the first checkpoint would else wait for it
-    log.line("compiling the training step (half a minute on a laptop, minutes for the largest models)")
-    train_step, line = run.compiled_step()
-    needed, limit = memory.of_program(train_step, run.state, run.batch), memory.device_bytes()
-    log.line(f"{line}\n{memory.table(('compiled', needed), limit=limit)}")
-    memory.check_fits(needed, run.config, run.mesh, limit)
-    heldout_loss = None
-    if config.eval_every:
-        log.line("compiling the held-out loss")
-        heldout_loss = HeldOut(run.config, run.model, run.heldout, run.mesh, run.state.params)
-    if config.sample_every:
-        log.line("compiling the sampler")
-        preview.compile()
-    if fid is not None:
-        with ledger.phase("evaluation"):
-            fid.prepare(log.line)
-
-    # Steps. Nothing waits for the step just started, except before a checkpoint.
-    at = batch_sharding(run.mesh)
-    rows = local_rows(at, run.config.data.batch_size)
-    order = batches(run.train, run.config.data.batch_size, run.config.seed, start_step=start, rows=rows)
-    recorder = Recorder(run, workdir, log, ledger, start)
-    ledger.enter("steps")
     # A signal that comes while the last checkpoint is written waits for it too.
-    with (
-        Interrupt(log) as interrupt,
-        contextlib.closing(recorder),
-        contextlib.closing(window),
-        device_batches(order, at) as feed,
-        cluster.one_for_all(workdir / "log.txt"),
-    ):
-        for step in range(start + 1, config.steps + 1):
-            ends = step == config.steps or interrupt.after(step)
-            batch = recorder.next_batch(feed)
-            window.before(step, workdir)
-            state, metrics = train_step(state, batch)
-            recorder.add(step, metrics)
-            window.after(step, metrics, workdir, log)
-            if heldout_loss is not None and _due(step, config.eval_every, config.steps):
-                with recorder.evaluation():
-                    recorder.extend(jax.block_until_ready(heldout_loss(state.ema[0])))
-            if _due(step, config.sample_every, config.steps):
-                with recorder.evaluation():
-                    jax.block_until_ready(preview.draw(state.ema[0], step, log.line))
-            if fid is not None and _due(step, run.config.fid.every, config.steps):
-                with recorder.evaluation():
-                    recorder.extend(fid(state.ema[0], step, log.line))
-            if ends or step % config.checkpoint_every == 0:
-                recorder.checkpoint(step, state)
-            if ends:
+    with Interrupt(log) as interrupt, contextlib.closing(session.window):
+        while True:
+            recorder = Recorder(run, session.workdir, log, ledger, start, suspect)
+            try:
+                _steps(session, train_step, heldout_loss, state, recorder, interrupt)
                 break
-    ledger.enter("other")
-    preview.wait()
+            except WrongNumbers as found:
+                if found.suspect is not None:
+                    raise lasting(found.suspect, found) from found
+                suspect = found.with_traceback(None)  # whose frames hold the state
+                log.line(f"{found}: by the run or by the machine? Back to compute it again")
+                state, start = _first_state(session)
+    session.preview.wait()
 
-    # End.
     if recorder.step < config.steps:
         log.line(f"saved at step {recorder.step:,}; the same command goes on from there")
         return interrupt.exit_code
@@ -168,6 +135,87 @@ def _train(
     found = "" if best is None else f"; best held-out loss {best[0]:.4f} at step {best[1]:,}"
     log.line(f"trained steps {start + 1:,} to {config.steps:,} in {duration(recorder.seconds)}{found}")
     return 0
+
+
+def _first_state(session: _Session) -> tuple[TrainState, int]:
+    """From the newest good checkpoint, or where a new run starts; straight into its shardings."""
+    run, workdir, log = session.run, session.workdir, session.log
+    if found := checkpoint.restore_state(workdir, run.state):
+        state, start = found
+        log.line(f"workdir: {workdir} (goes on after step {start:,})")
+    else:
+        new = find_start(run)
+        log.line("\n".join([f"workdir: {workdir} (new)", *new.lines]))
+        if jax.process_index() == 0:
+            new.keep_history(workdir)
+        state, start = new.state(), new.step
+    session.ledger.resume(start)
+    return state, start
+
+
+def _compile(session: _Session, state: TrainState) -> tuple[Any, HeldOut | None]:
+    """All that will run; the training step and the held-out loss, if there is one."""
+    run, log = session.run, session.log
+    session.ledger.enter("compile")
+    digest.digests(state)  # the first checkpoint would else wait for it
+    log.line("compiling the training step (half a minute on a laptop, minutes for the largest models)")
+    train_step, line = run.compiled_step()
+    needed, limit = memory.of_program(train_step, run.state, run.batch), memory.device_bytes()
+    log.line(f"{line}\n{memory.table(('compiled', needed), limit=limit)}")
+    memory.check_fits(needed, run.config, run.mesh, limit)
+    heldout_loss = None
+    if run.config.train.eval_every:
+        log.line("compiling the held-out loss")
+        heldout_loss = HeldOut(run.config, run.model, run.heldout, run.mesh, run.state.params)
+    if run.config.train.sample_every:
+        log.line("compiling the sampler")
+        session.preview.compile()
+    if session.fid is not None:
+        session.fid.prepare(log.line)
+    return train_step, heldout_loss
+
+
+def _steps(
+    session: _Session,
+    train_step: Any,
+    heldout_loss: HeldOut | None,
+    state: TrainState,
+    recorder: Recorder,
+    interrupt: Interrupt,
+) -> None:
+    """Up to the last one, or to a signal. Nothing waits for the step just started, but scores and saves."""
+    run, workdir, log, config = session.run, session.workdir, session.log, session.run.config.train
+    at, size, start = batch_sharding(run.mesh), run.config.data.batch_size, recorder.step
+    order = batches(run.train, size, run.config.seed, start_step=start, rows=local_rows(at, size))
+    session.ledger.enter("steps")
+    with (
+        contextlib.closing(recorder),
+        Watchdog(workdir, config.stuck_after, log.line) as watchdog,
+        device_batches(order, at) as feed,
+        cluster.one_for_all(workdir / "log.txt", alike=(WrongNumbers,)),
+    ):
+        for step in range(start + 1, config.steps + 1):
+            watchdog.progress(f"step {step:,}")
+            ends = step == config.steps or interrupt.after(step)
+            batch = recorder.next_batch(feed)
+            session.window.before(step, workdir)
+            state, metrics = train_step(state, batch)
+            recorder.add(step, metrics)
+            session.window.after(step, metrics, workdir, log)
+            if heldout_loss is not None and _due(step, config.eval_every, config.steps):
+                with recorder.evaluation():
+                    recorder.extend(jax.block_until_ready(heldout_loss(state.ema[0])))
+            if _due(step, config.sample_every, config.steps):
+                with recorder.evaluation():
+                    jax.block_until_ready(session.preview.draw(state.ema[0], step, log.line))
+            if session.fid is not None and _due(step, run.config.fid.every, config.steps):
+                with recorder.evaluation():
+                    recorder.extend(session.fid(state.ema[0], step, log.line))
+            if ends or step % config.checkpoint_every == 0:
+                recorder.checkpoint(step, state)
+            if ends:
+                break
+    session.ledger.enter("other")
 
 
 def _due(step: int, every: int, last: int) -> bool:

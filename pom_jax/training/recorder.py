@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from pom_jax.data.pipeline import DeviceBatches
-from pom_jax.errors import InputError
 from pom_jax.training import flops
 from pom_jax.training.checkpoint import Checkpoints, saved_steps
+from pom_jax.training.faults import NumberCheck, WrongNumbers
 from pom_jax.training.ledger import Ledger
 from pom_jax.training.metrics import TIME, JsonLines, Sink, by_step, optional_sinks
 from pom_jax.training.progress import Log, ProgressLine
@@ -32,16 +32,29 @@ class Recorder:
     waiting for the device, most of it while the device computed, and `time_idle` the most that the device can
     have been without work before the next step.
 
+    Args:
+        run, workdir, log, ledger: of the run.
+        start: the step it goes on after.
+        suspect: the numbers for which it was taken back there, if it was.
+
     Attributes:
         step: the last step whose numbers are written.
         best: lowest held-out loss and its step, also of the run that this one goes on; None before the first.
     """
 
-    def __init__(self, run: Run, workdir: Path, log: Log, ledger: Ledger, start: int):
+    def __init__(
+        self,
+        run: Run,
+        workdir: Path,
+        log: Log,
+        ledger: Ledger,
+        start: int,
+        suspect: WrongNumbers | None = None,
+    ):
         config = run.config
         self.step = start
         self._workdir, self._log, self._ledger = workdir, log, ledger
-        self._max_skipped = config.train.max_skipped
+        self._check = NumberCheck(config.train.max_skipped, config.train.absurd, suspect)
         self._rows: JsonLines | None = None
         self._sinks: list[Sink] = []
         losses: dict[int, float] = {}
@@ -112,6 +125,7 @@ class Recorder:
     def checkpoint(self, step: int, state: TrainState) -> None:
         """Finishes the step, then saves; the rows are on the disk before the checkpoint that counts them."""
         self._finish()
+        self._check.check_parameters(step, state.params)
         with self._apart("checkpoint"):
             if self._rows is not None:
                 self._rows.sync()
@@ -160,7 +174,8 @@ class Recorder:
         if self._saving is not None and not self._checkpoints.writing:
             self._checkpoints.wait()
             self._say_saved()
-        self._check_skipped(step, row)
+        if verdict := self._check.add(step, row):
+            self._log.line(verdict)
 
     def _await_step(self) -> None:
         """Waits until the device has done the step that was added last."""
@@ -189,11 +204,3 @@ class Recorder:
         if self._saving in saved_steps(self._workdir):
             self._log.line(f"step {self._saving:,} | checkpoint saved")
         self._saving = None
-
-    def _check_skipped(self, step: int, row: Mapping[str, float]) -> None:
-        if row["skipped_in_a_row"] >= self._max_skipped:
-            raise InputError(
-                f"the loss or the gradient was not finite in {row['skipped_in_a_row']} steps in a row, up to "
-                f"step {step}; none of them changed the model, and the checkpoints are good. Look for NaN in "
-                "the data, lower optimizer.learning_rate, or set optimizer.clip_norm or model.clamp"
-            )

@@ -1,0 +1,121 @@
+"""Losses that cannot be, and whether the machine or the run is to blame.
+
+A run whose loss is not finite for many steps, or leaps up, is taken back to its last checkpoint and computes
+the same steps again. If the numbers are right then, the fault has passed: a flipped bit, a broken device; the
+run goes on. If they are wrong again, it lasts: data, model or learning rate are to blame, and the run ends.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pom_jax.errors import InputError
+from pom_jax.training.digest import path_name
+
+RECENT = 100  # losses that a new one is compared with
+FEWEST = 20  # of them, before one can be called absurd
+
+
+class WrongNumbers(Exception):
+    """The numbers of a step cannot be right.
+
+    Attributes:
+        step: whose numbers they are.
+        loss: of that step.
+        limit: the largest loss that would have been believed.
+        suspect: the numbers that were being computed again when these came, if any were.
+    """
+
+    def __init__(
+        self, what: str, step: int, loss: float, limit: float, suspect: "WrongNumbers | None" = None
+    ):
+        super().__init__(what)
+        self.step, self.loss, self.limit, self.suspect = step, loss, limit, suspect
+
+
+class LastingFault(InputError):
+    """Wrong numbers that came again. To start such a run once more would end in the same way."""
+
+    exit_code = 3
+
+
+class NumberCheck:
+    """Watches the losses of a run, and tells the verdict when one that was wrong is computed again.
+
+    Args:
+        max_skipped: steps in a row without a finite loss and gradient that are too many.
+        absurd: a loss this many times the largest of the last 100 is wrong; 0 = none is.
+        suspect: what is computed again, if anything is.
+    """
+
+    def __init__(self, max_skipped: int, absurd: float, suspect: WrongNumbers | None = None):
+        self._max_skipped, self._absurd, self._suspect = max_skipped, absurd, suspect
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._skipped = 0
+
+    def add(self, step: int, row: Mapping[str, float]) -> str:
+        """Takes the numbers of a step.
+
+        Returns:
+            The verdict of a fault that has passed, at the step that was wrong before; else "".
+
+        Raises:
+            WrongNumbers: they are wrong.
+        """
+        loss, self._skipped = row["loss"], int(row["skipped_in_a_row"])
+        most = max(self._recent) if len(self._recent) >= FEWEST else math.inf
+        limit = self._absurd * most or math.inf
+        if self._skipped >= self._max_skipped:
+            steps = f"{self._skipped} steps in a row, up to step {step:,}"
+            what = f"the loss or the gradient was not finite in {steps}"
+            raise WrongNumbers(what, step, loss, limit, self._suspect)
+        if math.isfinite(loss):
+            if loss > limit:
+                what = f"the loss of step {step:,} is {loss:.4g}, and was at most {most:.4g} shortly before"
+                raise WrongNumbers(what, step, loss, limit, self._suspect)
+            self._recent.append(loss)
+        if self._suspect is None or step < self._suspect.step:
+            return ""
+        suspect, self._suspect = self._suspect, None
+        if not math.isfinite(loss) or loss > suspect.limit:
+            raise WrongNumbers(str(suspect), step, loss, suspect.limit, suspect)
+        return (
+            f"verdict: a passing fault. Computed again, step {step:,} has the loss {loss:.4g} (it had "
+            f"{suspect.loss:.4g}), and the run goes on from there. Look at the memory and the devices of "
+            "this machine"
+        )
+
+    def check_parameters(self, step: int, params: Any) -> None:
+        """Raises WrongNumbers for parameters that are not finite, before they take the place of good ones.
+
+        They are looked at where the last steps were skipped alone: else they are finite.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params) if self._skipped else ():
+            if not jax.device_get(_all_finite(leaf)):
+                what = f"the parameters {path_name(path)} are not finite after step {step:,}"
+                # Whether it comes again is known when this step is saved.
+                raise WrongNumbers(what, step + 1, math.nan, math.inf, self._suspect)
+
+
+@jax.jit
+def _all_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf).all()
+
+
+def lasting(first: WrongNumbers, again: WrongNumbers) -> LastingFault:
+    """The verdict of numbers that were wrong twice."""
+    if first.step != again.step:
+        then = str(again)
+    elif str(first.loss) == str(again.loss):
+        then = f"it is the same to the last digit (loss {again.loss:.4g})"
+    else:
+        then = f"it is wrong again, by other digits (losses {first.loss:.4g} and {again.loss:.4g})"
+    return LastingFault(
+        f"{first}; computed again from the last checkpoint, {then}. Verdict: a lasting fault; the "
+        "checkpoints are good. Look for NaN in the data, lower optimizer.learning_rate, or set "
+        "optimizer.clip_norm or model.clamp"
+    )

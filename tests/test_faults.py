@@ -1,0 +1,169 @@
+"""Wrong losses are computed again, and what comes then decides who is to blame."""
+
+import ctypes
+import math
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits as recipe
+from pom_jax.sampling import write
+from pom_jax.training import ledger, loop, metrics
+from pom_jax.training.faults import FEWEST, LastingFault, NumberCheck, WrongNumbers, lasting
+
+
+def row(loss: float, skipped: int = 0) -> dict[str, float]:
+    return {"loss": loss, "skipped_in_a_row": skipped}
+
+
+def wrong(check: NumberCheck, step: int, loss: float, skipped: int = 0) -> WrongNumbers:
+    with pytest.raises(WrongNumbers) as raised:
+        check.add(step, row(loss, skipped))
+    return raised.value
+
+
+def after(losses: int, absurd: float = 10.0, suspect: WrongNumbers | None = None) -> NumberCheck:
+    check = NumberCheck(3, absurd, suspect)
+    for step in range(1, losses + 1):
+        assert check.add(step, row(0.2 + 0.1 * (step % 3))) == ""
+    return check
+
+
+def test_a_loss_is_absurd_beside_those_before_it() -> None:
+    assert after(FEWEST).add(FEWEST + 1, row(3.9)) == "", "below ten times 0.4"
+    found = wrong(after(FEWEST), FEWEST + 1, 4.1)
+    assert (found.step, found.limit) == (FEWEST + 1, pytest.approx(4.0))
+    assert "is 4.1, and was at most 0.4" in str(found)
+    assert found.suspect is None
+    assert after(FEWEST - 1).add(FEWEST, row(1e6)) == "", "too few to compare with"
+    assert after(FEWEST, absurd=0).add(FEWEST + 1, row(1e6)) == ""
+
+
+def test_steps_that_are_not_finite_are_too_many_in_a_row() -> None:
+    check = after(5)
+    for count in (1, 2):
+        assert check.add(5 + count, row(math.nan, count)) == ""
+    assert "in 3 steps in a row, up to step 8" in str(wrong(check, 8, math.nan, 3))
+
+
+def test_the_verdict_is_told_at_the_step_that_was_wrong() -> None:
+    suspect = wrong(after(FEWEST), FEWEST + 1, 50.0)
+    again = after(FEWEST, suspect=suspect)
+    assert again.add(FEWEST + 1, row(0.3)).startswith("verdict: a passing fault")
+    assert again.add(FEWEST + 2, row(0.3)) == "", "told once"
+    assert wrong(again, FEWEST + 3, 50.0).suspect is None, "another one"
+
+
+def test_what_comes_again_lasts_also_with_fewer_losses_to_compare_with() -> None:
+    suspect = wrong(after(FEWEST), FEWEST + 1, 50.0)
+    again = wrong(after(0, suspect=suspect), FEWEST + 1, 50.0)
+    assert again.suspect is suspect
+    assert "the same to the last digit (loss 50)" in str(lasting(suspect, again))
+    other = wrong(after(0, suspect=suspect), FEWEST + 1, 51.0)
+    assert "(losses 50 and 51)" in str(lasting(suspect, other))
+    earlier = wrong(after(0, suspect=suspect), 4, math.nan, 3)
+    assert "last checkpoint, the loss or the gradient was not finite" in str(lasting(suspect, earlier))
+
+
+class Fault:
+    """Writes a number over parameters, moments and averages in the memory of the running process, once.
+
+    It stands where a run scores itself during training, and waits for the checkpoint before it to be whole.
+    """
+
+    def __init__(self, step: int, value: float, after: Path):
+        self._step, self._value, self._after = step, value, after
+
+    def prepare(self, say: Callable[[str], None]) -> None:
+        pass
+
+    def __call__(self, params: Any, step: int, say: Callable[[str], None]) -> dict[str, Any]:
+        if step == self._step:
+            self._step = 0
+            while not self._after.is_dir():
+                time.sleep(0.01)
+            shape = params["out"]["kernel"].shape
+            new = np.full(shape, self._value, np.float32)
+            for array in jax.live_arrays():
+                if array.shape == shape:
+                    ctypes.memmove(array.unsafe_buffer_pointer(), new.ctypes.data, new.nbytes)
+        return {}
+
+
+def train(folder: Path, workdir: Path, fault: Fault | None, **changes: Any) -> int:
+    """60 steps of a tiny model, with checkpoints after 20, 40 and 60."""
+    config = recipe.get_config()
+    config.data.update({"dir": str(folder), "batch_size": 8})
+    config.update_from_flattened_dict(
+        {
+            "model.width": 8,
+            "model.depth": 1,
+            "optimizer.warmup_steps": 0,
+            "train.steps": 60,
+            "train.checkpoint_every": 20,
+            "train.eval_every": 0,
+            "train.sample_every": 0,
+            "train.max_skipped": 5,
+            "fid.every": 1 if fault else 0,
+            "fid.reference": "none",
+            "fid.inception": "none",
+            **changes,
+        }
+    )
+    return loop.train(config, workdir, write, make_fid=(lambda *_: fault) if fault else None)
+
+
+@pytest.fixture(scope="module")
+def untouched(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("untouched") / "run"
+    assert train(digits_dir, workdir, None) == 0
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1e4, r"the loss of step 51 is \S+, and was at most"),
+        (math.nan, "the loss or the gradient was not finite in 5 steps in a row, up to step 55"),
+    ],
+)
+def test_a_run_outlives_a_passing_fault_of_the_machine(
+    value: float, message: str, digits_dir: Path, untouched: Path, tmp_path: Path
+) -> None:
+    """It ends with the numbers of a run that nothing has happened to."""
+    fault = Fault(50, value, tmp_path / "run" / "checkpoints" / "40")
+    assert train(digits_dir, tmp_path / "run", fault) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert re.search(rf"{message}.*by the run or by the machine\? Back to compute it again", log)
+    assert "goes on after step 40" in log
+    assert "verdict: a passing fault" in log
+    losses = [[row["loss"] for row in metrics.read_rows(run)] for run in (untouched, tmp_path / "run")]
+    assert losses[0] == losses[1]
+    listed = [run / "checkpoints" / "60" / "leaves" / "metadata" for run in (untouched, tmp_path / "run")]
+    assert listed[0].read_text() == listed[1].read_text(), "digests of all leaves"
+    assert ledger.read(tmp_path / "run")[-1].lost_steps >= 10
+
+
+def test_parameters_that_are_not_finite_are_not_saved(digits_dir: Path, tmp_path: Path) -> None:
+    """Not even where fewer steps than too many were skipped before the checkpoint is due."""
+    fault = Fault(37, math.nan, tmp_path / "run" / "checkpoints" / "20")
+    assert train(digits_dir, tmp_path / "run", fault, **{"train.max_skipped": 20}) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "the parameters out/kernel are not finite after step 40" in log
+    assert "goes on after step 20" in log
+    assert "verdict: a passing fault" in log
+    assert metrics.read_rows(tmp_path / "run")[-1]["skipped"] == 0
+
+
+def test_a_run_that_diverges_ends_with_its_own_exit_code(digits_dir: Path, tmp_path: Path) -> None:
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}
+    with pytest.raises(LastingFault, match="to the last digit") as told:
+        train(digits_dir, tmp_path / "run", None, **changes)
+    assert "not finite in 5 steps in a row" in str(told.value)
+    assert told.value.exit_code == 3
