@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from absl import flags
 
 from pom_jax.errors import InputError, run_command
+from pom_jax.paths import expand_flags
 
 if TYPE_CHECKING:
     from pom_jax.evaluation.report import Report
@@ -96,6 +97,8 @@ def main(argv: Sequence[str]) -> None:
     from pom_jax.compilation import keep_programs  # here, so that --help is quick
 
     keep_programs()
+    expand_flags("workdir", "out", "data", "reference", "inception", "autoencoder", "images", "npz_out")
+    expand_flags("save_reference")
     if IMAGES.value is not None:
         check_flags("--images")
         score_images(IMAGES.value)
@@ -119,8 +122,11 @@ def main(argv: Sequence[str]) -> None:
 
 def score_workdir(workdir: str) -> None:
     """The field's scores of samples drawn from a run."""
+    from pom_jax import cluster
     from pom_jax.evaluation.workdir_scores import score_workdir
 
+    if HOSTS.value is None and (found := cluster.join()) is not None:
+        say(found)
     reference, inception = real_images()
     num = 50_000 if NUM.value is None else NUM.value
     warn_of_few(num)

@@ -15,6 +15,7 @@ from typing import TypeVar
 from absl import flags
 
 from pom_jax.errors import InputError, run_command
+from pom_jax.paths import expand_flags
 
 Value = TypeVar("Value", int, float, str)
 
@@ -64,6 +65,7 @@ def main(argv: Sequence[str]) -> None:
     if WORKDIR.value is None:
         raise InputError("which model? Give --workdir=DIR, a run of train.py such as runs/digits")
     keep_programs()
+    expand_flags("workdir", "out", "autoencoder", "upscale_from")
     sample_to_file(
         Path(WORKDIR.value),
         out=OUT.value,

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pom_jax.errors import InputError, run_command
+from pom_jax.paths import expand_flags, expand_paths
 from pom_jax.training.command import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py:attention.")
@@ -51,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
     if len(argv) > 1:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python train.py --help")
+    expand_paths(_CONFIG.value)
+    expand_flags("workdir")
     keep_programs()
     if _DRY_RUN.value is not None:
         dry_run.make_devices(_DRY_RUN.value)

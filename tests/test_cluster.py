@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from configs import common
 from pom_jax import cluster
 from pom_jax.data import digits
 from pom_jax.errors import InputError
+from pom_jax.paths import expand_paths, local_path
 from pom_jax.training import checkpoint, metrics
 
 ROOT = Path(__file__).parent.parent
@@ -219,3 +221,13 @@ def test_two_four_two_and_one_process_end_like_two_undisturbed(
     assert rows(broken) == rows(whole), f"killed after {resumed}, stopped at {stopped}"
     assert [row["step"] for row in rows(broken)] == list(range(1, STEPS + 1))
     assert leaves(broken) == leaves(whole), f"killed after {resumed}, stopped at {stopped}"
+
+
+def test_paths_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = common.base()
+    config.data.dir, config.init_from = "~/data/digits", "runs/other"
+    expand_paths(config)
+    assert (config.data.dir, config.init_from) == ("/home/somebody/data/digits", "runs/other")
+    with pytest.raises(InputError, match=r"--workdir=gs://bucket/run is no folder .* mount the bucket"):
+        local_path("--workdir", "gs://bucket/run")

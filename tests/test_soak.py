@@ -9,7 +9,7 @@ from benchmarks import soak
 from pom_jax.data import digits
 from pom_jax.training import checkpoint
 
-STEPS = 330
+STEPS = 150
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
