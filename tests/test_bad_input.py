@@ -113,6 +113,16 @@ def test_what_may_change_is_accepted_and_kept(folder: Path, tmp_path: Path) -> N
     assert '"steps": 9000' in (tmp_path / "config.json").read_text()
 
 
+def test_a_run_does_not_go_on_with_other_data(folder: Path, tmp_path: Path) -> None:
+    keep_config(tmp_path, tiny(folder), "0123456789abcdef")
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(
+        InputError, match=r"is not what .* has learned from so far \(checksum 0123456789abcdef"
+    ):
+        train(tiny(folder), tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+
+
 def test_a_folder_that_is_no_workdir_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear reader")
     with pytest.raises(InputError, match="not empty and not a workdir"):

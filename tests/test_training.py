@@ -36,6 +36,7 @@ from pom_jax.training.profile import Profile
 from pom_jax.training.progress import Log, ProgressLine, duration
 from pom_jax.training.recorder import Recorder
 from pom_jax.training.run import Run, make_run
+from pom_jax.training.start import stretched
 
 
 def tiny(folder: Path, **sections: dict[str, Any]) -> ConfigDict:
@@ -267,6 +268,24 @@ def test_a_warm_up_that_fills_the_run_is_warned_of(folder: Path) -> None:
     for warmup, said in ((0, 0), (3, 0), (4, 1), (60, 1)):
         assert len(warnings(tiny(folder, optimizer={"warmup_steps": warmup}))) == said
     assert "10% of optimizer.learning_rate" in warnings(tiny(folder, optimizer={"warmup_steps": 60}))[0]
+
+
+@pytest.mark.parametrize(
+    ("images", "heldout", "words"), [(16, 16, []), (5, 16, ["3.2 times"]), (16, 1, ["of 1"])]
+)
+def test_data_that_are_few_are_told(folder: Path, images: int, heldout: int, words: list[str]) -> None:
+    said = warnings(tiny(folder), images, heldout)
+    assert len(said) == len(words)
+    assert all(word in line for word, line in zip(words, said, strict=True))
+
+
+def test_another_length_is_told_where_it_moves_the_learning_rate(folder: Path) -> None:
+    short, long = (tiny(folder, train={"steps": steps}) for steps in (100, 200))
+    assert stretched(None, long, 50) == stretched(short, short, 50) == []
+    assert stretched(short, long, 50) == ["train.steps is 200 now, and was 100"], "a constant rate stays"
+    for config in (short, long):
+        config.optimizer.update({"schedule": "linear", "learning_rate": 0.4})
+    assert "jumps from 0.2 to 0.3" in stretched(short, long, 50)[0]
 
 
 def test_the_bar_moves_before_a_line_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,12 @@ FILE = "config.json"
 UNFINISHED = f".{FILE}.new"  # stays where a process is killed while it writes
 SECTIONS = ("model", "data", "diffusion", "optimizer", "ema", "train", "sampling", "mesh", "log")
 MOST_SAMPLES = 10_000  # in a grid drawn during training
+FEW = 16  # held-out images
 
 # What may change when a run is resumed: how long, how often, where and how fast, but not what is trained.
 CHANGEABLE = (
     "train.", "log.", "mesh.", "sampling.", "fid.", "model.scan", "model.remat", "data.dir",
+    "data.digest",  # compared by keep_config
 )  # fmt: skip
 
 # Fields of the training sections that runs older than them lack, and what they stood at.
@@ -86,16 +88,30 @@ def check_config(config: ConfigDict) -> None:
         raise InputError("; ".join(wrong))
 
 
-def warnings(config: ConfigDict) -> list[str]:
-    """What can be, but is hardly meant, one line each."""
-    warmup, steps = config.optimizer.warmup_steps, config.train.steps
-    if 2 * warmup <= steps:
-        return []
-    short = f" and gets to {steps / warmup:.0%} of optimizer.learning_rate" if warmup > steps else ""
-    return [
-        f"warning: the learning rate rises until step {warmup:,} (optimizer.warmup_steps) of {steps:,} "
-        f"(train.steps){short}; a tenth of the steps is usual: --config.optimizer.warmup_steps={steps // 10}"
-    ]
+def warnings(config: ConfigDict, images: int | None = None, heldout: int | None = None) -> list[str]:
+    """What can be, but is hardly meant, one line each.
+
+    Args:
+        config: of a run.
+        images, heldout: in the two splits of its data set, where that is known.
+    """
+    lines = []
+    warmup, steps, batch = config.optimizer.warmup_steps, config.train.steps, config.data.batch_size
+    if 2 * warmup > steps:
+        short = f" and gets to {steps / warmup:.0%} of optimizer.learning_rate" if warmup > steps else ""
+        lines.append(
+            f"warning: the learning rate rises until step {warmup:,} (optimizer.warmup_steps) of {steps:,} "
+            f"(train.steps){short}; a tenth of the steps is usual: "
+            f"--config.optimizer.warmup_steps={steps // 10}"
+        )
+    if images is not None and batch > images:
+        lines.append(
+            f"warning: a batch of {batch:,} (data.batch_size) has each of the {images:,} training images "
+            f"{batch / images:.3g} times"
+        )
+    if heldout is not None and config.train.eval_every and heldout < FEW:
+        lines.append(f"warning: the held-out loss is of {heldout:,} images, and says little")
+    return lines
 
 
 def default_workdir(config: ConfigDict) -> Path:
@@ -123,12 +139,17 @@ def read_config(workdir: str | Path) -> ConfigDict | None:
         raise InputError(f"{path} cannot be read ({error}); choose another workdir") from error
 
 
-def keep_config(workdir: str | Path, config: ConfigDict) -> None:
+def keep_config(workdir: str | Path, config: ConfigDict, data_digest: str = "") -> None:
     """Writes config.json into the workdir, which is created; a run that goes on there must be the same run.
 
+    Args:
+        workdir: of the run.
+        config: of the run.
+        data_digest: of the data set that it learns from (`Manifest.digest`), kept as data.digest.
+
     Raises:
-        InputError: the workdir belongs to another configuration (the message lists the fields), or is some
-            other folder with files in it.
+        InputError: the workdir belongs to another configuration (the message lists the fields) or to other
+            data, or is some other folder with files in it.
     """
     workdir = Path(workdir)
     kept = read_config(workdir)
@@ -142,13 +163,22 @@ def keep_config(workdir: str | Path, config: ConfigDict) -> None:
             f"{workdir} belongs to another configuration; choose another --workdir or the same fields:\n  "
             + "\n  ".join(differing)
         )
-    write_config(workdir, config)
+    before = "" if kept is None else kept.data.get("digest", "")
+    if before and before != data_digest:
+        raise InputError(
+            f"the data in {config.data.dir} (checksum {data_digest}) is not what {workdir} has learned from "
+            f"so far (checksum {before}): choose data.dir, or go on with it in a new --workdir, with "
+            f"--config.init_from={workdir} --config.init_state=True"
+        )
+    write_config(workdir, config, data_digest)
 
 
-def write_config(workdir: str | Path, config: ConfigDict) -> None:
-    """Writes config.json into the workdir, which is created: whole or not at all."""
+def write_config(workdir: str | Path, config: ConfigDict, data_digest: str = "") -> None:
+    """Writes config.json into the workdir, which is created: whole or not at all; see `keep_config`."""
     workdir = Path(workdir)
     fields = config.to_dict()
+    if data_digest:
+        fields["data"]["digest"] = data_digest
     if folder := fields["data"]["dir"]:
         fields["data"]["dir"] = str(Path(folder).absolute())  # for commands called elsewhere
     workdir.mkdir(parents=True, exist_ok=True)

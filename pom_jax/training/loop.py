@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from pom_jax import cluster
 from pom_jax.data.pipeline import batches, device_batches, local_rows
 from pom_jax.training import checkpoint, digest, memory
-from pom_jax.training.config import keep_config, warnings
+from pom_jax.training.config import keep_config, read_config, warnings
 from pom_jax.training.faults import WrongNumbers, lasting
 from pom_jax.training.fid import Fid, MakeFid, open_fid
 from pom_jax.training.heldout import HeldOut
@@ -26,7 +26,7 @@ from pom_jax.training.progress import Log, duration
 from pom_jax.training.recorder import Recorder
 from pom_jax.training.run import Run, make_run
 from pom_jax.training.sharding import batch_sharding
-from pom_jax.training.start import find_start
+from pom_jax.training.start import find_start, stretched
 from pom_jax.training.state import TrainState
 from pom_jax.training.watchdog import Watchdog
 from pom_jax.training.workdir import hold
@@ -70,14 +70,15 @@ def train(
     if not checkpoint.saved_steps(workdir):
         find_start(run)
     checkpoint.check_room(workdir, config.train, run.state)
+    kept = read_config(workdir)
     with jax.set_mesh(run.mesh):
         preview = Preview(config, run.model, workdir / "samples", write_images, run.state.params)
-        with hold(workdir, lambda: keep_config(workdir, config)):
+        with hold(workdir, lambda: keep_config(workdir, config, run.train.manifest.digest)):
             if jax.process_index() == 0:
                 ledger.open(workdir)
             log = Log(workdir)
             try:
-                code = _train(_Session(run, workdir, preview, fid, window, log, ledger))
+                code = _train(_Session(run, workdir, kept, preview, fid, window, log, ledger))
                 log.line(ledger.summary())
                 if code == 0:
                     log.line(_next_commands(run, workdir, run.train.manifest.name in scored))
@@ -94,6 +95,7 @@ class _Session:
 
     run: Run
     workdir: Path
+    kept: ConfigDict | None  # of the starts before
     preview: Preview
     fid: Fid | None
     window: Profile
@@ -104,7 +106,7 @@ class _Session:
 def _train(session: _Session) -> int:
     run, log, ledger = session.run, session.log, session.ledger
     config, suspect = run.config.train, None
-    log.line("\n".join([run.describe(), *warnings(run.config)]))
+    log.line("\n".join([run.describe(), *warnings(run.config, len(run.train), len(run.heldout))]))
     state, start = _first_state(session)
     if start >= config.steps:
         log.line(f"{session.workdir} has all {config.steps:,} steps already")
@@ -142,7 +144,8 @@ def _first_state(session: _Session) -> tuple[TrainState, int]:
     run, workdir, log = session.run, session.workdir, session.log
     if found := checkpoint.restore_state(workdir, run.state):
         state, start = found
-        log.line(f"workdir: {workdir} (goes on after step {start:,})")
+        lines = stretched(session.kept, run.config, start)
+        log.line("\n".join([f"workdir: {workdir} (goes on after step {start:,})", *lines]))
     else:
         new = find_start(run)
         log.line("\n".join([f"workdir: {workdir} (new)", *new.lines]))

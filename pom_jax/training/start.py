@@ -95,6 +95,24 @@ def _branch(run: Run, parent: ConfigDict) -> Start:
     )
 
 
+def stretched(kept: ConfigDict | None, config: ConfigDict, step: int) -> list[str]:
+    """What another train.steps does to a run that goes on after `step`, whose configuration was `kept`."""
+    if kept is None or kept.train.steps == config.train.steps:
+        return []
+    before = {"decay_from": ADDED["optimizer.decay_from"], **kept.optimizer}
+    old, new = (
+        float(make_schedule(fields, length)(step))
+        for fields, length in ((before, kept.train.steps), (config.optimizer, config.train.steps))
+    )
+    line = f"train.steps is {config.train.steps:,} now, and was {kept.train.steps:,}"
+    if abs(new - old) <= 0.01 * max(old, new):
+        return [line]
+    return [
+        f"warning: {line}: the schedule {config.optimizer.schedule!r} ends there, and the learning rate "
+        f"jumps from {old:.3g} to {new:.3g}"
+    ]
+
+
 def _learning_rates(config: ConfigDict, parent: ConfigDict, step: int) -> str:
     """What becomes of the learning rate where a run branches off."""
     before = {"decay_from": ADDED["optimizer.decay_from"], **parent.optimizer}
