@@ -97,7 +97,7 @@ def program(model: nn.Module, tokens: int, width: int, mesh: Mesh, slopes: tuple
     x, condition = (jax.ShapeDtypeStruct((1, n, width), jnp.float32) for n in (tokens, 1))
     at = NamedSharding(mesh, PartitionSpec(None, "context"))
     with jax.set_mesh(mesh):
-        params = jax.eval_shape(model.init, jax.random.key(0), x, condition)["params"]
+        params = jax.eval_shape(lambda *to: model.init(jax.random.key(0), *to), x, condition)["params"]
         places = sharding.parameter_shardings(params, mesh)
         placed = [
             jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, sharding)

@@ -26,6 +26,9 @@ _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)
 _TRIPS = re.compile(r"known_trip_count\D*(\d+)")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}")
 _COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_NAME = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
+_BOUND = re.compile(r"%?([\w.\-]+)\), direction=LT")
 _DEVICES = re.compile(r"\bnum_partitions=(\d+)")
 _ORIGIN = re.compile(r'op_name="([^"]*)"')
 
@@ -118,7 +121,7 @@ def in_layers(found: Iterable[Collective], depth: int) -> dict[str, tuple[float,
         depth: turns of its loops over layers, at least 2.
 
     Returns:
-        By kind how many there are and their bytes, for one layer; what runs outside of such loops is not counted.
+        By kind how many there are and their bytes, for one layer; what runs elsewhere is left out.
     """
     layers: dict[str, tuple[float, float]] = {}
     for one in found:
@@ -148,14 +151,14 @@ def _times(computations: Mapping[str, list[_Instruction]], entry: str) -> dict[s
     callers: dict[str, list[tuple[str, int]]] = {name: [] for name in computations}
     for name, instructions in computations.items():
         for one in instructions:
-            trips = _TRIPS.search(one.rest) if one.kind == "while" else None
+            turns = _turns(one, computations) if one.kind == "while" else 1
             # The done of an asynchronous call names the computation that its start has called.
             called = [] if one.kind in ("async-update", "async-done") else _CALLED.findall(one.rest)
             for branches in _BRANCHES.findall(one.rest):
                 called += [branch.strip().lstrip("%") for branch in branches.split(",")]
             for other in called:
                 if other in callers:
-                    callers[other].append((name, int(trips[1]) if trips else 1))
+                    callers[other].append((name, turns))
     known = {entry: 1}
 
     def count(name: str) -> int:
@@ -164,6 +167,18 @@ def _times(computations: Mapping[str, list[_Instruction]], entry: str) -> dict[s
         return known[name]
 
     return {name: count(name) for name in computations}
+
+
+def _turns(loop: _Instruction, computations: Mapping[str, list[_Instruction]]) -> int:
+    """Of a loop whose text says it, or whose condition compares a counter with a constant; else 1."""
+    if trips := _TRIPS.search(loop.rest):
+        return int(trips[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+    instructions = computations.get(condition[1], []) if condition else []
+    constants = {one.name: one.rest.split(")")[0] for one in instructions if one.kind == "constant"}
+    bounds = [_BOUND.search(one.rest) for one in instructions if one.kind == "compare"]
+    known = [constants[bound[1]] for bound in bounds if bound and bound[1] in constants]
+    return int(known[0]) if known and known[0].isdigit() else 1
 
 
 def _first_operand(rest: str) -> str:
@@ -192,5 +207,22 @@ def _group(rest: str) -> tuple[int, ...]:
         if counted[3]:
             places = places.transpose(_sizes(counted[3]))
         return tuple(places.reshape(shape)[0].tolist())
+    if named := _NAMED.search(rest):
+        return _named_group(*named.groups())
     listed = _LISTED.search(rest)
     return _sizes(listed[1]) if listed else ()
+
+
+def _named_group(mesh: str, along: str) -> tuple[int, ...]:
+    """The first group along axes of a mesh: "'a'=2,'b'=8" and "'a','b':(2)4", of which the latter cuts b."""
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
+    shape, chosen = [], []
+    wanted = {
+        name: (int(before or 1), int(size or sizes[name])) for name, before, size in _NAME.findall(along)
+    }
+    for name, size in sizes.items():
+        before, part = wanted.get(name, (size, 1))
+        chosen.append(len(shape) + 1)
+        shape += [before, part, size // before // part]
+    places = np.moveaxis(np.arange(math.prod(shape)).reshape(shape), chosen, range(-len(chosen), 0))
+    return tuple(places.reshape(-1, math.prod(shape[index] for index in chosen))[0].tolist())
