@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from pom_jax.sampling import write
     from pom_jax.training import dry_run, loop
     from pom_jax.training.config import default_workdir
+    from pom_jax.training.ledger import process_start
 
     if len(argv) > 1:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python train.py --help")
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     config = _CONFIG.value
     workdir = _WORKDIR.value or default_workdir(config)
     with cluster.one_for_all():
-        return loop.train(config, workdir, write, SCORED, make_fid, _PROFILE.value)
+        return loop.train(config, workdir, write, SCORED, make_fid, _PROFILE.value, process_start())
 
 
 def make_fid(config: Any, model: Any) -> Any:

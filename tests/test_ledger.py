@@ -22,8 +22,9 @@ def row(number: int, **times: float) -> str:
 
 
 def test_phases_share_the_whole_time() -> None:
-    account = Ledger()
-    began = account.processes[0].began
+    began = ledger.process_start()
+    assert 0 < time.time() - began < 24 * 3600
+    account = Ledger(began)
     account.enter("steps")
     with account.phase("data"):
         time.sleep(0.02)
@@ -56,6 +57,23 @@ def test_what_was_done_after_the_checkpoint_is_lost(tmp_path: Path) -> None:
     account.step(2)
     assert "killed once: 2 steps were done again; " in account.summary()
     assert ledger.read(tmp_path)[0] == before
+
+
+def test_steps_that_one_process_does_again_are_lost_too(tmp_path: Path) -> None:
+    account = Ledger()
+    account.open(tmp_path)
+    rows = "".join(row(number, step=0.01, input=0.0) for number in range(1, 4))
+    (tmp_path / metrics.FILE).write_text(rows)
+    account.resume(1)
+    assert account.processes[0].lost_steps == 0, "of the run that this one branches off"
+    account.enter("steps")
+    for number in range(2, 4):
+        time.sleep(0.01)
+        account.step(number)
+    account.resume(1)
+    totals = account.totals()
+    assert totals["lost"] == pytest.approx(0.02)
+    assert account.processes[0].lost_steps == 2
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '[{"began": 1}]', '{"a": 2}'])
@@ -115,8 +133,12 @@ def test_the_time_of_a_killed_run_adds_up(start: Callable[[], subprocess.Popen],
 
     first, second = ledger.read(tmp_path / "run")
     assert (first.ended, second.ended) == (False, True)
-    assert sum(first.seconds.values()) == pytest.approx(killed - began, rel=0.01, abs=0.2)
-    assert sum(second.seconds.values()) == pytest.approx(ended - again, rel=0.01, abs=0.2)
+    assert sum(first.seconds.values()) == pytest.approx(
+        killed - began, rel=0.01, abs=0.5
+    )  # starting a process takes a while
+    assert sum(second.seconds.values()) == pytest.approx(
+        ended - again, rel=0.01, abs=0.5
+    )  # starting a process takes a while
     assert first.lost_steps == done - kept
     assert first.seconds["lost"] > 0
     assert second.seconds["other"] < 0.01 * sum(second.seconds.values()) + 0.05

@@ -58,7 +58,7 @@ class DiPoM(nn.Module):
         unit_gates: gates are kept as the authors' 1 + g, see `nn.blocks.ModulatedBlock`.
         clamp: bound on the absolute value of what a block returns, 0 for none.
         scan: blocks in a loop (quick to compile) or unrolled; the same parameters and numbers.
-        remat: "none", "full" or "dots", see `nn.blocks.stack`.
+        remat: "none", "dots", "states" or "full", see `nn.blocks.stack`.
         dtype: compute dtype of products and residual stream, float32 if None. Parameters and output: float32.
     """
 

@@ -82,8 +82,8 @@ class Ledger:
         self.write()
 
     def resume(self, step: int) -> None:
-        """Books as lost what was done after `step`, from where the run goes on: by earlier processes, or by
-        this one where it was taken back."""
+        """Books as lost what was done after `step`, from where the run goes on, in this process or before."""
+        self._this.step = step
         if self._path is None:
             return
         self._enter(self._this.phase)
@@ -96,8 +96,9 @@ class Ledger:
                 spent[phase] -= moved
                 process.seconds[phase] -= moved
                 process.seconds["lost"] += moved
-        if rows:
-            self.processes[-1 if self._this.first_step else -2].lost_steps += len(rows)
+        at_work = [process for process in self.processes if process.first_step is not None]
+        if at_work:  # else the rows are of the run that this one branches off
+            at_work[-1].lost_steps += len(rows)
         self.write()
 
     @contextlib.contextmanager

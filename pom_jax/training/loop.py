@@ -174,7 +174,8 @@ def _compile(session: _Session, state: TrainState) -> tuple[Any, HeldOut | None]
         log.line("compiling the sampler")
         session.preview.compile()
     if session.fid is not None:
-        session.fid.prepare(log.line)
+        with session.ledger.phase("evaluation"):
+            session.fid.prepare(log.line)
     return train_step, heldout_loss
 
 
