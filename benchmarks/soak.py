@@ -84,21 +84,26 @@ class Soak:
 def at(moment: str, workdir: Path, already: int, chance: random.Random) -> Callable[[], bool]:
     """Whether the run in `workdir` is at a moment now; `already` rows were there before it started."""
     folder, rows = workdir / checkpoint.FOLDER, workdir / metrics.FILE
+    newest, left = checkpoint.latest_step(workdir), set(folder.glob("*.orbax-checkpoint-tmp*"))
     later = already + chance.randint(5, 2 * EVERY)
 
     def stepping() -> bool:
         return rows.exists() and rows.read_bytes().count(b"\n") > later
 
     def unfinished() -> list[Path]:
-        return list(folder.glob("*.orbax-checkpoint-tmp*")) if folder.is_dir() else []
+        found = folder.glob("*.orbax-checkpoint-tmp*") if folder.is_dir() else ()
+        return [path for path in found if path not in left]
 
     def committing() -> bool:
         return any((path / "commit_success.txt").exists() or (path / "state" / "manifest.ocdbt").exists()
                    for path in unfinished())  # fmt: skip
 
-    def deleting() -> bool:
+    def deleting() -> bool:  # the newest has its name, and the oldest is on its way
         steps = checkpoint.saved_steps(workdir)
-        return len(steps) > 2 and not (folder / str(steps[0]) / "_CHECKPOINT_METADATA").exists()
+        if len(steps) <= FIELDS["train.keep_last"] or steps[-1] == newest:
+            return False
+        time.sleep(chance.uniform(0, 0.003))
+        return True
 
     began, delay = time.monotonic(), chance.uniform(0.5, 6)
     return {
