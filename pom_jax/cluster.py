@@ -208,6 +208,12 @@ def share(text: str) -> list[str]:
     return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
+def roll_call() -> str:
+    """Which process runs on which host; called by all."""
+    hosts = share(socket.gethostname())
+    return "processes: " + ", ".join(f"{process} on {host}" for process, host in enumerate(hosts))
+
+
 def is_loss(error: BaseException | None) -> bool:
     """Whether an error, or what it comes from, says that another process is gone or does not answer."""
     while error is not None and jax.process_count() > 1:

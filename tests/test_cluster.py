@@ -207,9 +207,11 @@ def test_two_four_two_and_one_process_end_like_two_undisturbed(
         assert launcher.wait() == 137
         assert f"launch: process 1 of {processes} " in said.read_text()
 
-    resumed = checkpoint.latest_step(broken) or 0
+    resumed, damaged = checkpoint.saved_steps(broken)[-2:]
+    (broken / checkpoint.FOLDER / str(damaged) / "leaves" / "metadata").write_text("{}")
     launcher = start(broken, 2)  # one of two hosts is about to be taken away
     wait_for(launcher, said, f"goes on after step {resumed}")
+    assert f"It was moved to {broken}/damaged/{damaged}" in said.read_text()
     os.kill(children(launcher)[1], signal.SIGTERM)
     assert launcher.wait() == 143, said.read_text()
     stopped = checkpoint.latest_step(broken) or 0

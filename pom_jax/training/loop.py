@@ -77,6 +77,8 @@ def train(
             if jax.process_index() == 0:
                 ledger.open(workdir)
             log = Log(workdir)
+            if jax.process_count() > 1:
+                log.line(cluster.roll_call())
             try:
                 code = _train(_Session(run, workdir, kept, preview, fid, window, log, ledger))
                 log.line(ledger.summary())
