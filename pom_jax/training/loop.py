@@ -190,10 +190,10 @@ def _steps(
     interrupt: Interrupt,
 ) -> None:
     """Up to the last one, or to a signal. Nothing waits for the step just started, but scores and saves."""
+    session.ledger.enter("steps")
     run, workdir, log, config = session.run, session.workdir, session.log, session.run.config.train
     at, size, start = batch_sharding(run.mesh), run.config.data.batch_size, recorder.step
     order = batches(run.train, size, run.config.seed, start_step=start, rows=local_rows(at, size))
-    session.ledger.enter("steps")
     with (
         contextlib.closing(recorder),
         Watchdog(workdir, config.stuck_after, log.line) as watchdog,
