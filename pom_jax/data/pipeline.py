@@ -1,7 +1,6 @@
 """From a source to batches on the device, in one order that depends on the seed and the step only."""
 
 import contextlib
-import itertools
 import queue
 import threading
 import weakref
@@ -15,6 +14,8 @@ import numpy as np
 from pom_jax.data.order import Order
 from pom_jax.data.sources import Source
 from pom_jax.errors import InputError
+
+Rows = slice | np.ndarray
 
 
 class Affine(Protocol):
@@ -30,7 +31,7 @@ class Affine(Protocol):
 
 
 def batches(
-    source: Source, batch_size: int, seed: int, *, start_step: int = 0, rows: slice | None = None
+    source: Source, batch_size: int, seed: int, *, start_step: int = 0, rows: Rows | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Training batches for ever, from `start_step` on, without replaying what came before.
 
@@ -57,7 +58,7 @@ def batches(
     if start_step < 0:
         raise InputError(f"start_step is {start_step}; steps are counted from 0")
     order = Order(len(source), seed)
-    places = np.arange(batch_size)[rows or slice(None)]
+    places = np.arange(batch_size)[slice(None) if rows is None else rows]
 
     def generate() -> Iterator[dict[str, np.ndarray]]:
         step = start_step
@@ -68,9 +69,7 @@ def batches(
     return generate()
 
 
-def one_pass(
-    source: Source, batch_size: int, *, rows: slice | None = None
-) -> Iterator[dict[str, np.ndarray]]:
+def one_pass(source: Source, batch_size: int, *, rows: Rows | None = None) -> Iterator[dict[str, np.ndarray]]:
     """Every record once, in the order of the files, in batches of one shape (so nothing compiles twice).
 
     Args:
@@ -84,7 +83,7 @@ def one_pass(
         InputError: see `batches`.
     """
     _check_batch(source, batch_size)
-    places = np.arange(batch_size)[rows or slice(None)]
+    places = np.arange(batch_size)[slice(None) if rows is None else rows]
 
     def generate() -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(source), batch_size):
@@ -101,11 +100,13 @@ def _check_batch(source: Source, batch_size: int) -> None:
         raise InputError(f"split {source.split} of data set {source.manifest.name} is empty")
 
 
-def local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> slice:
-    """The rows of a batch that the devices of this process hold under `sharding` (first axis).
+def local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
+    """The rows of a batch that the devices of this process hold under `sharding` (first axis), in order.
+
+    On a torus they need not lie together; processes that share the tokens of a sequence hold the same ones.
 
     Raises:
-        InputError: a batch size that the mesh does not divide, or rows that do not lie together.
+        InputError: a batch size that the mesh does not divide.
     """
     try:
         places = sharding.addressable_devices_indices_map((batch_size,)).values()
@@ -114,13 +115,11 @@ def local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> slice:
             f"data.batch_size={batch_size} cannot be split over the mesh: {str(error).splitlines()[0]}; "
             "choose a multiple of the number of devices that share the batch"
         ) from error
-    spans = sorted({place[0].indices(batch_size)[:2] for place in places if place is not None})
-    for (_, stop), (start, _) in itertools.pairwise(spans):
-        if start != stop:
-            raise InputError(
-                f"this process holds rows {spans} of a batch of {batch_size}: they must lie together"
-            )
-    return slice(spans[0][0], spans[-1][1])
+    held = np.zeros(batch_size, bool)
+    for place in places:
+        if place is not None:
+            held[place[0]] = True
+    return np.flatnonzero(held)
 
 
 def device_batches(
