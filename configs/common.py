@@ -157,7 +157,8 @@ def imagenet(preset: str, variant: str | None = None, latent_side: int = 32) -> 
     `--config.data.source=synthetic`.
 
     Training is data-parallel over all devices; `--config.mesh.fsdp=8` also cuts parameters, optimiser and
-    averages over 8 of them, `--config.model.remat=states` trades time for memory,
+    averages over 8 of them, `--config.mesh.context=8` the tokens of each image, of which PoM sends none, and
+    `--config.mesh.tensor=2` the layers. `--config.model.remat=states` trades time for memory,
     `--config.optimizer.accumulate=4` computes the batch in 4 slices, and
     `--config.optimizer.moments=bfloat16` halves the optimiser's memory. With `--dry-run=64` the command says
     what such a step needs of each of 64 devices, and what they send each other, on any machine.

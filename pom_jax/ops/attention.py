@@ -30,7 +30,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     batch, queries = q.shape[:2]
     check_mask(mask, batch, queries, k.shape[1])
     if queries >= k.shape[1]:
-        # Where tokens are cut over devices, each gathers all keys and values, and attends for its own queries.
+        # Where tokens are cut over devices, each gathers all keys and values for its own queries.
         k, v = (lay(tokens, "batch", None, "heads", None) for tokens in (k, v))
     logits = jnp.einsum("bmhd,bnhd->bhmn", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
     times = None if mask is None else jnp.expand_dims(mask, tuple(range(1, 5 - mask.ndim)))

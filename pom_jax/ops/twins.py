@@ -3,8 +3,8 @@
 Naive expands all tokens at once and leaves the derivative to JAX, which keeps about six arrays of B N K E
 numbers for the backward pass. Lean works run by run and keeps the tokens and the projections of their gates,
 one such array: the backward pass recomputes the features of a run when it needs them. That is ten matrix
-products in place of nine. Lean differentiates in reverse mode only; its scan runs along the tokens, so these
-must not be split over devices.
+products in place of nine. Lean differentiates in reverse mode only; its scan runs along the tokens, so where
+these are split over devices each runs along its own (`ops.mesh.where_tokens_are`).
 
 Positions get no gradient, here as there.
 """
