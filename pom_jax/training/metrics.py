@@ -16,7 +16,7 @@ from absl import logging
 from pom_jax.errors import InputError
 
 FILE = "metrics.jsonl"
-TIME = "time_"  # prefix of fields in seconds, the only ones that differ between a run and its repetition
+TIME = "time_"  # prefix of what the clock decides, which alone differs between a run and its repetition
 
 
 class Sink(Protocol):

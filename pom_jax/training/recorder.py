@@ -15,6 +15,7 @@ from pom_jax.training.checkpoint import Checkpoints, saved_steps
 from pom_jax.training.faults import NumberCheck, WrongNumbers
 from pom_jax.training.ledger import Ledger
 from pom_jax.training.metrics import TIME, JsonLines, Sink, by_step, optional_sinks
+from pom_jax.training.pace import Pace
 from pom_jax.training.progress import Log, ProgressLine
 from pom_jax.training.run import Run
 from pom_jax.training.state import TrainState
@@ -30,7 +31,7 @@ class Recorder:
     waiting for the batch while the device had nothing to do, `time_evaluation` and `time_checkpoint`, where
     there are any, what scoring and saving held it up, `time_host` what else the host did while it was not
     waiting for the device, most of it while the device computed, and `time_idle` the most that the device can
-    have been without work before the next step.
+    have been without work before the next step. `time_stalls` and `time_slow_hosts` count, see `Pace`.
 
     Args:
         run, workdir, log, ledger: of the run.
@@ -54,6 +55,7 @@ class Recorder:
         config = run.config
         self.step = start
         self._workdir, self._log, self._ledger = workdir, log, ledger
+        self._pace = Pace()
         self._check = NumberCheck(config.train.max_skipped, config.train.absurd, suspect)
         self._rows: JsonLines | None = None
         self._sinks: list[Sink] = []
@@ -127,6 +129,8 @@ class Recorder:
         self._finish()
         self._check.check_parameters(step, state.params)
         with self._apart("checkpoint"):
+            for line in self._pace.compare():
+                self._log.line(line)
             if self._rows is not None:
                 self._rows.sync()
             self._checkpoints.save(step, state, self._heldout_loss)
@@ -161,6 +165,8 @@ class Recorder:
             f"{TIME}idle": self._idle,
         }
         row |= {f"{TIME}{name}": seconds for name, seconds in self._aside.items()}
+        self._pace.add(whole, row[f"{TIME}input"], row[f"{TIME}host"])
+        row |= {f"{TIME}stalls": self._pace.stalls, f"{TIME}slow_hosts": self._pace.slow}
         self._last, self.step = self._looked, step
         self._input = self._device = self._idle = 0.0
         self._aside = {}
