@@ -27,6 +27,7 @@ _TRIPS = re.compile(r"known_trip_count\D*(\d+)")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}")
 _COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_ORDER = re.compile(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)")
 _NAME = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
 _BOUND = re.compile(r"%?([\w.\-]+)\), direction=LT")
 _DEVICES = re.compile(r"\bnum_partitions=(\d+)")
@@ -208,7 +209,13 @@ def _group(rest: str) -> tuple[int, ...]:
             places = places.transpose(_sizes(counted[3]))
         return tuple(places.reshape(shape)[0].tolist())
     if named := _NAMED.search(rest):
-        return _named_group(*named.groups())
+        group = _named_group(*named.groups())
+        if order := _ORDER.search(named[0]):  # the devices that the mesh has in its places
+            sizes = _sizes(order[1])
+            devices = np.arange(math.prod(sizes)).reshape(sizes)
+            devices = devices.transpose(_sizes(order[2])) if order[2] else devices
+            group = tuple(devices.ravel()[list(group)].tolist())
+        return group
     listed = _LISTED.search(rest)
     return _sizes(listed[1]) if listed else ()
 
