@@ -33,8 +33,8 @@ for attempt in $(seq 10); do
     srun --kill-on-bad-exit=1 --label python -u train.py "$@"
     code=$?
     case $code in
-        0 | 2 | 130) exit "$code" ;;                               # done, wrong input, or stopped by hand
-        143) scontrol requeue "$SLURM_JOB_ID" && exit 0 ;;         # time is up or the node is taken: go on later
+        0 | 2 | 3 | 130) exit "$code" ;;                   # done, wrong input, lasting fault, or stopped by hand
+        143) scontrol requeue "$SLURM_JOB_ID" && exit 0 ;; # time is up or the node is taken: go on later
     esac
     echo "slurm.sh: exit code $code, starting again ($attempt)"
     sleep 10

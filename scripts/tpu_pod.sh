@@ -18,7 +18,7 @@ for attempt in $(seq 20); do
     gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
         --command="cd pom_jax && . .venv/bin/activate && exec python -u train.py $arguments"
     code=$?
-    case $code in 0 | 2 | 130) exit "$code" ;; esac # done, wrong input, or stopped by hand
+    case $code in 0 | 2 | 3 | 130) exit "$code" ;; esac # done, wrong input, lasting fault, or stopped by hand
     echo "tpu_pod.sh: exit code $code, starting again ($attempt)"
     # A host that outlived the others still holds its chips.
     gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="pkill -f '[t]rain.py' || true"

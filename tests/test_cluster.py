@@ -104,7 +104,14 @@ def script(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     ("ends", "restarts", "starts", "code"),
-    [("-9,1,0", 5, 3, 0), ("-9,2,0", 5, 2, 2), ("75,75,75", 1, 2, 75), ("143,0", 1, 2, 0), ("0", 3, 1, 0)],
+    [
+        ("-9,1,0", 5, 3, 0),
+        ("-9,2,0", 5, 2, 2),
+        ("3,0", 5, 1, 3),
+        ("75,75,75", 1, 2, 75),
+        ("143,0", 1, 2, 0),
+        ("0", 3, 1, 0),
+    ],
 )
 def test_what_died_is_started_again_and_what_is_done_or_wrong_is_not(
     script: str, ends: str, restarts: int, starts: int, code: int
@@ -209,8 +216,10 @@ def test_two_four_two_and_one_process_end_like_two_undisturbed(
 
     resumed, damaged = checkpoint.saved_steps(broken)[-2:]
     (broken / checkpoint.FOLDER / str(damaged) / "leaves" / "metadata").write_text("{}")
+    before = said.read_text().count("goes on after step")
     launcher = start(broken, 2)  # one of two hosts is about to be taken away
-    wait_for(launcher, said, f"goes on after step {resumed}")
+    wait_for(launcher, said, "goes on after step", before + 1)
+    assert f"goes on after step {resumed}" in said.read_text()
     assert f"It was moved to {broken}/damaged/{damaged}" in said.read_text()
     os.kill(children(launcher)[1], signal.SIGTERM)
     assert launcher.wait() == 143, said.read_text()
