@@ -57,6 +57,7 @@ def main() -> None:
     config = recipe.get_config()
     config.model.update({"width": WIDTH, "depth": DEPTH, "ffn_expansion": 1})
     config.data.update({"dir": folder, "batch_size": BATCH})
+    config.optimizer.warmup_steps = 1
     run = make_run(config, jax.devices()[:1])
     frames = 1 if kind == "image" else FRAMES
     model = run.model if kind == "image" else Video(FRAMES, WIDTH, DEPTH, config.model.num_classes, READS)

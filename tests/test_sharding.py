@@ -146,6 +146,9 @@ def test_image_and_video_models_train_alike_on_every_mesh(digits_dir: Path) -> N
         assert layer["1"] == ""
         # Forwards the states, backwards their slopes, and those of the parameters.
         assert layer["context 8"] == "3 all-reduce"
+        # Parameters come twice, and their slopes go once: no tokens.
+        size = {row["mesh"]: row["KiB"] for row in rows}
+        assert size["fsdp 8"] <= 3 * size["data 8"]
 
 
 KINDS_RUN = {
