@@ -131,8 +131,9 @@ class Ledger:
             return
         self._written = time.time()
         new = self._path.with_name(f".{FILE}.new")
-        new.write_text(json.dumps([dataclasses.asdict(process) for process in self.processes]) + "\n")
-        new.replace(self._path)
+        with contextlib.suppress(OSError):  # no reason to end a run, or to hide why it ends
+            new.write_text(json.dumps([dataclasses.asdict(process) for process in self.processes]) + "\n")
+            new.replace(self._path)
 
     def close(self) -> None:
         """The process ends by itself."""
