@@ -23,6 +23,8 @@ from pom_jax.training.checkpoint.folder import checkpoints_folder, choose_step, 
 from pom_jax.training.checkpoint.leaves import DamagedCheckpoint
 from pom_jax.training.checkpoint.storage import first_line, one_error
 
+MOST = 50  # steps that are tried by several processes: as many fit into what they tell each other
+
 
 def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
     """Reads the newest good checkpoint straight into the shardings of `target`; called by all processes.
@@ -41,7 +43,7 @@ def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
         InputError: the checkpoint belongs to another model or optimiser, or none is good.
     """
     damaged: dict[int, str] = {}
-    for step in reversed(saved_steps(workdir)):
+    for step in _steps_of_first(workdir):
         try:
             state = _restore(checkpoints_folder(workdir) / str(step), target)
         except DamagedCheckpoint as error:
@@ -137,6 +139,14 @@ def parameter_shapes(
     return leaves.shapes_below(listed, "params/" if ema is None else f"ema/{ema}/"), step
 
 
+def _steps_of_first(workdir: str | Path) -> list[int]:
+    """Newest first, as the first process sees them: another host may be shown an older list for a while."""
+    steps = saved_steps(workdir)[::-1]
+    if jax.process_count() == 1:
+        return steps
+    return [int(step) for step in cluster.share(" ".join(map(str, steps[:MOST])))[0].split()]
+
+
 def _restore(path: Path, target: Any) -> Any:
     def describe() -> dict[str, Any]:
         check_files(path)
@@ -150,7 +160,8 @@ def _restore(path: Path, target: Any) -> Any:
     state = cluster.agree(
         lambda: _read(lambda: reader.restore(epath.Path(path / "state"), args=arguments)), DamagedCheckpoint
     )
-    leaves.verify(digest.digests(state), listed)
+    # The copies of several processes are read one by one, and one alone can be wrong.
+    cluster.agree(lambda: leaves.verify(digest.digests(state), listed), DamagedCheckpoint)
     return state
 
 
