@@ -102,7 +102,11 @@ class ShardReader:
                     parts += (content[at : at + cut], header)
                     at, cut = at + cut, BLOCK - BLOCK_HEADER
                 parts.append(content[at:stop])
-                if os.preadv(files[number], parts, start) < self._bytes:
+                try:
+                    length = os.preadv(files[number], parts, start)
+                except OSError as error:
+                    raise self._error(number, str(error.strerror)) from error
+                if length < self._bytes:
                     raise self._error(number, "it ends too early")
             group = slice(first, first + GROUP)
             sums[group] = rows[group].view(np.uint32).sum(axis=1, dtype=np.uint32)
@@ -122,9 +126,12 @@ class ShardReader:
         return np.searchsorted(self._starts, indices, side="right") - 1
 
     def _file(self, number: int) -> int:
-        if number not in self._files:
-            with self._lock:
-                self._files.setdefault(number, self._paths[number].open("rb", buffering=0))
+        try:
+            if number not in self._files:
+                with self._lock:
+                    self._files.setdefault(number, self._paths[number].open("rb", buffering=0))
+        except OSError as error:
+            raise self._error(number, str(error.strerror)) from error
         return self._files[number].fileno()
 
     def _error(self, number: int, what: str) -> InputError:
