@@ -59,6 +59,18 @@ def test_what_was_done_after_the_checkpoint_is_lost(tmp_path: Path) -> None:
     assert ledger.read(tmp_path)[0] == before
 
 
+def test_what_is_lost_is_lost_once_though_the_next_processes_end_before_a_step(tmp_path: Path) -> None:
+    killed = Process(1000.0, 1010.0, "steps", step=9, first_step=1001.0)
+    killed.seconds["steps"] = 9.0
+    (tmp_path / ledger.FILE).write_text(json.dumps([vars(killed)]))
+    (tmp_path / metrics.FILE).write_text("".join(row(number, step=1.0) for number in range(1, 10)))
+    for resumed, lost in ((6, 3), (6, 3), (4, 5), (4, 5)):  # 6 is damaged at last
+        account = Ledger()
+        account.open(tmp_path)
+        account.resume(resumed)
+        assert account.processes[0].lost_steps == account.totals()["lost"] == lost
+
+
 def test_steps_that_one_process_does_again_are_lost_too(tmp_path: Path) -> None:
     account = Ledger()
     account.open(tmp_path)

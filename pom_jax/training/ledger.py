@@ -39,6 +39,7 @@ class Process:
         ended: whether it ended by itself; False while it runs, and after a kill.
         step: the last one that was done by then.
         first_step: when its first step was done, None before.
+        resumed: the step that it went on after, None before that is known.
         lost_steps: how many of its steps were done again later.
         seconds: spent in each of PHASES.
     """
@@ -49,6 +50,7 @@ class Process:
     ended: bool = False
     step: int = 0
     first_step: float | None = None
+    resumed: int | None = None
     lost_steps: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
@@ -88,6 +90,11 @@ class Ledger:
             return
         self._enter(self._this.phase)
         rows = rows_after(self._path.parent, step)
+        *_, before, this = Process(0, 0), *self.processes
+        if before.resumed is not None and before.first_step is this.first_step is None:
+            # It ended before a step, and its rows are still there: what it has booked is not lost again.
+            rows = [row for row in rows if row["step"] <= before.resumed]
+        self._this.resumed = step
         spent = _spent(rows)
         del spent["checkpoint"]  # of the step before, which is kept
         for process in reversed(self.processes):

@@ -144,6 +144,7 @@ def _train(session: _Session) -> int:
 def _first_state(session: _Session) -> tuple[TrainState, int]:
     """From the newest good checkpoint, or where a new run starts; straight into its shardings."""
     run, workdir, log = session.run, session.workdir, session.log
+    session.ledger.enter("init")
     if found := checkpoint.restore_state(workdir, run.state):
         state, start = found
         lines = stretched(session.kept, run.config, start)
