@@ -28,6 +28,7 @@ class Interrupt:
         self._before: dict[int, Any] = {}
         self._together = jax.distributed.is_initialized()
         self._asked = 0
+        self._agreed = False
 
     @property
     def exit_code(self) -> int:
@@ -38,10 +39,13 @@ class Interrupt:
         """Whether the run stops after this step, which is about to begin; all processes ask at each step."""
         if not self._together:
             return self.number is not None
+        if self._agreed:  # but the numbers of that step were wrong, and it is computed again
+            return True
         # JAX compares for equality, and counts from 1 where the notice came before the first question.
         self._asked += 1
         if not multihost_utils.reached_preemption_sync_point(self._asked):
             return False
+        self._agreed = True
         self.number = self.number or signal.SIGTERM
         self._say(f"all processes stop after step {step:,} and save it; a second signal quits at once")
         self._quit_next()
