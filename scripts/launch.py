@@ -160,7 +160,7 @@ def told(number: int, process: subprocess.Popen, count: int) -> None:
     """Says which process ended first, and how."""
     code = process.returncode
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    rest = "; so do the others" if count > 1 else ""
+    rest = "; the others are ended" if count > 1 else ""
     say(f"process {number} of {count} (pid {process.pid}) {how}{rest}")
 
 

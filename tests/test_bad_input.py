@@ -123,6 +123,14 @@ def test_a_run_does_not_go_on_with_other_data(folder: Path, tmp_path: Path) -> N
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_a_run_is_not_made_shorter_than_it_is(folder: Path, tmp_path: Path) -> None:
+    config = tiny(folder, {"train.steps": 9})
+    keep_config(tmp_path, config)
+    (tmp_path / "checkpoints" / "12").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"is at step 12 already, past train.steps=9"):
+        train(config, tmp_path)
+
+
 def test_a_folder_that_is_no_workdir_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear reader")
     with pytest.raises(InputError, match="not empty and not a workdir"):

@@ -127,7 +127,7 @@ def test_one_line_says_which_process_died_and_how(script: str, monkeypatch: pyte
     ended = launch("--processes=2", "--", script, "-9")
     assert ended.returncode == 137
     assert "process 0 of 2 (pid " in ended.stderr
-    assert ") was ended by SIGKILL; so do the others" in ended.stderr
+    assert ") was ended by SIGKILL; the others are ended" in ended.stderr
     assert "[0] here --coordinator=127.0.0.1:" in ended.stdout
     assert "[1] here" in ended.stdout
     assert time.monotonic() - began < 25, "the others are not waited for"

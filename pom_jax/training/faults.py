@@ -115,7 +115,7 @@ def lasting(first: WrongNumbers, again: WrongNumbers) -> LastingFault:
     else:
         then = f"it is wrong again, by other digits (losses {first.loss:.4g} and {again.loss:.4g})"
     return LastingFault(
-        f"{first}; computed again from the last checkpoint, {then}. Verdict: a lasting fault; the "
-        "checkpoints are good. Look for NaN in the data, lower optimizer.learning_rate, or set "
-        "optimizer.clip_norm or model.clamp"
+        f"{first}; computed again from the last checkpoint, {then}. Verdict: a lasting fault. Look for NaN "
+        "in the data, lower optimizer.learning_rate, or set optimizer.clip_norm or model.clamp. If the "
+        "machine is in doubt, move the newest checkpoint away and start again from the one before"
     )

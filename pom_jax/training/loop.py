@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from pom_jax import cluster
 from pom_jax.data.pipeline import batches, device_batches, local_rows
+from pom_jax.errors import InputError
 from pom_jax.training import checkpoint, digest, memory
 from pom_jax.training.config import keep_config, read_config, warnings
 from pom_jax.training.faults import WrongNumbers, lasting
@@ -71,6 +72,11 @@ def train(
         find_start(run)
     checkpoint.check_room(workdir, config.train, run.state)
     kept = read_config(workdir)
+    if (done := checkpoint.latest_step(workdir) or 0) > config.train.steps:
+        raise InputError(
+            f"{workdir} is at step {done:,} already, past train.steps={config.train.steps}: choose more "
+            "steps, or another --workdir"
+        )
     with jax.set_mesh(run.mesh):
         preview = Preview(config, run.model, workdir / "samples", write_images, run.state.params)
         with hold(workdir, lambda: keep_config(workdir, config, run.train.manifest.digest)):
@@ -79,16 +85,12 @@ def train(
             log = Log(workdir)
             if jax.process_count() > 1:
                 log.line(cluster.roll_call())
-            try:
+            with contextlib.closing(ledger), contextlib.closing(log), contextlib.closing(preview):
                 code = _train(_Session(run, workdir, kept, preview, fid, window, log, ledger))
                 log.line(ledger.summary())
                 if code == 0:
                     log.line(_next_commands(run, workdir, run.train.manifest.name in scored))
                 return code
-            finally:
-                preview.close()
-                log.close()
-                ledger.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +198,8 @@ def _steps(
     at, size, start = batch_sharding(run.mesh), run.config.data.batch_size, recorder.step
     order = batches(run.train, size, run.config.seed, start_step=start, rows=local_rows(at, size))
     with (
-        contextlib.closing(recorder),
         Watchdog(workdir, config.stuck_after, log.line) as watchdog,
+        contextlib.closing(recorder),
         device_batches(order, at) as feed,
         cluster.one_for_all(workdir / "log.txt", alike=(WrongNumbers,)),
     ):

@@ -8,6 +8,7 @@ from pom_jax import cluster
 
 STALL = 0.5  # of a step's time: the least that waiting for data is called a stall
 SLOW = 2.0  # times the usual work of a host beside its device that make it slow
+FEWEST = 20  # steps that are compared
 LEAST = 0.1  # of the time of the steps: below it a slow host holds nobody up
 
 
@@ -33,7 +34,7 @@ class Pace:
         """A line about each process that holds up the others; called by all of them at the same step."""
         steps, seconds, busy = self._steps, self._seconds, self._busy
         self._steps, self._seconds, self._busy = 0, 0.0, 0.0
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or steps < FEWEST:
             return []
         own = [float(text) for text in cluster.share(f"{busy:.6f}")]
         lines = slow_lines(own, steps, seconds)

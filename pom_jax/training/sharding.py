@@ -82,8 +82,14 @@ def _sizes(config: Mapping[str, int], devices: int) -> dict[str, int]:
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise InputError(f"{wanted}: sizes must be positive, or -1 once for all devices that are left")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and devices % fixed:
+        raise InputError(
+            f"{wanted} does not fit {devices} device{'s' if devices > 1 else ''}: {fixed}, the product of "
+            f"the sizes but mesh.{free[0]}, must divide {devices}"
+        )
     if free:
-        sizes[free[0]] = devices // math.prod(size for size in sizes.values() if size != -1)
+        sizes[free[0]] = devices // fixed
     if math.prod(sizes.values()) != devices:
         raise InputError(
             f"{wanted} does not fit {devices} device{'s' if devices > 1 else ''}: "
