@@ -145,12 +145,10 @@ def test_the_time_of_a_killed_run_adds_up(start: Callable[[], subprocess.Popen],
 
     first, second = ledger.read(tmp_path / "run")
     assert (first.ended, second.ended) == (False, True)
-    assert sum(first.seconds.values()) == pytest.approx(
-        killed - began, rel=0.01, abs=0.5
-    )  # starting a process takes a while
-    assert sum(second.seconds.values()) == pytest.approx(
-        ended - again, rel=0.01, abs=0.5
-    )  # starting a process takes a while
+    # A process takes a while to start, and may have lived on a little after its last row.
+    last_row = min(first.seen, killed)
+    assert sum(first.seconds.values()) == pytest.approx(last_row - began, rel=0.01, abs=1.0)
+    assert sum(second.seconds.values()) == pytest.approx(ended - again, rel=0.01, abs=1.0)
     assert first.lost_steps == done - kept
     assert first.seconds["lost"] > 0
     assert second.seconds["other"] < 0.01 * sum(second.seconds.values()) + 0.05
