@@ -60,22 +60,7 @@ def base() -> ConfigDict:
             "label_dropout": 0.1,  # share of the labels replaced by the null class, for guidance
         }
     )
-    config.optimizer = ConfigDict(
-        {
-            "name": "adamw",  # or "lamb"
-            "learning_rate": 1e-3,
-            "schedule": "cosine",  # or constant, linear, sqrt; to zero at train.steps
-            "warmup_steps": 10_000,
-            "decay_from": 0,  # step from which the schedule falls; the end of the warm-up if that is later
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "weight_decay": 0.01,  # of matrices only: no biases, norms, embeddings, registers, positions
-            "clip_norm": 1.0,  # of the whole gradient; 0 = off
-            "accumulate": 1,  # slices of the batch computed one after the other, for less memory
-            "moments": "float32",  # or "bfloat16": half the optimiser's memory, rounded by chance
-        }
-    )
+    config.optimizer = _optimizer()
     config.ema = ConfigDict(
         {
             "decays": (0.999,),  # one average each; the first is the one that is sampled and validated
@@ -84,22 +69,7 @@ def base() -> ConfigDict:
             "power": 2 / 3,  # ramp: the decay after n averagings is at most 1 - (1 + n) ** -power
         }
     )
-    config.train = ConfigDict(
-        {
-            "steps": 300_000,
-            "eval_every": 5_000,  # steps between two held-out losses; 0 = never
-            "eval_size": 1_024,  # held-out images they are computed on, at most
-            "sample_every": 10_000,  # steps between two grids of samples; 0 = never
-            "checkpoint_every": 5_000,  # steps between two checkpoints; there is always one at the end
-            "log_every": 10.0,  # seconds between two lines in log.txt, and on a screen that shows no bar
-            "keep_last": 2,  # newest checkpoints kept
-            "keep_best": 1,  # checkpoints with the lowest held-out loss kept besides
-            "keep_every": 0,  # steps between two checkpoints that are kept for ever; 0 = none
-            "max_skipped": 20,  # non-finite steps in a row that are wrong
-            "absurd": 10.0,  # a loss that many times the largest of the last 100 is wrong too; 0 = none is
-            "stuck_after": 900.0,  # seconds in one step after which the stacks are written; 0 = never
-        }
-    )
+    config.train = _train()
     config.sampling = ConfigDict(  # of the grids drawn during training
         {"sampler": "heun", "steps": 25, "guidance": 4.0, "num": 16}
     )
@@ -127,6 +97,44 @@ def base() -> ConfigDict:
     )
     config.log = ConfigDict({"tensorboard": False, "wandb": False})  # besides metrics.jsonl
     return config.lock()  # a recipe that sets a field which is not here fails
+
+
+def _optimizer() -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "adamw",  # or "lamb"
+            "learning_rate": 1e-3,
+            "schedule": "cosine",  # or constant, linear, sqrt; to zero at train.steps
+            "warmup_steps": 10_000,
+            "decay_from": 0,  # step from which the schedule falls; the end of the warm-up if that is later
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.01,  # of matrices only: no biases, norms, embeddings, registers, positions
+            "clip_norm": 1.0,  # of the whole gradient; 0 = off
+            "accumulate": 1,  # slices of the batch computed one after the other, for less memory
+            "moments": "float32",  # or "bfloat16": half the optimiser's memory, rounded by chance
+        }
+    )
+
+
+def _train() -> ConfigDict:
+    return ConfigDict(
+        {
+            "steps": 300_000,
+            "eval_every": 5_000,  # steps between two held-out losses; 0 = never
+            "eval_size": 1_024,  # held-out images they are computed on, at most
+            "sample_every": 10_000,  # steps between two grids of samples; 0 = never
+            "checkpoint_every": 5_000,  # steps between two checkpoints; there is always one at the end
+            "log_every": 10.0,  # seconds between two lines in log.txt, and on a screen that shows no bar
+            "keep_last": 2,  # newest checkpoints kept
+            "keep_best": 1,  # checkpoints with the lowest held-out loss kept besides
+            "keep_every": 0,  # steps between two checkpoints that are kept for ever; 0 = none
+            "max_skipped": 20,  # non-finite steps in a row that are wrong
+            "absurd": 10.0,  # a loss that many times the largest of the last 100 is wrong too; 0 = none is
+            "stuck_after": 900.0,  # seconds in one step after which the stacks are written; 0 = never
+        }
+    )
 
 
 def _model() -> ConfigDict:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pom_jax.errors import InputError, explain
+from pom_jax.errors import InputError, explain, first_line
 
 PATIENCE = 300  # seconds that processes wait for each other at the start
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead, and all others end
@@ -170,7 +170,7 @@ def _check_alone() -> None:
 
 def _cannot_join(error: Exception) -> InputError:
     return InputError(
-        f"the other processes cannot be joined: {_first_line(error)}; are all of them running, with the same "
+        f"the other processes cannot be joined: {first_line(error)}; are all of them running, with the same "
         "--coordinator and --processes and each with its own --process? --processes=1 starts this one alone"
     )
 
@@ -245,7 +245,7 @@ def one_for_all(log: Path | None = None, alike: tuple[type[Exception], ...] = ()
         if not lost and not isinstance(error, InputError):
             traceback.print_exc()
         words = "another process is gone: " if lost else ""
-        line = f"{_name()}: {words}{_first_line(error) if lost else error}"
+        line = f"{_name()}: {words}{first_line(error) if lost else error}"
         print(f"error: {line}", file=sys.stderr, flush=True)
         if log is not None:
             with contextlib.suppress(OSError), log.open("a") as file:
@@ -256,7 +256,3 @@ def one_for_all(log: Path | None = None, alike: tuple[type[Exception], ...] = ()
 
 def _name() -> str:
     return f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0][:300]

@@ -79,6 +79,12 @@ def run_command(
         os._exit(130)  # the usual way out crashes while a thread of XLA still compiles
 
 
+def first_line(error: object) -> str:
+    """The first line of what an error of a library says, at most 300 characters of it."""
+    lines = str(error).strip().splitlines() or [repr(error)]
+    return lines[0].strip()[:300]
+
+
 def explain(error: Exception) -> int:
     """Prints an error in one message; returns its exit code, 2 for most."""
     print(f"error: {error}", file=sys.stderr, flush=True)

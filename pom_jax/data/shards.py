@@ -3,14 +3,14 @@
 import contextlib
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from pom_jax.data.manifest import Field, Shard, find_bad_record, sha256
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, first_line
 
 # One record a group: a batch is gathered from random places, and latents do not compress.
 OPTIONS = "group_size:1,uncompressed"
@@ -36,13 +36,13 @@ class ShardFile:
         try:
             self._writer = ArrayRecordWriter(str(path), OPTIONS)
         except RuntimeError as error:
-            raise DiskError(_first_line(error)) from error
+            raise DiskError(first_line(error)) from error
 
     def append(self, record: bytes) -> None:
         try:
             self._writer.write(record)
         except RuntimeError as error:
-            raise DiskError(_first_line(error)) from error
+            raise DiskError(first_line(error)) from error
         self.records += 1
 
     def close(self) -> Shard:
@@ -53,7 +53,7 @@ class ShardFile:
             found = reader.num_records()
             reader.close()
         except (RuntimeError, ValueError) as error:
-            raise DiskError(_first_line(error)) from error
+            raise DiskError(first_line(error)) from error
         if found != self.records:
             raise DiskError(f"{self.path.name} has {found} records after writing {self.records}")
         return Shard(self.path.name, found, self.path.stat().st_size, sha256(self.path))
@@ -142,8 +142,3 @@ def to_records(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 def free_space(folder: Path) -> str:
     """For messages: how much the disk of a folder can take."""
     return f"{folder.resolve()} has {shutil.disk_usage(folder).free / 1e9:.1f} GB free"
-
-
-def _first_line(error: object) -> str:
-    lines: Sequence[str] = str(error).splitlines()
-    return lines[0] if lines else repr(error)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,9 @@ from ml_collections import ConfigDict
 from pom_jax import models
 from pom_jax.diffusion.samplers import SAMPLERS
 from pom_jax.errors import InputError
+from pom_jax.files import unfinished, write_whole
 
 FILE = "config.json"
-UNFINISHED = f".{FILE}.new"  # stays where a process is killed while it writes
 SECTIONS = ("model", "data", "diffusion", "optimizer", "ema", "train", "sampling", "mesh", "log")
 MOST_SAMPLES = 10_000  # in a grid drawn during training
 FEW = 16  # held-out images
@@ -153,7 +152,11 @@ def keep_config(workdir: str | Path, config: ConfigDict, data_digest: str = "") 
     """
     workdir = Path(workdir)
     kept = read_config(workdir)
-    if kept is None and workdir.is_dir() and any(path.name != UNFINISHED for path in workdir.iterdir()):
+    if (
+        kept is None
+        and workdir.is_dir()
+        and any(path != unfinished(workdir / FILE) for path in workdir.iterdir())
+    ):
         raise InputError(
             f"{workdir} is not empty and not a workdir (it has no {FILE}); choose another --workdir"
         )
@@ -182,12 +185,7 @@ def write_config(workdir: str | Path, config: ConfigDict, data_digest: str = "")
     if folder := fields["data"]["dir"]:
         fields["data"]["dir"] = str(Path(folder).absolute())  # for commands called elsewhere
     workdir.mkdir(parents=True, exist_ok=True)
-    written = workdir / UNFINISHED
-    with written.open("w") as file:
-        file.write(json.dumps(fields, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # before it takes the place of the one that is there
-    written.replace(workdir / FILE)
+    write_whole(workdir / FILE, json.dumps(fields, indent=2) + "\n")
 
 
 def differences(kept: ConfigDict, config: ConfigDict) -> list[str]:

@@ -68,7 +68,7 @@ class NumberCheck:
         """
         loss, self._skipped = row["loss"], int(row["skipped_in_a_row"])
         most = max(self._recent) if len(self._recent) >= FEWEST else math.inf
-        limit = self._absurd * most or math.inf
+        limit = self._absurd * most if self._absurd and most else math.inf
         if self._skipped >= self._max_skipped:
             steps = f"{self._skipped} steps in a row, up to step {step:,}"
             what = f"the loss or the gradient was not finite in {steps}"

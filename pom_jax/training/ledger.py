@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pom_jax.files import write_whole
 from pom_jax.training.metrics import FILE as ROWS
 from pom_jax.training.metrics import TIME, rows_after
 from pom_jax.training.progress import duration
@@ -137,10 +138,9 @@ class Ledger:
         if self._path is None:
             return
         self._written = time.time()
-        new = self._path.with_name(f".{FILE}.new")
+        text = json.dumps([dataclasses.asdict(process) for process in self.processes]) + "\n"
         with contextlib.suppress(OSError):  # no reason to end a run, or to hide why it ends
-            new.write_text(json.dumps([dataclasses.asdict(process) for process in self.processes]) + "\n")
-            new.replace(self._path)
+            write_whole(self._path, text, sync=False)
 
     def close(self) -> None:
         """The process ends by itself."""

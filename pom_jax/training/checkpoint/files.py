@@ -6,9 +6,9 @@ on another mesh or by another version of the storage.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from pom_jax.files import unfinished, write_whole
 from pom_jax.training.checkpoint.leaves import DamagedCheckpoint, checksum
 
 FILE = "files.json"
@@ -18,12 +18,7 @@ SMALL = 2**20  # bytes: larger files hold arrays, which have digests; of these o
 def list_files(step: Path) -> None:
     """Writes the list of all files of the step in this folder into it, whole or not at all."""
     files = {name: _describe(step / name) for name in _names(step)}
-    written = step / f".{FILE}.new"
-    with written.open("w") as file:
-        file.write(json.dumps({"files": files, "sha256": checksum(files)}))
-        file.flush()
-        os.fsync(file.fileno())
-    written.replace(step / FILE)
+    write_whole(step / FILE, json.dumps({"files": files, "sha256": checksum(files)}))
 
 
 def check_files(step: Path) -> None:
@@ -53,8 +48,8 @@ def check_files(step: Path) -> None:
 
 
 def _names(step: Path) -> list[str]:
-    written = (FILE, f".{FILE}.new")
-    paths = (path for path in sorted(step.rglob("*")) if path.is_file() and path.name not in written)
+    own = (step / FILE, unfinished(step / FILE))
+    paths = (path for path in sorted(step.rglob("*")) if path.is_file() and path not in own)
     return [path.relative_to(step).as_posix() for path in paths]
 
 

@@ -15,13 +15,13 @@ from absl import logging
 from etils import epath
 
 from pom_jax import cluster
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, first_line
 from pom_jax.training import digest
 from pom_jax.training.checkpoint import leaves
 from pom_jax.training.checkpoint.files import check_files
 from pom_jax.training.checkpoint.folder import checkpoints_folder, choose_step, quarantine, saved_steps
 from pom_jax.training.checkpoint.leaves import DamagedCheckpoint
-from pom_jax.training.checkpoint.storage import first_line, one_error
+from pom_jax.training.checkpoint.storage import one_error
 
 MOST = 50  # steps that are tried by several processes: as many fit into what they tell each other
 

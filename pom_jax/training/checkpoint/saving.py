@@ -11,13 +11,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from pom_jax import cluster
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, first_line
 from pom_jax.training.checkpoint.files import list_files
 from pom_jax.training.checkpoint.folder import checkpoints_folder, latest_step
 from pom_jax.training.checkpoint.keep import LastBestAndMilestones
 from pom_jax.training.checkpoint.leaves import SaveLeaves, describe
 from pom_jax.training.checkpoint.space import check_space, tree_bytes, what_is_missing
-from pom_jax.training.checkpoint.storage import first_line, hide_tracebacks, one_error
+from pom_jax.training.checkpoint.storage import hide_tracebacks, one_error
 
 
 class Checkpoints:

@@ -33,9 +33,3 @@ def one_error() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = before
-
-
-def first_line(error: Exception) -> str:
-    """Of what an error says."""
-    lines = str(error).strip().splitlines() or [repr(error)]
-    return lines[0][:300]
