@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pom_jax.compilation import keep_programs
-from pom_jax.data import Manifest, digits
+from pom_jax.data import Manifest, digits, moving_digits
 from pom_jax.errors import REFUSALS, InputError, explain
 from pom_jax.hosts import this_host
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
         recipe="digits",
         description="1,797 real handwritten digits, 8 x 8 pixels, from scikit-learn: no download.",
     )
+    add_moving_digits(commands)
     add_images(commands)
     add_latents(commands)
     arguments = parser.parse_args(argv)
@@ -74,6 +75,35 @@ def add_command(
     command.add_argument("--out", type=Path, metavar="DIR", help=f"folder to make (default: data/{name})")
     command.set_defaults(prepare=prepare, recipe=recipe)
     return command
+
+
+def add_moving_digits(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `moving-digits`: clips with captions, for a first text-to-video model."""
+    command = add_command(
+        commands,
+        "moving-digits",
+        lambda arguments: moving_digits.prepare(
+            arguments.out,
+            size=arguments.size,
+            frames=arguments.frames,
+            clips=arguments.clips,
+            captions=arguments.captions,
+            seed=arguments.seed,
+        ),
+        recipe="moving_digits",
+        description="The digits in motion, with captions such as 'a three moving left': no download.",
+    )
+    flag = command.add_argument
+    flag("--size", type=int, default=16, metavar="N", help="side of the canvas in pixels (16)")
+    flag("--frames", type=int, default=8, metavar="T", help="frames of a clip (8)")
+    flag("--clips", type=int, default=12_000, metavar="N", help="clips to train on (12000)")
+    flag(
+        "--captions",
+        default="digit",
+        metavar="KIND",
+        help="digit ('a three moving left', the default) or direction ('moving left')",
+    )
+    flag("--seed", type=int, default=0, metavar="N", help="of digits, starts and directions (0)")
 
 
 def add_images(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -239,6 +269,9 @@ def command_line(arguments: argparse.Namespace) -> str:
 
 def training_command(recipe: str, manifest: Manifest, folder: Path) -> str:
     """The command that trains on a data set: with the recipe, or a small model of the data's sizes."""
+    where = f"--config.data.dir={shlex.quote(str(folder))}"
+    if manifest.is_video:
+        return f"python train.py --config=configs/{recipe}.py {where}"
     config = importlib.import_module(f"configs.{recipe}").get_config()
     height, _, channels = manifest.image_shape
     sizes = {
@@ -248,7 +281,7 @@ def training_command(recipe: str, manifest: Manifest, folder: Path) -> str:
     }
     words = []
     if str(folder) != config.data.dir:
-        words.append(f"--config.data.dir={shlex.quote(str(folder))}")
+        words.append(where)
     changed = {n: value for n, value in sizes.items() if operator.attrgetter(n)(config) != value}
     if changed:
         recipe = SMALL_RECIPE
@@ -259,14 +292,21 @@ def training_command(recipe: str, manifest: Manifest, folder: Path) -> str:
 
 def describe(manifest: Manifest) -> str:
     """What a data set holds, in a few lines."""
-    height, width, channels = manifest.image_shape
+    what = "clips" if manifest.is_video else "images"
     lines = [
-        f"  {split}: {manifest.records(split)} images in {len(shards)} shard{'s' * (len(shards) != 1)}, "
+        f"  {split}: {manifest.records(split)} {what} in {len(shards)} shard{'s' * (len(shards) != 1)}, "
         f"{sum(shard.bytes for shard in shards) / 1e6:.1f} MB"
         for split, shards in manifest.splits.items()
     ]
-    content = f"{height} x {width} x {channels}, {len(manifest.classes)} classes"
-    lines.append(f"  each {content}; data checksum {manifest.digest}")
+    content = [" x ".join(map(str, manifest.sample_shape))]
+    if "label" in manifest.fields:
+        content.append(f"{len(manifest.classes)} classes")
+    if manifest.words:
+        length = manifest.fields["text"].shape[0]
+        content.append(f"captions of up to {length} of {len(manifest.words) - 1} words")
+    elif "text" in manifest.fields:
+        content.append("captions of {} tokens x {}".format(*manifest.fields["text"].shape))
+    lines.append(f"  each {', '.join(content)}; data checksum {manifest.digest}")
     return "\n".join(lines)
 
 

@@ -14,43 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from pom_jax.data.fields import Field, check_fields
 from pom_jax.errors import InputError
 
 FORMAT = "pom_jax shards"
 VERSION = 1
 FILE = "manifest.json"
 UNFINISHED = ".unfinished"  # ends the name of a folder in which a data set grows
-DTYPES = ("uint8", "int8", "int32", "float16", "float32")
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of a record.
-
-    Attributes:
-        dtype: by name, see DTYPES.
-        shape: without a batch axis.
-        scale: what a stored number counts: its value is `stored * scale`.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    scale: float = 1.0
-
-    @property
-    def bytes(self) -> int:
-        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
-
-    @property
-    def stored(self) -> np.dtype:
-        """The dtype as it lies in the file, little-endian on every machine."""
-        return np.dtype(self.dtype).newbyteorder("<")
-
-    def to_json(self) -> dict[str, Any]:
-        # Without a scale of 1, so that sets from before there was one keep their digest.
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("scale", 1.0)}
 
 
 @dataclass(frozen=True)
@@ -67,20 +37,26 @@ class Shard:
 class Manifest:
     """What a data set is.
 
-    Image sets have `mean` [V, H, W, C], for latents also `std` [V, H, W, C], and `label` []. A model sees
-    `(mean + std * noise) * scale + shift` in one of the V views (`pipeline.images`), the values of mean and
-    std being what is stored times the scale of the field.
+    Sets of images have `mean` [V, H, W, C], sets of clips `mean` [V, T, H, W, C]; for latents also `std`,
+    alike. A model sees `(mean + std * noise) * scale + shift` in one of the V views (`pipeline.images`), the
+    values of mean and std being what is stored times the scale of the field.
+
+    Each has its class `label` [], or its caption, or both: `text` [M] int32, numbers of `words` (0: no word),
+    or `text` [M, D] float16, an encoder's embeddings, with `text_mask` [M] uint8, 1 where there is a token.
+    Fields of other names are not for models but for scores.
 
     Attributes:
         name: which data set this is, e.g. "digits".
         fields: name to Field, in the order of their bytes in a record.
         splits: split name to its shards.
-        classes: the name of each label, in order.
+        classes: the name of each label, in order; none without labels.
         scale, shift: the affine map from stored values to the model's space.
         channel_mean, channel_std: [C] of the mapped training images (the posterior's variance included).
         autoencoder: which autoencoder made the latents; None for pixels.
         made_by: command, versions and choices that made the set; no dates, so that making it again gives the
             same bytes.
+        words: the word of each number in `text`, the first one "".
+        text_encoder: which encoder made the embeddings in `text`.
     """
 
     name: str
@@ -93,6 +69,8 @@ class Manifest:
     channel_std: tuple[float, ...]
     autoencoder: str | None
     made_by: Mapping[str, str]
+    words: tuple[str, ...] = ()
+    text_encoder: str | None = None
 
     @property
     def record_bytes(self) -> int:
@@ -103,9 +81,28 @@ class Manifest:
         return self.fields["mean"].shape[0]
 
     @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of one image, (T, H, W, C) of one clip; of pixels or latents."""
+        return self.fields["mean"].shape[1:]
+
+    @property
+    def is_video(self) -> bool:
+        """Whether samples are clips, be it of one frame."""
+        return len(self.sample_shape) == 4
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image or latent."""
-        height, width, channels = self.fields["mean"].shape[1:]
+        """(H, W, C) of one image or latent.
+
+        Raises:
+            InputError: a set of clips.
+        """
+        if self.is_video:
+            raise InputError(
+                f"data set {self.name} holds clips of {self.sample_shape}, frames first, where images are "
+                "needed; change the model or data.dir"
+            )
+        height, width, channels = self.sample_shape
         return height, width, channels
 
     def field_scale(self, name: str) -> float:
@@ -117,15 +114,20 @@ class Manifest:
     @property
     def digest(self) -> str:
         """A checksum over the layout and all shards, 16 hex digits: equal digests are equal data."""
-        content = {
+        content: dict[str, Any] = {
             "fields": {name: field.to_json() for name, field in self.fields.items()},
             "affine": [self.scale, self.shift],
             "splits": {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()},
         }
+        if self.words:
+            content["words"] = self.words
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
         content: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        for name in ("words", "text_encoder"):
+            if not content[name]:  # as in sets from before there were captions
+                del content[name]
         content["fields"] = {name: field.to_json() for name, field in self.fields.items()}
         content["record_bytes"] = self.record_bytes
         content["records"] = {split: self.records(split) for split in self.splits}
@@ -192,7 +194,8 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
         name: Field(value["dtype"], tuple(value["shape"]), float(value.get("scale", 1.0)))
         for name, value in content["fields"].items()
     }
-    check_fields(fields)
+    words = tuple(content.get("words", ()))
+    check_fields(fields, words)
     check_affine(content["scale"], content["shift"])
     return Manifest(
         name=str(content["name"]),
@@ -207,55 +210,15 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
         channel_std=tuple(content["channel_std"]),
         autoencoder=content["autoencoder"],
         made_by=dict(content["made_by"]),
+        words=words,
+        text_encoder=content.get("text_encoder"),
     )
-
-
-def find_bad_record(name: str, values: np.ndarray, classes: int) -> tuple[int, str] | None:
-    """The first record [n, *shape] of a field whose values cannot be used, and what is wrong with it.
-
-    Labels must be among the classes, floating-point values finite.
-    """
-    if not values.size:
-        return None
-    if name == "label":
-        good = (values >= 0) & (values < classes)
-    elif values.dtype == np.float16:
-        # Quicker than isfinite: infinities and NaN are the largest of the positive and of the negative.
-        bits = values.view(np.uint16).reshape(len(values), -1)
-        good = (bits.view(np.int16).max(axis=1) < 0x7C00) & (bits.max(axis=1) < 0xFC00)
-    elif values.dtype.kind == "f":
-        good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    else:
-        return None
-    if good.all():
-        return None
-    bad = int(np.argmin(good))
-    what = (
-        f"label {values[bad]} is not from 0 to {classes - 1}" if name == "label" else "NaN or infinite values"
-    )
-    return bad, what
 
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_fields(fields: Mapping[str, Field]) -> None:
-    """Raises InputError unless `fields` describes an image set: mean, optional std alike, and label."""
-    for name, field in fields.items():
-        if field.dtype not in DTYPES:
-            raise InputError(f"field {name} has dtype {field.dtype}; a record can hold {', '.join(DTYPES)}")
-        if not (math.isfinite(field.scale) and field.scale > 0):
-            raise InputError(f"field {name} has scale {field.scale}; it must be finite and above 0")
-    mean, std, label = fields.get("mean"), fields.get("std"), fields.get("label")
-    if mean is None or len(mean.shape) != 4:
-        raise InputError(f"field mean [views, height, width, channels] is needed, found {mean}")
-    if std is not None and std.shape != mean.shape:
-        raise InputError(f"field std has shape {std.shape}, field mean {mean.shape}; they must be equal")
-    if label != Field("int32", ()):
-        raise InputError(f"field label must be an int32 scalar, found {label}")
 
 
 def check_affine(scale: float, shift: float) -> None:

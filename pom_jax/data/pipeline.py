@@ -223,23 +223,23 @@ def _shut(stop: threading.Event, out: queue.Queue[Any], thread: threading.Thread
 
 
 def images(batch: Mapping[str, jax.Array | np.ndarray], key: jax.Array, affine: Affine) -> jax.Array:
-    """Draws the images a model sees from stored moments; to be called inside the jitted step.
+    """Draws the images or clips a model sees from stored moments; to be called inside the jitted step.
 
     Args:
-        batch: `mean` [B, V, H, W, C] and, for latents, `std` [B, V, H, W, C].
+        batch: `mean` [B, V, H, W, C] or, of clips, [B, V, T, H, W, C]; for latents also `std`, alike.
         key: chooses one of the V views of each record and the noise of the posterior.
         affine: `scale`, `shift` and the scales of the fields, e.g. the manifest.
 
     Returns:
-        x [B, H, W, C] float32, `(mean + std * noise) * scale + shift`;
+        x [B, H, W, C] or [B, T, H, W, C] float32, `(mean + std * noise) * scale + shift`;
         mean and std are what is stored times the scale of the field.
     """
     view_key, noise_key = jax.random.split(key)
-    records, views = batch["mean"].shape[:2]
-    view = jax.random.randint(view_key, (records,), 0, views)
+    records, views, *sample = batch["mean"].shape
+    view = jax.random.randint(view_key, (records,), 0, views).reshape(-1, 1, *(1 for _ in sample))
 
     def chosen(name: str) -> jax.Array:
-        picked = jnp.take_along_axis(jnp.asarray(batch[name]), view[:, None, None, None, None], axis=1)[:, 0]
+        picked = jnp.take_along_axis(jnp.asarray(batch[name]), view, axis=1)[:, 0]
         return picked.astype(jnp.float32) * affine.field_scale(name)
 
     x = chosen("mean")

@@ -29,7 +29,7 @@ class Recipe:
     """All that decides what a data set will hold.
 
     Attributes:
-        name, fields, classes, scale, shift, autoencoder: see `Manifest`.
+        name, fields, classes, scale, shift, autoencoder, words, text_encoder: see `Manifest`.
         settings: what must not change between two starts, in words; they become part of `made_by`.
         notes: further entries of `made_by`.
         pieces: all shards.
@@ -44,6 +44,8 @@ class Recipe:
     settings: Mapping[str, str]
     notes: Mapping[str, str]
     pieces: tuple[Piece, ...]
+    words: tuple[str, ...] = ()
+    text_encoder: str | None = None
 
 
 @dataclass(frozen=True)

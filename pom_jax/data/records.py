@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from pom_jax.data.manifest import Manifest, Shard, find_bad_record, read_manifest, sha256
+from pom_jax.data.fields import find_bad_record
+from pom_jax.data.manifest import Manifest, Shard, read_manifest, sha256
 from pom_jax.data.shard_reader import RANDOM_ACCESS, ShardReader
 from pom_jax.errors import InputError
 
@@ -81,9 +82,10 @@ class Records:
                 column.view(field.stored).reshape(len(rows), *field.shape).astype(field.dtype, copy=False)
             )
             start += field.bytes
+        limits = len(self.manifest.classes), len(self.manifest.words)
         for name, values in batch.items():
             # What was found good once is still the same.
-            found = find_bad_record(name, values[fresh], len(self.manifest.classes)) if fresh.any() else None
+            found = find_bad_record(name, values[fresh], *limits) if fresh.any() else None
             if found is not None:
                 place, what = found
                 raise InputError(

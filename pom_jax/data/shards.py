@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from pom_jax.data.manifest import Field, Shard, find_bad_record, sha256
+from pom_jax.data.fields import Field, find_bad_record
+from pom_jax.data.manifest import Shard, sha256
 from pom_jax.errors import InputError, first_line
 
 # One record a group: a batch is gathered from random places, and latents do not compress.
@@ -65,7 +66,7 @@ class ShardFile:
 
 
 class Moments:
-    """Sums over the pixels of images: what the mean and the deviation of each channel come from.
+    """Sums over the pixels of images or clips: what the mean and the deviation of each channel come from.
 
     Attributes:
         sums: [2, C] float64, of x and of x^2, the posterior's variance included.
@@ -77,7 +78,7 @@ class Moments:
         self.pixels = 0
 
     def add(self, fields: Mapping[str, Field], arrays: Mapping[str, np.ndarray]) -> None:
-        """Adds images: mean [n, V, H, W, C] and std alike, as stored."""
+        """Adds images or clips: mean [n, V, ..., C] and std alike, as stored."""
         x = arrays["mean"].astype(np.float64).reshape(-1, self.sums.shape[1]) * fields["mean"].scale
         square = x**2
         if "std" in arrays:
@@ -96,7 +97,12 @@ class Moments:
 
 
 def check_batch(
-    fields: Mapping[str, Field], batch: Mapping[str, np.ndarray], classes: int, split: str, start: int
+    fields: Mapping[str, Field],
+    batch: Mapping[str, np.ndarray],
+    classes: int,
+    split: str,
+    start: int,
+    words: int = 0,
 ) -> dict[str, np.ndarray]:
     """The arrays of a batch as they are stored, in the order of the fields.
 
@@ -104,10 +110,11 @@ def check_batch(
         batch: `{field: [n, *shape]}`.
         classes: how many labels there are.
         split, start: where the first record will be, for the messages.
+        words: how many words the table of captions has.
 
     Raises:
         InputError: fields that are missing, in excess, of another dtype, shape or length, values that are not
-            finite, labels outside the classes.
+            finite, labels outside the classes, words outside the table, masks that are not 0 or 1.
     """
     arrays = {}
     for name, field in fields.items():
@@ -119,7 +126,7 @@ def check_batch(
                 f"field {name} of split {split} is {array.dtype} {array.shape[1:]} a record, "
                 f"the data set holds {field.dtype} {field.shape}"
             )
-        if found := find_bad_record(name, array, classes):
+        if found := find_bad_record(name, array, classes, words):
             place, what = found
             raise InputError(
                 f"record {start + place} of split {split}, field {name}: {what}; nothing was written"

@@ -17,13 +17,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from pom_jax.data.fields import check_fields
 from pom_jax.data.manifest import (
     FILE,
     UNFINISHED,
     Manifest,
     Shard,
     check_affine,
-    check_fields,
     read_manifest,
     sha256,
 )
@@ -63,7 +63,7 @@ class Unfinished:
     def __init__(
         self, out: str | Path, recipe: Recipe, *, host: int = 0, hosts: int = 1, max_unreadable: int = 100
     ):
-        check_fields(recipe.fields)
+        check_fields(recipe.fields, recipe.words)
         check_affine(recipe.scale, recipe.shift)
         self.out, self.recipe = Path(out), recipe
         self._home = self.out.resolve()  # a link may lead to another disk
@@ -156,8 +156,9 @@ class Unfinished:
         now.seen["too_small"] += batch.too_small
         if batch.count:
             arrays = {name: np.asarray(array)[: batch.count] for name, array in batch.arrays.items()}
-            start = now.file.records
-            arrays = check_batch(fields, arrays, len(self.recipe.classes), f"{piece.name} (its part)", start)
+            limits = {"classes": len(self.recipe.classes), "words": len(self.recipe.words)}
+            where = {"split": f"{piece.name} (its part)", "start": now.file.records}
+            arrays = check_batch(fields, arrays, **limits, **where)
             now.moments.add(fields, arrays)
             for record in to_records(arrays):
                 now.file.append(record.tobytes())
@@ -275,6 +276,8 @@ class Unfinished:
             **moments.mapped(r.scale, r.shift),
             autoencoder=r.autoencoder,
             made_by={**made_by, **{name: str(count) for name, count in counts.items()}},
+            words=r.words,
+            text_encoder=r.text_encoder,
         )
 
 

@@ -8,15 +8,8 @@ from types import TracebackType
 
 import numpy as np
 
-from pom_jax.data.manifest import (
-    FILE,
-    Field,
-    Manifest,
-    Shard,
-    check_affine,
-    check_fields,
-    read_manifest,
-)
+from pom_jax.data.fields import Field, check_fields
+from pom_jax.data.manifest import FILE, Manifest, Shard, check_affine, read_manifest
 from pom_jax.data.shards import DiskError, Moments, ShardFile, check_batch, free_space, to_records
 from pom_jax.errors import InputError
 
@@ -34,12 +27,12 @@ class Writer:
 
     Args:
         out: the folder to make.
-        name, fields, classes, scale, shift, autoencoder, made_by: see `Manifest`.
+        name, fields, classes, scale, shift, autoencoder, made_by, words, text_encoder: see `Manifest`.
         shard_bytes: a shard is closed when its records take this many bytes.
 
     Raises:
-        InputError: a foreign folder at `out`, a batch that does not fit the fields, values that are not
-            finite, labels outside the classes, no training or no test split, or a disk that takes no more.
+        InputError: a foreign folder at `out`, a batch that does not fit the fields (see `check_batch`), no
+            training or no test split, or a disk that takes no more.
     """
 
     def __init__(
@@ -53,9 +46,11 @@ class Writer:
         shift: float,
         autoencoder: str | None = None,
         made_by: Mapping[str, str] | None = None,
+        words: Sequence[str] = (),
+        text_encoder: str | None = None,
         shard_bytes: int = 256 * 2**20,
     ):
-        check_fields(fields)
+        check_fields(fields, words)
         check_affine(scale, shift)
         self.out = Path(out)
         self._home = self.out.resolve()  # a link may lead to another disk
@@ -69,6 +64,8 @@ class Writer:
             "shift": shift,
             "autoencoder": autoencoder,
             "made_by": dict(made_by or {}),
+            "words": tuple(words),
+            "text_encoder": text_encoder,
         }
         self._shard_bytes = shard_bytes
         self._shards: dict[str, list[Shard]] = {}
@@ -125,8 +122,8 @@ class Writer:
             InputError: see the class.
         """
         _ = self._folder  # refused outside of a `with` block, before anything is counted
-        classes = len(self._about["classes"])
-        arrays = check_batch(self.fields, batch, classes, split, self._count(split))
+        classes, words = len(self._about["classes"]), len(self._about["words"])
+        arrays = check_batch(self.fields, batch, classes, split, self._count(split), words)
         if split == "train":
             self._moments.add(self.fields, arrays)
         try:
