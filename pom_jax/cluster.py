@@ -194,7 +194,7 @@ def agree(action: Callable[[], Result], kind: type[Exception]) -> Result:
     return result  # type: ignore[return-value]
 
 
-def first_does(action: Callable[[], None]) -> None:
+def first_does(action: Callable[[], object]) -> None:
     """Runs `action` on the first process while the others wait; its InputError is raised on all of them."""
     agree(lambda: action() if jax.process_index() == 0 else None, InputError)
 

@@ -15,6 +15,7 @@ import pytest
 from configs import digits as recipe
 from pom_jax.sampling import write
 from pom_jax.training import ledger, loop, metrics
+from pom_jax.training.checkpoint import saved_steps
 from pom_jax.training.faults import FEWEST, LastingFault, NumberCheck, WrongNumbers, lasting
 
 
@@ -69,23 +70,26 @@ def test_what_comes_again_lasts_also_with_fewer_losses_to_compare_with() -> None
     assert "(losses 50 and 51)" in str(lasting(suspect, other))
     earlier = wrong(after(0, suspect=suspect), 4, math.nan, 3)
     assert "last checkpoint, the loss or the gradient was not finite" in str(lasting(suspect, earlier))
+    suspect.aside = 20
+    assert "last checkpoint and from the one before, it is the same" in str(lasting(suspect, again))
 
 
 class Fault:
-    """Writes a number over parameters, moments and averages in the memory of the running process, once.
+    """Writes a number over parameters, moments and averages in the memory of the running process.
 
-    It stands where a run scores itself during training, and waits for the checkpoint before it to be whole.
+    It stands where a run scores itself during training, after a step and before that is saved, and waits for
+    the checkpoint before it to be whole.
     """
 
-    def __init__(self, step: int, value: float, after: Path):
-        self._step, self._value, self._after = step, value, after
+    def __init__(self, step: int, value: float, after: Path, times: int = 1):
+        self._step, self._value, self._after, self._times = step, value, after, times
 
     def prepare(self, say: Callable[[str], None]) -> None:
         pass
 
     def __call__(self, params: Any, step: int, say: Callable[[str], None]) -> dict[str, Any]:
-        if step == self._step:
-            self._step = 0
+        if step == self._step and self._times:
+            self._times -= 1
             while not self._after.is_dir():
                 time.sleep(0.01)
             shape = params["out"]["kernel"].shape
@@ -159,6 +163,28 @@ def test_parameters_that_are_not_finite_are_not_saved(digits_dir: Path, tmp_path
     assert "goes on after step 20" in log
     assert "verdict: a passing fault" in log
     assert metrics.read_rows(tmp_path / "run")[-1]["skipped"] == 0
+
+
+def test_a_checkpoint_that_was_spoiled_before_it_was_saved_is_set_aside(
+    digits_dir: Path, untouched: Path, tmp_path: Path
+) -> None:
+    fault = Fault(40, 1e4, tmp_path / "run" / "checkpoints" / "20")
+    assert train(digits_dir, tmp_path / "run", fault) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert re.search(r"step 40: by the run, or was that saved .* Back to step 20, to compute 21 steps", log)
+    assert "verdict: the checkpoint of step 40 is spoiled, by a fault before it was saved." in log
+    leaves = Path("leaves", "metadata")
+    good = [(untouched / "checkpoints" / step / leaves).read_text() for step in ("40", "60")]
+    assert [(tmp_path / "run" / "checkpoints" / step / leaves).read_text() for step in ("40", "60")] == good
+    assert (tmp_path / "run" / "damaged" / "40" / leaves).read_text() != good[0]
+
+
+def test_what_is_wrong_from_an_older_checkpoint_too_is_lasting(digits_dir: Path, tmp_path: Path) -> None:
+    fault = Fault(45, 1e4, tmp_path / "run" / "checkpoints" / "40", times=9)
+    with pytest.raises(LastingFault, match=r"from the last checkpoint and from the one before, .*of the run"):
+        train(digits_dir, tmp_path / "run", fault)
+    assert (tmp_path / "run" / "log.txt").read_text().count("goes on after step") == 2, "no endless loop"
+    assert saved_steps(tmp_path / "run") == [20, 40], "the newest is made again on the way"
 
 
 def test_a_run_that_diverges_ends_with_its_own_exit_code(digits_dir: Path, tmp_path: Path) -> None:

@@ -2,18 +2,23 @@
 
 A run whose loss is not finite for many steps, or leaps up, is taken back to its last checkpoint and computes
 the same steps again. If the numbers are right then, the fault has passed: a flipped bit, a broken device; the
-run goes on. If they are wrong again, it lasts: data, model or learning rate are to blame, and the run ends.
+run goes on. If they are wrong again, the checkpoint may have been spoiled before it was saved: it is set
+aside, and the steps are computed once more from the one before. Numbers that are wrong then too last: data,
+model or learning rate are to blame, and the run ends.
 """
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pom_jax import cluster
 from pom_jax.errors import InputError
+from pom_jax.training.checkpoint import quarantine, steps_of_first
 from pom_jax.training.digest import path_name
 
 RECENT = 100  # losses that a new one is compared with
@@ -28,6 +33,7 @@ class WrongNumbers(Exception):
         loss: of that step.
         limit: the largest loss that would have been believed.
         suspect: the numbers that were being computed again when these came, if any were.
+        aside: the step of the checkpoint that was set aside for them, if one was.
     """
 
     def __init__(
@@ -35,6 +41,7 @@ class WrongNumbers(Exception):
     ):
         super().__init__(what)
         self.step, self.loss, self.limit, self.suspect = step, loss, limit, suspect
+        self.aside: int | None = None
 
 
 class LastingFault(InputError):
@@ -61,7 +68,7 @@ class NumberCheck:
         """Takes the numbers of a step.
 
         Returns:
-            The verdict of a fault that has passed, at the step that was wrong before; else "".
+            The verdict of what was wrong before and is right now, at that step; else "".
 
         Raises:
             WrongNumbers: they are wrong.
@@ -83,8 +90,13 @@ class NumberCheck:
         suspect, self._suspect = self._suspect, None
         if not math.isfinite(loss) or loss > suspect.limit:
             raise WrongNumbers(str(suspect), step, loss, suspect.limit, suspect)
+        if suspect.aside is None:
+            verdict, where = "a passing fault", ""
+        else:
+            verdict = f"the checkpoint of step {suspect.aside:,} is spoiled, by a fault before it was saved"
+            where = " from the one before"
         return (
-            f"verdict: a passing fault. Computed again, step {step:,} has the loss {loss:.4g} (it had "
+            f"verdict: {verdict}. Computed again{where}, step {step:,} has the loss {loss:.4g} (it had "
             f"{suspect.loss:.4g}), and the run goes on from there. Look at the memory and the devices of "
             "this machine"
         )
@@ -106,6 +118,35 @@ def _all_finite(leaf: jax.Array) -> jax.Array:
     return jnp.isfinite(leaf).all()
 
 
+def to_compute_again(found: WrongNumbers, workdir: Path, say: Callable[[str], None]) -> WrongNumbers:
+    """What is computed again from the newest checkpoint, where one may be set aside; all processes call it.
+
+    Args:
+        found: wrong numbers.
+        workdir: of the run.
+        say: is told what will be done.
+
+    Raises:
+        LastingFault: it was computed again before, and there is no older checkpoint to do so once more.
+    """
+    first = found.suspect
+    found.with_traceback(None)  # its frames hold the state
+    if first is None:
+        say(f"{found}: by the run or by the machine? Back to compute it again")
+        return found
+    newest, *older = steps_of_first(workdir) or [0]
+    if first.aside is not None or not older:
+        raise lasting(first, found) from found
+    cluster.first_does(lambda: quarantine(workdir, newest))
+    first.aside = newest
+    say(
+        f"{found}, computed again from the checkpoint of step {newest:,}: by the run, or was that saved with "
+        f"wrong numbers? It is in {workdir / 'damaged'} now. Back to step {older[0]:,}, to compute "
+        f"{first.step - older[0]:,} steps again, once"
+    )
+    return first
+
+
 def lasting(first: WrongNumbers, again: WrongNumbers) -> LastingFault:
     """The verdict of numbers that were wrong twice."""
     if first.step != again.step:
@@ -114,8 +155,9 @@ def lasting(first: WrongNumbers, again: WrongNumbers) -> LastingFault:
         then = f"it is the same to the last digit (loss {again.loss:.4g})"
     else:
         then = f"it is wrong again, by other digits (losses {first.loss:.4g} and {again.loss:.4g})"
+    where = "the last checkpoint" if first.aside is None else "the last checkpoint and from the one before"
     return LastingFault(
-        f"{first}; computed again from the last checkpoint, {then}. Verdict: a lasting fault. Look for NaN "
-        "in the data, lower optimizer.learning_rate, or set optimizer.clip_norm or model.clamp. If the "
-        "machine is in doubt, move the newest checkpoint away and start again from the one before"
+        f"{first}; computed again from {where}, {then}. Verdict: a lasting fault, of the run itself. Look "
+        "for NaN in the data, lower optimizer.learning_rate, or set optimizer.clip_norm or model.clamp. If "
+        "the machine is in doubt, move the newest checkpoints away and start again from an older one"
     )

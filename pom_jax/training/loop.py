@@ -15,7 +15,7 @@ from pom_jax.data.pipeline import batches, device_batches, local_rows
 from pom_jax.errors import InputError
 from pom_jax.training import checkpoint, digest, memory
 from pom_jax.training.config import keep_config, read_config, warnings
-from pom_jax.training.faults import WrongNumbers, lasting
+from pom_jax.training.faults import WrongNumbers, to_compute_again
 from pom_jax.training.fid import Fid, MakeFid, open_fid
 from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
@@ -127,10 +127,7 @@ def _train(session: _Session) -> int:
                 _steps(session, train_step, heldout_loss, state, recorder, interrupt)
                 break
             except WrongNumbers as found:
-                if found.suspect is not None:
-                    raise lasting(found.suspect, found) from found
-                suspect = found.with_traceback(None)  # whose frames hold the state
-                log.line(f"{found}: by the run or by the machine? Back to compute it again")
+                suspect = to_compute_again(found, session.workdir, log.line)
                 state, start = _first_state(session)
     session.preview.wait()
 

@@ -1,6 +1,6 @@
 """Checkpoints of a run: saved in the background, checked leaf by leaf and file by file when they are read."""
 
-from pom_jax.training.checkpoint.folder import FOLDER, latest_step, load_config, saved_steps
+from pom_jax.training.checkpoint.folder import FOLDER, latest_step, load_config, quarantine, saved_steps
 from pom_jax.training.checkpoint.leaves import DamagedCheckpoint
 from pom_jax.training.checkpoint.restoring import (
     check_same_state,
@@ -8,6 +8,7 @@ from pom_jax.training.checkpoint.restoring import (
     restore_params,
     restore_state,
     restore_step,
+    steps_of_first,
 )
 from pom_jax.training.checkpoint.saving import Checkpoints
 from pom_jax.training.checkpoint.space import check_room, check_space, tree_bytes
@@ -22,9 +23,11 @@ __all__ = [
     "latest_step",
     "load_config",
     "parameter_shapes",
+    "quarantine",
     "restore_params",
     "restore_state",
     "restore_step",
     "saved_steps",
+    "steps_of_first",
     "tree_bytes",
 ]

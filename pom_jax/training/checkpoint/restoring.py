@@ -43,7 +43,7 @@ def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
         InputError: the checkpoint belongs to another model or optimiser, or none is good.
     """
     damaged: dict[int, str] = {}
-    for step in _steps_of_first(workdir):
+    for step in steps_of_first(workdir):
         try:
             state = _restore(checkpoints_folder(workdir) / str(step), target)
         except DamagedCheckpoint as error:
@@ -59,6 +59,14 @@ def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
             f"folder away to start from the beginning, or choose another --workdir.\n  {reasons}"
         )
     return None
+
+
+def steps_of_first(workdir: str | Path) -> list[int]:
+    """Newest first, as the first process sees them: another host may be shown an older list for a while."""
+    steps = saved_steps(workdir)[::-1]
+    if jax.process_count() == 1:
+        return steps
+    return [int(step) for step in cluster.share(" ".join(map(str, steps[:MOST])))[0].split()]
 
 
 def restore_step(workdir: str | Path, step: int, target: Any) -> Any:
@@ -137,14 +145,6 @@ def parameter_shapes(
     if ema is not None and not 0 <= ema < averages:
         raise InputError(f"ema={ema} is asked for, but {workdir} holds {averages} averages, from 0 on")
     return leaves.shapes_below(listed, "params/" if ema is None else f"ema/{ema}/"), step
-
-
-def _steps_of_first(workdir: str | Path) -> list[int]:
-    """Newest first, as the first process sees them: another host may be shown an older list for a while."""
-    steps = saved_steps(workdir)[::-1]
-    if jax.process_count() == 1:
-        return steps
-    return [int(step) for step in cluster.share(" ".join(map(str, steps[:MOST])))[0].split()]
 
 
 def _restore(path: Path, target: Any) -> Any:
