@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -90,6 +92,42 @@ def flip_bit(path: Path) -> None:
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def of_arrays(step: Path) -> Path:
+    """The largest file, which holds numbers."""
+    return max((path for path in step.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.filterwarnings("ignore")  # of coroutines and event loops that the storage left half made
+def test_a_file_system_in_trouble_is_not_taken_for_damage(two_steps: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_steps, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "2"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)  # the lowest number that a file could have
+    os.close(free)
+    for spare in (0, 3):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, hard))
+        try:
+            with pytest.raises(InputError, match=r"Too many open files.*: allow more open files") as told:
+                checkpoint.restore_state(tmp_path / "run", target(make_state()))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert told.value.exit_code == 74, "a restart loop tries again"
+    for file in (of_arrays(newest), newest / "leaves" / "metadata"):
+        content = file.read_bytes()
+        file.unlink()
+        file.symlink_to(file)  # says as little of what was written as a stale handle or an unreadable sector
+        for list_of_files in (newest / files.FILE, newest / "none"):
+            list_of_files.unlink(missing_ok=True)
+            with pytest.raises(InputError, match=rf"{file} cannot be read: Too many levels .* no") as told:
+                checkpoint.restore_state(tmp_path / "run", target(make_state()))
+        file.unlink()
+        file.write_bytes(content)
+    assert checkpoint.saved_steps(tmp_path / "run") == [1, 2], "nothing was moved away"
+    assert (checkpoint.restore_state(tmp_path / "run", target(make_state())) or pytest.fail("nothing"))[
+        1
+    ] == 2
 
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pom_jax.files import unfinished, write_whole
 from pom_jax.training.checkpoint.leaves import DamagedCheckpoint, checksum
+from pom_jax.training.checkpoint.trouble import reading
 
 FILE = "files.json"
 SMALL = 2**20  # bytes: larger files hold arrays, which have digests; of these only the size is compared
@@ -21,19 +22,21 @@ def list_files(step: Path) -> None:
     write_whole(step / FILE, json.dumps({"files": files, "sha256": checksum(files)}))
 
 
+@reading()
 def check_files(step: Path) -> None:
     """Compares the files of a step with their list; a step that has none (an older one) is not checked.
 
     Raises:
         DamagedCheckpoint: with the name of the first file that is missing or not as it was.
+        TroubledDisk: a file cannot be read, whatever it holds.
     """
-    if not (step / FILE).exists():
-        return
     try:
         description = json.loads((step / FILE).read_text())
         files = description["files"]
         if description["sha256"] != checksum(files):
             raise ValueError("its checksum is wrong")
+    except FileNotFoundError:
+        return
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"the file {FILE} cannot be read ({error})") from error
     for name, expected in files.items():

@@ -5,6 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from pom_jax.errors import InputError
+from pom_jax.training.checkpoint.trouble import reading
 from pom_jax.training.config import read_config
 
 FOLDER = "checkpoints"
@@ -15,6 +16,7 @@ def checkpoints_folder(workdir: str | Path) -> Path:
     return Path(workdir).absolute() / FOLDER
 
 
+@reading()
 def saved_steps(workdir: str | Path) -> list[int]:
     """Steps with a finished checkpoint, in order; empty where there is none."""
     folder = checkpoints_folder(workdir)

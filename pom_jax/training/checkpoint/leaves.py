@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from pom_jax.errors import InputError
 from pom_jax.training import digest
+from pom_jax.training.checkpoint.trouble import reading
 
 ITEM = "leaves"  # of a step, beside its state
 FILE = "metadata"  # in it
@@ -82,11 +83,13 @@ def checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+@reading()
 def read_leaves(step: Path) -> dict[str, Any]:
     """The leaves of the step in this folder, by name.
 
     Raises:
         DamagedCheckpoint: the list is missing, cut or changed.
+        TroubledDisk: it cannot be read, whatever it holds.
     """
     try:
         description = json.loads((step / ITEM / FILE).read_text())

@@ -22,6 +22,7 @@ from pom_jax.training.checkpoint.files import check_files
 from pom_jax.training.checkpoint.folder import checkpoints_folder, choose_step, quarantine, saved_steps
 from pom_jax.training.checkpoint.leaves import DamagedCheckpoint
 from pom_jax.training.checkpoint.storage import one_error
+from pom_jax.training.checkpoint.trouble import reading
 
 MOST = 50  # steps that are tried by several processes: as many fit into what they tell each other
 
@@ -40,7 +41,8 @@ def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
         The state and its step, or None if there is no checkpoint.
 
     Raises:
-        InputError: the checkpoint belongs to another model or optimiser, or none is good.
+        InputError: the checkpoint belongs to another model or optimiser, or none is good, or (a TroubledDisk)
+            the file system cannot read one: that is no damage, and nothing is moved.
     """
     damaged: dict[int, str] = {}
     for step in steps_of_first(workdir):
@@ -165,6 +167,7 @@ def _restore(path: Path, target: Any) -> Any:
     return state
 
 
+@reading()
 def _read(restore: Callable[[], Any]) -> Any:
     try:
         with one_error():

@@ -1,0 +1,52 @@
+"""Tells a file system in trouble from a damaged file: of the first, another checkpoint would be no better."""
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+
+from pom_jax.errors import InputError
+
+# What is said of a file that is not as it was. Any other error says nothing of what the file holds.
+CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+REMEDIES = {errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "have fewer files open there"}
+REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM), "give this user the right to read it")
+
+
+class TroubledDisk(InputError):
+    """A file cannot be read, whatever it holds. It may be readable soon: a restart loop tries again."""
+
+    exit_code = 74  # EX_IOERR of sysexits.h
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Within, or in a function so decorated, errors of a file system in trouble are told as TroubledDisk."""
+    try:
+        yield
+    except Exception as error:
+        if (found := _trouble(error)) is None:
+            raise
+        number, path = found
+        what = os.strerror(number) if number else "no answer in time"
+        remedy = REMEDIES.get(number, "look at the disk or the mount")
+        raise TroubledDisk(
+            f"{path or 'a file of the checkpoints'} cannot be read: {what}. Nothing was moved or changed, "
+            f"for that says nothing of what it holds: {remedy}, and run the same command again"
+        ) from error
+
+
+def _trouble(error: BaseException | None) -> tuple[int, str] | None:
+    """Number (0 for a timeout) and path of an error of the file system, or of what it comes from."""
+    while error is not None:
+        if isinstance(error, TimeoutError) and error.errno is None:
+            return 0, ""
+        if isinstance(error, OSError) and error.errno not in (None, *CHANGED):
+            return error.errno or 0, str(error.filename or "")
+        # TensorStore's: Failed to open: "/path": Permission denied [os_error_code='13']
+        if told := re.search(r"os_error_code='(\d+)'", str(error)):
+            paths = re.findall(r'"(/[^"]+)"', str(error)[: told.start()])
+            return None if int(told[1]) in CHANGED else (int(told[1]), paths[-1] if paths else "")
+        error = error.__cause__ or error.__context__
+    return None
