@@ -151,7 +151,8 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
 
     from pom_jax.data.encoding import Latents, Pixels
     from pom_jax.data.image_check import check
-    from pom_jax.data.images import plan, prepare
+    from pom_jax.data.images import plan
+    from pom_jax.data.making import prepare
     from pom_jax.data.pictures import open_pictures
     from pom_jax.data.progress import PrepareProgress
     from pom_jax.sampling.pictures import sheet

@@ -24,7 +24,8 @@ from pom_jax.data import Records, pipeline, read_manifest
 from pom_jax.data import unfinished as unfinished_room
 from pom_jax.data.encoding import CHUNK, Latents, Pixels, _stored
 from pom_jax.data.image_check import check
-from pom_jax.data.images import plan, prepare
+from pom_jax.data.images import plan
+from pom_jax.data.making import prepare
 from pom_jax.data.manifest import Field, sha256
 from pom_jax.data.pictures import centre_crop, open_pictures
 from pom_jax.data.recipe import Batch, hold_out

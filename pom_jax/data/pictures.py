@@ -88,16 +88,28 @@ def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
     Raises:
         ValueError: one side is more than LONGEST times the other; see `rgb` too.
     """
+    return cover_crop(picture, size, size)
+
+
+def cover_crop(picture: Image.Image, height: int, width: int) -> np.ndarray:
+    """ADM's crop of any shape: halved while it stays large enough, then bicubic to cover it, then the middle.
+
+    Returns:
+        [height, width, 3] uint8.
+
+    Raises:
+        ValueError: a side is more than LONGEST times the crop's; see `rgb` too.
+    """
     picture = rgb(picture)
-    while min(picture.size) >= 2 * size:
+    while picture.height >= 2 * height and picture.width >= 2 * width:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    width, height = (round(side * scale) for side in picture.size)
-    if max(width, height) > LONGEST * size:
+    scale = max(height / picture.height, width / picture.width)
+    covered = round(picture.width * scale), round(picture.height * scale)
+    if covered[0] > LONGEST * width or covered[1] > LONGEST * height:
         raise ValueError(f"one side is more than {LONGEST} times the other")
-    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
-    top, left = (height - size) // 2, (width - size) // 2
-    return pixels[top : top + size, left : left + size]
+    pixels = np.asarray(picture.resize(covered, Image.Resampling.BICUBIC))
+    top, left = (covered[1] - height) // 2, (covered[0] - width) // 2
+    return pixels[top : top + height, left : left + width]
 
 
 def rgb(picture: Image.Image) -> Image.Image:
@@ -160,8 +172,10 @@ def _open_folder(folder: Path) -> Pictures:
     return _from_paths(folder, folder.name, names, labels, tuple(classes), others)
 
 
-def find_pictures(folder: str | os.PathLike[str], others: Counter[str] | None = None) -> Iterator[str]:
-    """Paths of the pictures of a folder and all below it, in any order.
+def find_pictures(
+    folder: str | os.PathLike[str], others: Counter[str] | None = None, endings: tuple[str, ...] = ENDINGS
+) -> Iterator[str]:
+    """Paths of the pictures of a folder and all below it, in any order; of other files by other endings.
 
     Links are followed, but not those that lead back; what begins with a dot is left out, as the files that
     macOS puts beside pictures.
@@ -177,18 +191,20 @@ def find_pictures(folder: str | os.PathLike[str], others: Counter[str] | None = 
         here = Path(place).resolve()
         inner = [one for one in below if not one.startswith(".")]
         below[:] = [one for one in inner if not here.is_relative_to((here / one).resolve())]
-        yield from (os.path.join(place, file) for file in _pictures_among(files, others))
+        yield from (os.path.join(place, file) for file in _pictures_among(files, others, endings))
 
 
 def _refuse(error: OSError) -> None:
     raise InputError(f"{error.filename} cannot be read ({error.strerror}); make it readable or remove it")
 
 
-def _pictures_among(files: Sequence[str], others: Counter[str]) -> list[str]:
+def _pictures_among(
+    files: Sequence[str], others: Counter[str], endings: tuple[str, ...] = ENDINGS
+) -> list[str]:
     """The names that end as a picture's; the endings of the others are counted, but for hidden ones."""
     seen = [name for name in files if not name.startswith(".")]
-    others.update(os.path.splitext(name)[1] for name in seen if not name.lower().endswith(ENDINGS))
-    return [name for name in seen if name.lower().endswith(ENDINGS)]
+    others.update(os.path.splitext(name)[1] for name in seen if not name.lower().endswith(endings))
+    return [name for name in seen if name.lower().endswith(endings)]
 
 
 def _open_table(path: Path) -> Pictures:

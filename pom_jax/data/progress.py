@@ -13,9 +13,11 @@ class PrepareProgress:
 
     Args:
         console: where to; standard output by default.
+        unit: what is counted.
     """
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, console: Console | None = None, unit: str = "images"):
+        self._unit = unit
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._bar = None
         if self._console.is_terminal:
@@ -41,25 +43,27 @@ class PrepareProgress:
         self._console.print(line, markup=False)
 
     def begin(self, total: int) -> None:
-        """From now on time counts, for so many images."""
+        """From now on time counts, for so many of them."""
         self._done, self._total = 0, total
         self._began = self._told = time.perf_counter()
         if self._bar is not None:
-            self._task = self._bar.add_task("images", total=total, rate="")
+            self._task = self._bar.add_task(self._unit, total=total, rate="")
             self._bar.start()
 
-    def advance(self, images: int) -> None:
-        self._done += images
+    def advance(self, count: int) -> None:
+        self._done += count
         now = time.perf_counter()
         rate = self._done / max(now - self._began, 1e-9)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, rate=f"{rate:,.1f} images/s")
+            self._bar.update(self._task, completed=self._done, rate=f"{rate:,.1f} {self._unit}/s")
         if self._done == self._total:
-            self.say(f"{self._total:,} images in {now - self._began:.1f} s, {rate:,.1f} images/s")
+            took = now - self._began
+            self.say(f"{self._total:,} {self._unit} in {took:.1f} s, {rate:,.1f} {self._unit}/s")
         elif self._bar is None and now - self._told >= EVERY:
             left = (self._total - self._done) / rate
             self.say(
-                f"{self._done:,}/{self._total:,} images | {rate:,.1f} images/s | about {_duration(left)} left"
+                f"{self._done:,}/{self._total:,} {self._unit} | {rate:,.1f} {self._unit}/s | "
+                f"about {_duration(left)} left"
             )
             self._told = now
 

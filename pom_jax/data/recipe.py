@@ -33,6 +33,7 @@ class Recipe:
         settings: what must not change between two starts, in words; they become part of `made_by`.
         notes: further entries of `made_by`.
         pieces: all shards.
+        unit: what its samples are called in messages.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Recipe:
     pieces: tuple[Piece, ...]
     words: tuple[str, ...] = ()
     text_encoder: str | None = None
+    unit: str = "pictures"
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,15 @@ class Batch:
     last: bool = False
 
 
-def hold_out(labels: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    labels: np.ndarray, share: float, rng: np.random.Generator, unit: str = "pictures"
+) -> tuple[np.ndarray, np.ndarray]:
     """A random choice of records to train on and to hold out, evenly over the classes, each in random order.
 
     Args:
         labels: [N].
         share: of each class that is held out.
+        unit: what they are called in messages.
 
     Returns:
         Indices of the records to train on, and of those held out.
@@ -90,8 +95,8 @@ def hold_out(labels: np.ndarray, share: float, rng: np.random.Generator) -> tupl
     held = np.diff(stairs) > 0
     if not 0 < held.sum() < len(labels):
         raise InputError(
-            f"--test-share={share:g} of {len(labels)} pictures holds out {held.sum()}; some must be left on "
-            f"both sides: give a share between {1 / len(labels):.1g} and 1, or held-out pictures of their "
+            f"--test-share={share:g} of {len(labels)} {unit} holds out {held.sum()}; some must be left on "
+            f"both sides: give a share between {1 / len(labels):.1g} and 1, or held-out {unit} of their "
             "own (--test-source=PATH; of latents, val_index.json)"
         )
     return rng.permutation(by_class[~held]), rng.permutation(by_class[held])

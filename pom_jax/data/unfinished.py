@@ -193,7 +193,7 @@ class Unfinished:
         if len(self._unreadable) > self._max_unreadable:
             shown = "".join(f"\n  {name}" for name in self._unreadable[:10])
             raise InputError(
-                f"{len(self._unreadable)} pictures cannot be read, more than --max-unreadable="
+                f"{len(self._unreadable)} {self.recipe.unit} cannot be read, more than --max-unreadable="
                 f"{self._max_unreadable}; repair or remove them, or allow more. The first:{shown}"
             )
 
@@ -256,8 +256,8 @@ class Unfinished:
         for split, shards in splits.items():
             if not shards:
                 raise InputError(
-                    f"no picture is left in split {split} of {self.out}: all of it cannot be read "
-                    f"or is below --min-size; lower that, and remove {self.folder} to begin anew"
+                    f"none of the {self.recipe.unit} is left in split {split} of {self.out}: all cannot be "
+                    f"read or are below --min-size; lower that, and remove {self.folder} to begin anew"
                 )
         counts = {
             "unreadable": sum(len(found["unreadable"]) for found in whole),
