@@ -84,6 +84,7 @@ def import_model(
     if layout in FACEBOOK:
         found = _without_variance(found, fields, drop_variance)
     model = models.build(fields)
+    assert isinstance(model, models.DiPoM)
     table, constants = model_layouts.entries(layout, model), model_layouts.computed(layout, model)
     wanted = layouts.shapes(table) | {name: array.shape for name, array in constants.items()}
     _refuse(layout, _wrong_shapes(found, wanted))

@@ -96,6 +96,8 @@ def export_workdir(
     check_output(file)
     config = checkpoint.load_config(workdir)
     model = models.build(config.model)
+    if not isinstance(model, models.DiPoM):
+        raise InputError(f"{workdir} is of a text-to-video model: only image models are exported")
     params, step = checkpoint.restore_params(workdir, step, ema)
     write_tensors(file, export_model(model, params))
     return step

@@ -12,17 +12,32 @@ from pom_jax.errors import InputError, choose
 from pom_jax.models.checks import check_fields
 from pom_jax.models.checks import own_fields as own_fields
 from pom_jax.models.dipom import DiPoM as DiPoM
+from pom_jax.models.polymorpher import Polymorpher as Polymorpher
+from pom_jax.models.polymorpher import Text as Text
+from pom_jax.models.polymorpher_checks import check_polymorpher
 from pom_jax.models.presets import NAMES as NAMES
+from pom_jax.models.presets import VIDEO_NAMES as VIDEO_NAMES
 from pom_jax.models.presets import preset as preset
 
 DTYPES = ("float32", "bfloat16")
 
+Model = DiPoM | Polymorpher
 
-def build(config: Mapping[str, typing.Any], dtype: str = "float32") -> DiPoM:
+# Networks by `model.family`, and what checks their fields.
+FAMILIES: Mapping[str, type[Model]] = {"dipom": DiPoM, "polymorpher": Polymorpher}
+CHECKS = {DiPoM: check_fields, Polymorpher: check_polymorpher}
+
+
+def family(config: Mapping[str, typing.Any]) -> type[Model]:
+    """The class of a model's configuration; raises an InputError for an unknown one."""
+    return choose("model.family", config.get("family", "dipom"), FAMILIES)
+
+
+def build(config: Mapping[str, typing.Any], dtype: str = "float32") -> Model:
     """Makes a model from its configuration, after checking every field.
 
     Args:
-        config: fields of `DiPoM` by name (a dict or a ConfigDict), without `dtype`.
+        config: `family`, and the fields of its class by name (a dict or a ConfigDict), without `dtype`.
         dtype: compute dtype, "float32" or "bfloat16".
 
     Returns:
@@ -32,18 +47,20 @@ def build(config: Mapping[str, typing.Any], dtype: str = "float32") -> DiPoM:
         InputError: unknown or missing fields, wrong types, values out of range, sizes that do not divide.
     """
     choose("dtype", dtype, DTYPES)
-    fields = own_fields(DiPoM)
-    for key in config:
+    kind = family(config)
+    given = {key: value for key, value in config.items() if key != "family"}
+    fields = own_fields(kind)
+    for key in given:
         choose("field of the model", key, fields)
-    missing = [k for k, f in fields.items() if f.default is dataclasses.MISSING and k not in config]
+    missing = [k for k, f in fields.items() if f.default is dataclasses.MISSING and k not in given]
     if missing:
         raise InputError(f"missing in the model configuration: {', '.join('model.' + k for k in missing)}")
-    model = DiPoM(**{key: config[key] for key in config}, dtype=jnp.dtype(dtype))
-    check_fields(model)
+    model = kind(**given, dtype=jnp.dtype(dtype))
+    CHECKS[kind](model)
     return model
 
 
-def init(model: DiPoM, key: jax.Array) -> dict[str, typing.Any]:
+def init(model: Model, key: jax.Array) -> dict[str, typing.Any]:
     """Draws parameters: nested dicts of float32 arrays, blocks stacked along a leading axis L.
 
     Pure, so it can be jitted with output shardings; `jax.eval_shape` gives the shapes without computing.
@@ -51,13 +68,26 @@ def init(model: DiPoM, key: jax.Array) -> dict[str, typing.Any]:
     return dict(model.init(key, *dummy_inputs(model))["params"])
 
 
-def dummy_inputs(model: DiPoM) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Zeros in the shapes of the model's call: images [1, H, W, C], times [1], labels [1] int32."""
-    shape = (1, model.image_size, model.image_size, model.channels)
-    return jnp.zeros(shape), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+def sample_shape(model: Model | Mapping[str, typing.Any]) -> tuple[int, ...]:
+    """The shape of one sample of a model, or of its configuration: [H, W, C], or of a clip [T, H, W, C]."""
+    get = model.get if isinstance(model, Mapping) else functools.partial(getattr, model)
+    if get("frames", None) is None:
+        return get("image_size", 0), get("image_size", 0), get("channels", 0)
+    return get("frames", 0), get("frame_height", 0), get("frame_width", 0), get("channels", 0)
 
 
-def count_parameters(model: DiPoM) -> int:
+def dummy_inputs(model: Model, batch: int = 1) -> tuple[jax.Array, jax.Array, typing.Any]:
+    """Zeros in the shapes of the model's call: samples [B, H, W, C] or [B, T, H, W, C], times [B], and labels
+    [B] int32 or a `Text`."""
+    given: typing.Any = jnp.zeros(batch, jnp.int32)
+    if isinstance(model, Polymorpher):
+        shape = (batch, model.text_length)
+        words = jnp.zeros(shape, jnp.int32) if model.vocabulary else jnp.zeros((*shape, model.text_width))
+        given = Text(words, jnp.ones(shape))
+    return jnp.zeros((batch, *sample_shape(model))), jnp.zeros(batch), given
+
+
+def count_parameters(model: Model) -> int:
     """Number of trainable values, without computing any."""
     shapes = jax.eval_shape(functools.partial(init, model), jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -1,6 +1,7 @@
 """What the fields of a model can be, alone and together."""
 
 import dataclasses
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pom_jax.errors import InputError, choose
@@ -10,7 +11,7 @@ from pom_jax.nn.embeddings import POSITIONS, TIME_EMBEDDINGS
 from pom_jax.nn.pom_fields import FORMS
 
 # The words a field of a model can be.
-CHOICES = {
+CHOICES: dict[str, Collection[str]] = {
     "mixer": MIXERS,
     "form": FORMS,
     "positions": (*POSITIONS, "learned"),
@@ -25,6 +26,7 @@ LEAST = {
     "native_size": 0,
     "clamp": 0.0,
     "gate_heads": 0,
+    "vocabulary": 0,
     "attention_every": 0,
     "window": 0,
     "head_width": 0,
@@ -38,20 +40,50 @@ def own_fields(model: Any) -> dict[str, dataclasses.Field]:
 
 def check_fields(model: Any) -> None:
     """Raises an InputError for the first field of a `DiPoM` that is wrong, or does not fit another."""
-    for name, field in own_fields(model).items():
-        _check_value(name, getattr(model, name), field.type)
+    check_values(model)
     _check_sizes(model)
 
 
-def _check_value(key: str, value: Any, kind: Any) -> None:
+def check_values(model: Any, choices: Mapping[str, Collection[str]] = CHOICES) -> None:
+    """Raises an InputError for the first field of a model that is wrong in itself.
+
+    Args:
+        model: a Linen module.
+        choices: the words that a field can be.
+    """
+    for name, field in own_fields(model).items():
+        _check_value(name, getattr(model, name), field.type, choices)
+
+
+def check_divisors(rules: Iterable[tuple[int, str, int, str, int]]) -> None:
+    """Raises an InputError for the first (remainder, field, its value, part, its value) with a remainder."""
+    for remainder, whole, a, part, b in rules:
+        if remainder:
+            raise InputError(f"model.{whole}={a} is not a multiple of model.{part}={b}: change one of them")
+
+
+def check_pom_form(m: Any) -> None:
+    """Raises an InputError for options of PoM's power form in its product form."""
+    if m.mixer != "attention" and m.form == "product" and (max(m.gate_heads, 1) > 1 or m.groups > 1):
+        raise InputError(
+            f"model.gate_heads={m.gate_heads} and model.groups={m.groups} belong to the power form: "
+            "set both to 1 or model.form='power'"
+        )
+
+
+def _check_value(key: str, value: Any, kind: Any, choices: Mapping[str, Collection[str]]) -> None:
     if key == "phase_periods":
         _check_periods(value)
+        return
+    if key == "reads":
+        if not isinstance(value, tuple):
+            raise InputError(f"model.reads={value!r} must be a tuple of words, such as ('all',)")
         return
     allowed = int | float if kind is float else kind
     if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
         raise InputError(f"model.{key}={value!r} must be of type {kind.__name__}")
-    if key in CHOICES:
-        choose(f"model.{key}", value, CHOICES[key])
+    if key in choices:
+        choose(f"model.{key}", value, choices[key])
     if kind in (int, float) and not LEAST.get(key, 1) <= value < float("inf"):
         raise InputError(f"model.{key}={value} must be at least {LEAST.get(key, 1)}")
 
@@ -79,14 +111,8 @@ def _check_sizes(m: Any) -> None:
         rules.append((expanded % heads, "expansion * width", expanded, "gate_heads", heads))
     if has_pom and m.rotary:
         rules.append((expanded % 4, "expansion * width", expanded, "rotary pairs on two axes", 4))
-    for remainder, whole, a, part, b in rules:
-        if remainder:
-            raise InputError(f"model.{whole}={a} is not a multiple of model.{part}={b}: change one of them")
-    if has_pom and m.form == "product" and (heads > 1 or m.groups > 1):
-        raise InputError(
-            f"model.gate_heads={m.gate_heads} and model.groups={m.groups} belong to the power form: "
-            "set both to 1 or model.form='power'"
-        )
+    check_divisors(rules)
+    check_pom_form(m)
     if m.positions != "learned" and m.width % 4:
         raise InputError(f"model.width={m.width} must be a multiple of 4 for positions={m.positions!r}")
     if m.width % 2:

@@ -37,7 +37,7 @@ def layer_mixers(model: Any, grid: Sequence[int]) -> list[Mixer]:
         gate_heads=model.gate_heads,
         groups=model.groups,
         rotary=Rotary(len(grid)) if model.rotary else None,
-        phase=_phase(model.phase_periods, len(grid)),
+        phase=phase_of(model.phase_periods, len(grid)),
         grid=tuple(grid),
         global_tokens=model.registers,
         dtype=model.dtype,
@@ -47,12 +47,12 @@ def layer_mixers(model: Any, grid: Sequence[int]) -> list[Mixer]:
     return [*[usual] * (model.attention_every - 1), attention] if model.attention_every else [usual]
 
 
-def _phase(periods: Sequence[float], axes: int) -> Phase | None:
-    """Standing still, and both directions of every period, on each axis."""
+def phase_of(periods: Sequence[float], axes: int, still: int = 0) -> Phase | None:
+    """Standing still, and both directions of every period, on each axis; still alone on the first `still`."""
     if not periods:
         return None
     each = (math.inf, *(sign * float(period) for period in periods for sign in (1, -1)))
-    return Phase((each,) * axes)
+    return Phase(((math.inf,),) * still + (each,) * (axes - still))
 
 
 def _attention(model: Any, grid: Sequence[int]) -> Mixer:

@@ -1,4 +1,4 @@
-"""Sizes by name: "DiPoM-XL/2", "DiPoM-R-B/4" (with registers), "DiT-S/8"."""
+"""Sizes by name: "DiPoM-XL/2", "DiPoM-R-B/4" (with registers), "DiT-S/8", "Polymorpher-B/2" (video)."""
 
 from typing import Any
 
@@ -36,25 +36,42 @@ FAMILIES = {
     "DiT": _POM | _PLAIN | {"mixer": "attention"},
 }
 
+# The text-to-video model's sizes (the authors' branch `text2video`): patches of two frames.
+VIDEO_SIZES = {"S": SIZES["S"], "B": SIZES["B"], "XL": SIZES["XL"] | {"depth": 20}}
+_VIDEO = {name: _POM[name] for name in ("form", "degree", "expansion", "gate_heads", "groups", "rotary")}
+_VIDEO |= {"phase_periods": (), "head_width": 0, "clamp": 0.0, "frame_patch": 2, "frame_causal": False}
+_VIDEO |= {"reads": ("all",), "order": "text_first", "time_token": False, "positions": "sincos_phase"}
+VIDEO_FAMILIES = {
+    "Polymorpher": _VIDEO | {"mixer": "pom"},
+    "TextVideoDiT": _VIDEO | {"mixer": "attention"},
+}
+
 NAMES = tuple(f"{family}-{size}/{patch}" for family in FAMILIES for size in SIZES for patch in PATCHES)
+VIDEO_NAMES = tuple(
+    f"{family}-{size}/{patch}" for family in VIDEO_FAMILIES for size in VIDEO_SIZES for patch in (2, 4)
+)
 
 
 def preset(name: str) -> dict[str, Any]:
     """The architecture fields of a model configuration.
 
     Args:
-        name: family, size and patch size, such as "DiPoM-XL/2"; one of `NAMES`.
+        name: family, size and patch size, such as "DiPoM-XL/2"; one of `NAMES`, or of `VIDEO_NAMES` for
+            `Polymorpher`.
 
     Returns:
-        Fields of `DiPoM` except those of the data (image_size, channels, num_classes) and of execution (scan,
-        remat, dtype).
+        Fields of `DiPoM`, or of `Polymorpher`, except those of the data (image_size, channels, num_classes;
+        frames, frame_height, frame_width, channels and those of texts) and of execution (scan, remat, dtype).
 
     Raises:
         InputError: for another name, with the nearest one.
     """
-    choose("model name", name, NAMES)
+    choose("model name", name, (*NAMES, *VIDEO_NAMES))
     family, size, patch = name.replace("/", "-").rsplit("-", 2)
     wide = size in ("L", "XL")
-    ffn_expansion = 4 if family == "DiT" else 2 if wide else 3
-    fields = FAMILIES[family] | SIZES[size]
-    return fields | {"patch_size": int(patch), "ffn_expansion": ffn_expansion, "n_timesteps": 1000}
+    attention = family in ("DiT", "TextVideoDiT")
+    fields = {"patch_size": int(patch), "ffn_expansion": 4 if attention else 2 if wide else 3}
+    fields["n_timesteps"] = 1000
+    if family in VIDEO_FAMILIES:
+        return VIDEO_FAMILIES[family] | VIDEO_SIZES[size] | fields
+    return FAMILIES[family] | SIZES[size] | fields

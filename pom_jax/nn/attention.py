@@ -2,17 +2,32 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Initializer
 from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError
 from pom_jax.nn.dense import Dense, xavier_uniform
-from pom_jax.ops.attention import attention
+from pom_jax.ops.attention import attention, frame_mask
+from pom_jax.ops.frames import frame_lengths
+from pom_jax.ops.rotary import Rotary
 from pom_jax.ops.states import check_tokens, without_heads
 from pom_jax.ops.windows import local_attention
+
+
+class Cache(NamedTuple):
+    """What attention carries from frame to frame: it grows with them, unlike the mixer's `State`.
+
+    Attributes:
+        keys, values: [B, S, H, d] of all S tokens so far.
+    """
+
+    keys: jax.Array
+    values: jax.Array
 
 
 class MultiHeadAttention(nn.Module):
@@ -25,33 +40,104 @@ class MultiHeadAttention(nn.Module):
     Attributes:
         num_heads: number of heads; D must be divisible by it unless `head_width` is given.
         head_width: d, channels of a head; 0 for D / num_heads.
+        rotary: rotary positions of queries and keys; where 2 * axes does not divide d, its last channels keep
+            still.
+        reads: with `frames`, ("all",) shows a token its own frame and those before, ("own",) its own alone.
         dtype: compute dtype of the products, None is float32; the softmax is float32.
         kernel_init: initialiser of the matrices.
     """
 
     num_heads: int
     head_width: int = 0
+    rotary: Rotary | None = None
+    reads: tuple[str, ...] = ("all",)
     dtype: DTypeLike | None = None
     kernel_init: Initializer = xavier_uniform
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, *, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """Mixes context tokens into query tokens.
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        frames: int | Sequence[int] | None = None,
+        context_frames: int | Sequence[int] | None = None,
+        positions: jax.Array | None = None,
+        state: Cache | None = None,
+    ) -> Any:
+        """Mixes context tokens into query tokens; frames, positions and state as in the call of `nn.PoM`.
 
         Args:
             x: [B, M, D], the queries.
             context: [B, N, D]; None mixes x with itself.
             mask: None, [B, N] or [B, M, N] (B may be 1), or [B, 1, M, N] as in Flax; zero hides a token.
+            frames: a token sees its own frame and those before: the length of all, or of each frame.
+            context_frames: lengths of the context's frames; those of the queries if left out.
+            positions: [M, axes] of x, for `rotary` where x mixes with itself.
+            state: keys and values of earlier tokens (`init_state`), which all of x sees.
 
         Returns:
-            [B, M, D] in the compute dtype; the output bias for a query that sees nothing.
+            [B, M, D] in the compute dtype; the output bias for a query that sees nothing. With `state` also
+            the one after these tokens.
 
         Raises:
-            InputError: shapes or mask do not fit, or D is not divisible by the heads.
+            InputError: shapes, frames or mask do not fit, or D is not divisible by the heads.
         """
-        return _attend(self, x, x if context is None else context, mask, attention)
+        itself = context is None
+        source = x if context is None else context
+        if (state is not None or self.rotary is not None) and not itself:
+            raise InputError("attention carries a state and turns positions only where x mixes with itself")
+        seen = without_heads(mask)
+        if frames is not None:
+            given = frames if itself or context_frames is None else context_frames
+            seen = self._seen(frame_lengths(frames, x.shape[1]), given, source.shape[1], seen)
+        after: list[Cache] = []
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+            if self.rotary is not None:
+                q, k = (_rotate(self.rotary, each, positions) for each in (q, k))
+            if state is not None:
+                k, v = (jnp.concatenate(pair, 1) for pair in zip(state, (k, v), strict=True))
+                after.append(Cache(k, v))
+                if mask is not None:  # which is of the new tokens alone
+                    mask = jnp.broadcast_to(mask, (*mask.shape[:1], q.shape[1], mask.shape[-1]))
+                    mask = jnp.pad(
+                        mask, ((0, 0), (0, 0), (k.shape[1] - mask.shape[-1], 0)), constant_values=1
+                    )
+            return attention(q, k, v, mask)
+
+        y = _attend(self, x, source, seen, attend)
+        return y if state is None else (y, after[0])
+
+    def _seen(
+        self, lengths: tuple[int, ...], given: int | Sequence[int], tokens: int, mask: jax.Array | None
+    ) -> jax.Array:
+        """[B or 1, M, N] which tokens of the context each query sees."""
+        if self.reads not in (("all",), ("own",)):
+            raise InputError(f"reads = {self.reads} of attention must be ('all',) or ('own',)")
+        others = frame_lengths(given, tokens, "context_frames")
+        by_frames = frame_mask(lengths, others, own=self.reads == ("own",))[None]
+        if mask is None:
+            return by_frames
+        return by_frames * (mask if mask.ndim == 3 else mask[:, None])
+
+    def init_state(self, batch: int, width: int) -> Cache:
+        """The cache before any token, of `batch` sequences of D = `width` channels."""
+        nothing = jnp.zeros((batch, 0, self.num_heads, self.head_width or width // self.num_heads))
+        nothing = nothing.astype(self.dtype or jnp.float32)
+        return Cache(nothing, nothing)
+
+
+def _rotate(rotary: Rotary, x: jax.Array, positions: jax.Array | None) -> jax.Array:
+    """Turns heads [B, N, H, d] by their tokens' positions [N, axes], in float32."""
+    if positions is None:
+        raise InputError("attention with rotary positions needs positions= [M, axes]")
+    turned = x.shape[-1] // (2 * rotary.axes) * (2 * rotary.axes)
+    rotary.check(turned, 1)
+    tables = rotary.tables(positions[:, None], turned)
+    y = rotary.rotate(x[..., :turned].astype(jnp.float32), tables).astype(x.dtype)
+    return jnp.concatenate([y, x[..., turned:]], axis=-1)
 
 
 class LocalAttention(nn.Module):

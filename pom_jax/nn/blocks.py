@@ -1,6 +1,7 @@
 """Residual blocks around a token mixer, and the stack of them."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,11 +166,12 @@ def stack(
     block: nn.Module,
     depth: int,
     x: jax.Array,
-    condition: jax.Array,
+    condition: Any,
     *,
+    states: Any = None,
     scan: bool = True,
     remat: str = "none",
-) -> jax.Array:
+) -> Any:
     """Applies `depth` blocks whose parameters are stacked along a leading axis, in a loop or unrolled.
 
     The parameters lie under the name of `block` with a leading axis in every case: no choice of `scan` and
@@ -179,12 +181,14 @@ def stack(
         block: one block, a module with the call (x, condition) -> x, or a `Period` of them.
         depth: number of blocks L; a whole number of periods.
         x: [B, N, D].
-        condition: what every block receives, [B, 1, D] or [B, N, D].
+        condition: what every block receives, [B, 1, D] or [B, N, D], or a tree of arrays laid out already.
+        states: a tree of arrays with a leading axis L, a part for each block, whose call is then
+            (x, condition, state) -> (x, state); not for periods.
         scan: a loop compiles one block (or period), unrolled ones take longer to compile and can run faster.
         remat: what the backward pass recomputes in each block, one of `REMAT`.
 
     Returns:
-        [B, N, D].
+        [B, N, D]; with `states` also those that the blocks return, a leading axis L.
 
     Raises:
         InputError: for another remat policy, or a period that does not divide the depth.
@@ -194,25 +198,30 @@ def stack(
     if depth % period:
         raise InputError(f"depth = {depth} is not a multiple of the {period} blocks of a period")
 
-    def run(block: nn.Module, x: jax.Array, condition: jax.Array) -> jax.Array:
-        return block(x, condition)
+    def run(block: nn.Module, x: jax.Array, *given: Any) -> Any:
+        return block(x, *given)
 
     if remat != "none":
         # Inside a loop the compiler cannot merge the recomputation with the forward pass; unrolled it would.
         run = nn.remat(run, policy=policy, prevent_cse=not scan)
 
-    def step(block: nn.Module, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
-        x = block(x, condition, run) if isinstance(block, Period) else run(block, x, condition)
-        return lay(x, "batch", "tokens", None), None
+    def step(block: nn.Module, x: jax.Array, condition: Any, state: Any) -> tuple[jax.Array, Any]:
+        if state is not None:
+            x, state = run(block, x, condition, state)
+        else:
+            x = block(x, condition, run) if isinstance(block, Period) else run(block, x, condition)
+        return lay(x, "batch", "tokens", None), state
 
     loop = nn.scan(
         step,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast, 0),
         length=depth // period,
         unroll=1 if scan else depth // period,
     )
     # From here to the end tokens lie on the mesh like this; the compiler sees to the rest.
-    condition = lay(condition, "batch", "tokens" if condition.shape[1] > 1 else None, None)
-    return loop(block, lay(x, "batch", "tokens", None), condition)[0]
+    if isinstance(condition, jax.Array):
+        condition = lay(condition, "batch", "tokens" if condition.shape[1] > 1 else None, None)
+    x, states = loop(block, lay(x, "batch", "tokens", None), condition, states)
+    return x if states is None else (x, states)

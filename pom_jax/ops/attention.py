@@ -1,10 +1,13 @@
 """Softmax attention, the twin that the mixer is compared with."""
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+from pom_jax.errors import InputError
 from pom_jax.ops.mesh import lay
 from pom_jax.ops.states import check_mask
 
@@ -58,3 +61,25 @@ def softmax(logits: Array, times: Array | None = None) -> Array:
     weights = times * jnp.exp(jnp.where(times > 0, logits - top, 0.0))
     total = weights.sum(-1, keepdims=True)
     return weights / jnp.where(total == 0, 1.0, total)
+
+
+def frame_mask(frames: Sequence[int], context_frames: Sequence[int], own: bool = False) -> Array:
+    """Which context tokens each query sees: those of its frame and of those before, or of its own alone.
+
+    Args:
+        frames, context_frames: T lengths each, that add up to M and N.
+        own: a query sees its own frame alone.
+
+    Returns:
+        [M, N] bool.
+
+    Raises:
+        InputError: other numbers of frames.
+    """
+    if len(frames) != len(context_frames):
+        raise InputError(
+            f"frames are {len(frames)} and context_frames {len(context_frames)}: they must be as many"
+        )
+    of_query, of_key = (np.repeat(np.arange(len(each)), each) for each in (frames, context_frames))
+    compare = np.equal if own else np.greater_equal
+    return jnp.asarray(compare(of_query[:, None], of_key[None]))

@@ -37,7 +37,7 @@ class Run:
 
     config: ConfigDict
     mesh: Mesh
-    model: models.DiPoM
+    model: models.Model
     optimizer: optax.GradientTransformation
     step: TrainStep
     train: Source
@@ -111,7 +111,7 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     return Run(config, mesh, model, optimizer, step, train, heldout, state, batch)
 
 
-def _state_function(config: ConfigDict, model: models.DiPoM, optimizer: optax.GradientTransformation) -> Any:
+def _state_function(config: ConfigDict, model: models.Model, optimizer: optax.GradientTransformation) -> Any:
     def make(key: jax.Array, parent: Any = None) -> TrainState:
         def params(key: jax.Array) -> Any:
             fresh = models.init(model, key)

@@ -1,0 +1,106 @@
+"""What the fields and the inputs of a `Polymorpher` can be."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pom_jax.errors import InputError
+from pom_jax.models.checks import CHOICES, check_divisors, check_pom_form, check_values
+from pom_jax.nn.text_block import ORDERS
+from pom_jax.nn.video_embeddings import FRAME_POSITIONS
+from pom_jax.ops.mixing import READS
+
+# The words a field can be.
+WORDS = CHOICES | {
+    "mixer": ("pom", "attention"),
+    "positions": (*FRAME_POSITIONS, "learned"),
+    "order": ORDERS,
+}
+
+
+def check_polymorpher(m: Any) -> None:
+    """Raises an InputError for the first field of a `Polymorpher` that is wrong, or does not fit another."""
+    check_values(m, WORDS)
+    has_pom = m.mixer == "pom"
+    rules = [
+        (m.frames % m.frame_patch, "frames", m.frames, "frame_patch", m.frame_patch),
+        (m.frame_height % m.patch_size, "frame_height", m.frame_height, "patch_size", m.patch_size),
+        (m.frame_width % m.patch_size, "frame_width", m.frame_width, "patch_size", m.patch_size),
+    ]
+    if not has_pom and not m.head_width:
+        rules.append((m.width % m.num_heads, "width", m.width, "num_heads", m.num_heads))
+    if has_pom and m.rotary:
+        rules.append(
+            (
+                m.expansion * m.width % 6,
+                "expansion * width",
+                m.expansion * m.width,
+                "rotary pairs on three axes",
+                6,
+            )
+        )
+    check_divisors(rules)
+    check_pom_form(m)
+    if m.positions == "sincos_phase" and m.width % 8:
+        raise InputError(f"model.width={m.width} must be a multiple of 8 for positions='sincos_phase'")
+    if m.positions == "sincos_grid" and m.width % 4:
+        raise InputError(f"model.width={m.width} must be a multiple of 4 for positions='sincos_grid'")
+    if m.phase_periods and not has_pom:
+        raise InputError(
+            f"model.phase_periods={m.phase_periods} is of PoM: leave it out, or set model.mixer to 'pom'"
+        )
+    if not m.reads or not set(m.reads) <= set(READS) or len(set(m.reads)) < len(m.reads):
+        raise InputError(f"model.reads={m.reads} must be some of {', '.join(READS)}, each once")
+    if m.reads != ("all",) and not (has_pom and m.frame_causal):
+        raise InputError(
+            f"model.reads={m.reads} tells a frame's own tokens from those before, which is of PoM with "
+            "model.frame_causal=True: set it, or leave reads at ('all',)"
+        )
+    if m.vocabulary == 1:
+        raise InputError("model.vocabulary=1 has no word but none: give at least 2, or 0 for embedded texts")
+
+
+def check_call(m: Any, x: jax.Array, t: jax.Array, text: Any, states: Any) -> None:
+    """Raises an InputError unless the inputs of a call fit each other and the model."""
+    if x.ndim != 5 or x.shape[-1] != m.channels or 0 in x.shape:
+        raise InputError(f"clips must be [B, T, H, W, {m.channels}] (channels last), got {x.shape}")
+    sizes = {"frames": m.frame_patch, "rows": m.patch_size, "columns": m.patch_size}
+    for (what, patch), size in zip(sizes.items(), x.shape[1:4], strict=True):
+        if size % patch:
+            raise InputError(
+                f"clips of {x.shape[1]} frames of {x.shape[2]} x {x.shape[3]}: {size} {what} do not divide "
+                f"into patches of {patch}; crop or pad them to a multiple"
+            )
+    frames = x.shape[1] // m.frame_patch
+    if t.shape not in ((len(x),), (len(x), frames)):
+        raise InputError(
+            f"t must be [B] = [{len(x)}], a time for each clip, or [B, T / frame_patch] = "
+            f"[{len(x)}, {frames}], one for each frame of patches; got {t.shape}"
+        )
+    if t.ndim == 2 and frames > 1 and not m.frame_causal:
+        raise InputError("a time for each frame needs frame_causal=True; else give one time a clip, t [B]")
+    if states is not None and not m.frame_causal:
+        raise InputError("states are carried from frame to frame: they need frame_causal=True")
+    _check_text(m, len(x), text)
+
+
+def _check_text(m: Any, batch: int, text: Any) -> None:
+    tokens, mask = text
+    shape = (batch, tokens.shape[1]) if tokens.ndim > 1 else None
+    if m.vocabulary:
+        if tokens.ndim != 2 or tokens.shape != shape or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise InputError(
+                f"text.tokens must be [B, M] = [{batch}, at most {m.text_length}] integers, words by number; "
+                f"got {tokens.dtype} {tokens.shape}"
+            )
+    elif tokens.ndim != 3 or tokens.shape != (*(shape or ()), m.text_width):
+        raise InputError(
+            f"text.tokens must be [B, M, {m.text_width}] embeddings of the {batch} texts, got {tokens.shape}"
+        )
+    if tokens.shape[1] > m.text_length and m.vocabulary:
+        raise InputError(
+            f"a text of {tokens.shape[1]} tokens is longer than text_length = {m.text_length}: shorten it"
+        )
+    if mask.shape != shape:
+        raise InputError(f"text.mask must be [B, M] = {shape}, one weight a token, got {mask.shape}")

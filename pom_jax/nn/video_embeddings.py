@@ -1,0 +1,96 @@
+"""Clips to tokens and back, and where a token of a clip lies."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from pom_jax.nn.embeddings import phased_harmonics
+
+Grid = tuple[int, int, int]
+
+# What tokens or words are told apart by: as large as what they carry, for small ones are learned slowly.
+UNIT_NORMAL = nn.initializers.normal(1.0)
+
+
+class WordEmbedding(nn.Module):
+    """Words of a small vocabulary, and their places in the text, as embeddings that are learned.
+
+    Attributes:
+        vocabulary: number of words, the first of which stands for none.
+        length: most words of a text.
+        features: channels of an embedding.
+    """
+
+    vocabulary: int
+    length: int
+    features: int
+
+    @nn.compact
+    def __call__(self, words: jax.Array) -> jax.Array:
+        """words: [B, M] int in [0, vocabulary) -> [B, M, features] float32; NaN for any other number."""
+        table = self.param("table", UNIT_NORMAL, (self.vocabulary, self.features), jnp.float32)
+        places = self.param("places", UNIT_NORMAL, (self.length, self.features), jnp.float32)
+        found = table.at[words].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return found + places[: words.shape[1]]
+
+
+def cut_clips(clips: jax.Array, frame_patch: int, patch: int) -> jax.Array:
+    """Cuts clips into patches, frame after frame, row by row.
+
+    Args:
+        clips: [B, T, H, W, C].
+        frame_patch: frames of a patch; divides T.
+        patch: its side; divides H and W.
+
+    Returns:
+        [B, N, frame_patch * patch * patch * C]; inside a patch: frame, row, column, channel.
+    """
+    b, t, h, w, c = clips.shape
+    x = clips.reshape(b, t // frame_patch, frame_patch, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, -1, frame_patch * patch**2 * c)
+
+
+def join_clips(tokens: jax.Array, frame_patch: int, patch: int, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `cut_clips`: tokens [B, N, patch's size] -> clips of `shape`, [B, T, H, W, C]."""
+    b, t, h, w, c = shape
+    x = tokens.reshape(b, t // frame_patch, h // patch, w // patch, frame_patch, patch, patch, c)
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(shape)
+
+
+def phased_frames(grid: Grid, native: Grid, features: int, first: int | jax.Array = 0) -> jax.Array:
+    """Waves of half a period to two over the clip, in time and on both axes (official `text2video`).
+
+    Half of the channels go with time, a quarter each with columns and rows. Frames after those of the native
+    clip lie beyond 1 in time.
+
+    Args:
+        grid: frames, rows and columns of patches.
+        native: those that the model is made for; its frames lie at 0 to 1.
+        features: D, a multiple of 8.
+        first: number of the first frame of patches in its film.
+
+    Returns:
+        [T, H, W, D] float32.
+    """
+    frequencies = jnp.asarray(np.linspace(0.5, 2, features // 4), jnp.float32)
+    frames = (jnp.arange(grid[0]) + first) / max(1, native[0] - 1)
+    angles = frames[:, None] * np.pi * frequencies + frequencies
+    time = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, None, None]
+    space = phased_harmonics(*grid[1:], features // 2)[None]
+    shapes = ((*grid, each.shape[-1]) for each in (time, space))
+    return jnp.concatenate([jnp.broadcast_to(a, s) for a, s in zip((time, space), shapes, strict=True)], -1)
+
+
+def phased_grid(grid: Grid, native: Grid, features: int, first: int | jax.Array = 0) -> jax.Array:
+    """The same waves on rows and columns alone: [1, H, W, D]; a frame does not know its number."""
+    del native, first
+    return phased_harmonics(*grid[1:], features)[None]
+
+
+FramePositions = Callable[[Grid, Grid, int, int | jax.Array], jax.Array]
+
+# Fixed position tables of clips by name: (grid, native, features, first) -> [T or 1, H, W, D].
+FRAME_POSITIONS: dict[str, FramePositions] = {"sincos_phase": phased_frames, "sincos_grid": phased_grid}
