@@ -30,6 +30,12 @@ LONGEST = 1024  # bytes of an error that are told to the others
 # Started by a launcher whose cluster JAX does not recognise, each process would believe to be alone.
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
 
+# Said by gloo, NCCL and JAX's coordination service, with types of error that they share with much else.
+GONE = re.compile(
+    r"Gloo|by peer|oordination service|heartbeat|barrier|Barrier|GetKeyValue|remote process|network error|"
+    r"^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED):"
+)
+
 Result = TypeVar("Result")
 
 
@@ -217,11 +223,15 @@ def roll_call() -> str:
 def is_loss(error: BaseException | None) -> bool:
     """Whether an error, or what it comes from, says that another process is gone or does not answer."""
     while error is not None and jax.process_count() > 1:
-        text = str(error)
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+        if not isinstance(error, InputError) and tells_of_loss(error):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def tells_of_loss(error: object) -> bool:
+    """Whether this is what JAX says of a lost process, and not of memory that runs out, say."""
+    return GONE.search(first_line(error)) is not None
 
 
 @contextlib.contextmanager

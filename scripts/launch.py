@@ -9,13 +9,15 @@ are ended, and one line says which it was and how it ended; the exit code is its
 
 With --restarts=N all are started again, at most N times, after any end but the good one (0), wrong input (2),
 losses that stay wrong (3), Ctrl-C, or a signal to this launcher. SIGTERM and Ctrl-C are handed on, so that
-the run saves and stops (exit code 143 or 130); a second one ends all at once.
+the run saves and stops (exit code 143 or 130); a second one ends all at once. An error that several processes
+print in the same words is shown once.
 
 Needs nothing but Python. On CPUs --devices=N gives each process N virtual devices.
 """
 
 import argparse
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,8 +28,9 @@ from collections.abc import Sequence
 from typing import IO
 
 FINAL = (0, 2, 3, 130)  # after these the same command would end the same way, or a person chose so
+LOST = 75  # exit code of a process that says that another is gone
 GRACE = 5.0  # seconds that the others have to say what they see when one dies
-SAVING = 600.0  # seconds that they have where all were asked to stop
+LEAVING = 60.0  # seconds that they have where one has stopped in good order: all have saved by then
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,9 +83,9 @@ class Stop:
 
 def run_once(arguments: argparse.Namespace, stop: Stop) -> int:
     """Starts the processes and waits until all have ended; returns the exit code of the first that failed."""
-    processes = start(arguments)
+    processes, shown = start(arguments), Shown(arguments.processes > 1)
     readers = [
-        threading.Thread(target=show, args=(process.stdout, number, arguments.processes > 1))
+        threading.Thread(target=shown.follow, args=(process.stdout, number))
         for number, process in enumerate(processes)
     ]
     for reader in readers:
@@ -92,19 +95,23 @@ def run_once(arguments: argparse.Namespace, stop: Stop) -> int:
         if stop.times > handed_on and stop.number is not None:
             handed_on = stop.times
             send(processes, stop.number if handed_on == 1 else signal.SIGKILL)
-        if deadline is None and (failed := [p for p in processes if p.poll()]):
-            code = exit_code(failed[0])
-            told(processes.index(failed[0]), failed[0], len(processes))
-            deadline = time.monotonic() + (SAVING if code in (130, 143) else GRACE)
+        if deadline is None and (failed := first_failed(processes)):
+            code = told(processes, failed)
+            deadline = time.monotonic() + (LEAVING if failed.returncode in (130, 143) else GRACE)
         if deadline is not None and time.monotonic() > deadline:
             send(processes, signal.SIGKILL)
         time.sleep(0.05)
     for reader in readers:
         reader.join()
-    if deadline is None and (failed := [p for p in processes if p.returncode]):
-        code = exit_code(failed[0])
-        told(processes.index(failed[0]), failed[0], len(processes))
+    if deadline is None and (failed := first_failed(processes)):
+        code = told(processes, failed)
     return code
+
+
+def first_failed(processes: Sequence[subprocess.Popen]) -> subprocess.Popen | None:
+    """Of those that have ended badly by now, the one whose end the others may only have met."""
+    failed = [process for process in processes if process.poll()]
+    return min(failed, key=lambda process: process.returncode == LOST, default=None)
 
 
 def start(arguments: argparse.Namespace) -> list[subprocess.Popen]:
@@ -139,10 +146,27 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def show(lines: IO[str], number: int, several: bool) -> None:
-    """Prints what a process prints, with its number in front where there are several."""
-    for line in lines:
-        print(f"[{number}] {line}" if several else line, end="", flush=True)
+class Shown:
+    """Prints what processes print, each line with the number of its process in front where there are several.
+
+    Args:
+        several: processes.
+    """
+
+    def __init__(self, several: bool):
+        self._several, self._errors, self._lock = several, set(), threading.Lock()
+
+    def follow(self, lines: IO[str], number: int) -> None:
+        """Prints the lines of one process; from its error on, those that no other process has printed."""
+        failed = False
+        for line in lines:
+            failed |= line.startswith("error: ")
+            with self._lock:
+                words = re.sub(r"^error: process \d+ of \d+ on \S+: ", "error: ", line)
+                if failed and words in self._errors:
+                    continue
+                self._errors |= {words} if failed else set()
+                print(f"[{number}] {line}" if self._several else line, end="", flush=True)
 
 
 def send(processes: Sequence[subprocess.Popen], number: int) -> None:
@@ -156,12 +180,13 @@ def exit_code(process: subprocess.Popen) -> int:
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def told(number: int, process: subprocess.Popen, count: int) -> None:
-    """Says which process ended first, and how."""
-    code = process.returncode
+def told(processes: Sequence[subprocess.Popen], ended: subprocess.Popen) -> int:
+    """Says which process ended first, and how; returns its exit code."""
+    code, number, count = ended.returncode, processes.index(ended), len(processes)
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     rest = "; the others are ended" if count > 1 else ""
-    say(f"process {number} of {count} (pid {process.pid}) {how}{rest}")
+    say(f"process {number} of {count} (pid {ended.pid}) {how}{rest}")
+    return exit_code(ended)
 
 
 def say(text: str) -> None:

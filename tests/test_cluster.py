@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -80,6 +81,25 @@ def test_what_is_wrong_is_raised_as_it_was() -> None:
         fail()
 
 
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("UNKNOWN: Gloo AllGather failed: [pair.cc:538] Read error [::1]:2: Connection reset by peer", 1),
+        ("FAILED_PRECONDITION: Gloo all-reduce failed: Connection closed by peer [10.0.0.2]:41", 1),
+        ("INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task 1 heartbeat timeout.", 1),
+        ("DEADLINE_EXCEEDED: Barrier timed out. Id: a::0.", 1),
+        ("Timed out while waiting for async_write_complete barrier.", 1),
+        ("DEADLINE_EXCEEDED: GetKeyValue() timed out with key: nokey and duration: 3s", 1),
+        ("INTERNAL: NCCL operation failed: remote process exited or there was a network error", 1),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 70368744177664 bytes.", 0),
+        ("INTERNAL: CpuCallback error calling callback: Traceback (most recent call last):\n barrier()", 0),
+        ("INVALID_ARGUMENT: Argument does not match host shape or layout of computation parameter 0", 0),
+    ],
+)
+def test_a_lost_process_is_told_from_an_error_of_this_one(said: str, lost: int) -> None:
+    assert cluster.tells_of_loss(said) == bool(lost)
+
+
 def launch(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(LAUNCH), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -131,6 +151,41 @@ def test_one_line_says_which_process_died_and_how(script: str, monkeypatch: pyte
     assert "[0] here --coordinator=127.0.0.1:" in ended.stdout
     assert "[1] here" in ended.stdout
     assert time.monotonic() - began < 25, "the others are not waited for"
+
+
+TOGETHER = """
+import sys, time
+number = int(sys.argv[-1].removeprefix("--process="))
+print("hello")
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "words"),
+    [
+        (
+            "print(f'error: process {number} of 3 on h{number}: no such field:\\n  x'); sys.exit(2)",
+            2,
+            "no such",
+        ),
+        ("number == 1 and sys.exit(9); print(f'error: process {number} gone'); sys.exit(75)", 9, "gone"),
+    ],
+)
+def test_what_all_processes_say_is_shown_once(tmp_path: Path, program: str, code: int, words: str) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(TOGETHER.format(program))
+    ended = launch("--processes=3", "--", str(path))
+    assert ended.returncode == code, "not that of those that only say that another is gone"
+    assert ended.stdout.count("hello") == 3
+    assert ended.stdout.count(words) == (1 if code == 2 else 2)
+    assert ended.stdout.count("\n  x") <= 1
+
+
+def test_a_process_that_somebody_else_terminates_is_not_waited_for(script: str) -> None:
+    began = time.monotonic()
+    assert launch("--processes=2", "--", script, "-15").returncode == 143
+    assert time.monotonic() - began < 25, "the other was not asked to stop"
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +268,9 @@ def test_two_four_two_and_one_process_end_like_two_undisturbed(
         os.kill(children(launcher)[1], signal.SIGKILL)
         assert launcher.wait() == 137
         assert f"launch: process 1 of {processes} " in said.read_text()
+        assert re.search(
+            rf"error: process 0 of {processes} on \S+: another process is gone", said.read_text()
+        )
 
     resumed, damaged = checkpoint.saved_steps(broken)[-2:]
     (broken / checkpoint.FOLDER / str(damaged) / "leaves" / "metadata").write_text("{}")
