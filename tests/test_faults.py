@@ -2,7 +2,9 @@
 
 import ctypes
 import math
+import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from configs import digits as recipe
+from pom_jax.errors import InputError
 from pom_jax.sampling import write
 from pom_jax.training import ledger, loop, metrics
 from pom_jax.training.checkpoint import saved_steps
@@ -163,6 +166,33 @@ def test_parameters_that_are_not_finite_are_not_saved(digits_dir: Path, tmp_path
     assert "goes on after step 20" in log
     assert "verdict: a passing fault" in log
     assert metrics.read_rows(tmp_path / "run")[-1]["skipped"] == 0
+
+
+def test_a_run_that_is_done_needs_no_room(
+    digits_dir: Path, untouched: Path, tmp_path: Path, capsys: Any
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(untouched, run)
+    (run / "log.txt").unlink()
+    (run / "log.txt").symlink_to("/dev/full")
+    assert train(digits_dir, run, None) == 0
+    config = (run / "config.json").stat().st_mtime_ns
+    assert train(digits_dir, run, None) == 0
+    assert (run / "config.json").stat().st_mtime_ns == config
+    said = capsys.readouterr().out
+    assert said.count("log.txt cannot be written: No space left on device") == 2
+    assert said.count("has all 60 steps already") == 2
+    with pytest.raises(InputError, match=r"needs .* GB, but the disk"):
+        train(digits_dir, run, None, **{"train.steps": 61, "train.keep_last": 10**9})
+    assert train(digits_dir, run, None, **{"train.keep_last": 10**9}) == 0
+
+
+def test_rows_that_cannot_be_written_are_told_in_words(tmp_path: Path) -> None:
+    rows = metrics.JsonLines(tmp_path, 0)
+    os.close(rows._file.fileno())
+    with pytest.raises(InputError, match=r"metrics.jsonl cannot be written .*: make room or mend"):
+        rows.sync()
+    rows.close()
 
 
 def test_a_checkpoint_that_was_spoiled_before_it_was_saved_is_set_aside(

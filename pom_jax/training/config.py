@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ FEW = 16  # held-out images
 CHANGEABLE = (
     "train.", "log.", "mesh.", "sampling.", "fid.", "model.scan", "model.remat", "data.dir",
     "data.digest",  # compared by keep_config
+    "data.words",  # of the data set
 )  # fmt: skip
 
 # Fields of the training sections that runs older than them lack, and what they stood at.
 ADDED = {"init_from": "", "init_step": -1, "init_ema": 0, "init_state": False, "optimizer.decay_from": 0}
-ADDED |= {"optimizer.moments": "float32"}
+ADDED |= {"optimizer.moments": "float32", "model.family": "dipom"}
 
 
 def check_config(config: ConfigDict) -> None:
@@ -138,13 +139,16 @@ def read_config(workdir: str | Path) -> ConfigDict | None:
         raise InputError(f"{path} cannot be read ({error}); choose another workdir") from error
 
 
-def keep_config(workdir: str | Path, config: ConfigDict, data_digest: str = "") -> None:
+def keep_config(
+    workdir: str | Path, config: ConfigDict, data_digest: str = "", words: Sequence[str] = ()
+) -> None:
     """Writes config.json into the workdir, which is created; a run that goes on there must be the same run.
 
     Args:
         workdir: of the run.
         config: of the run.
         data_digest: of the data set that it learns from (`Manifest.digest`), kept as data.digest.
+        words: its table of words, kept as data.words, so that prompts need no data.
 
     Raises:
         InputError: the workdir belongs to another configuration (the message lists the fields) or to other
@@ -173,19 +177,25 @@ def keep_config(workdir: str | Path, config: ConfigDict, data_digest: str = "") 
             f"so far (checksum {before}): choose data.dir, or go on with it in a new --workdir, with "
             f"--config.init_from={workdir} --config.init_state=True"
         )
-    write_config(workdir, config, data_digest)
+    write_config(workdir, config, data_digest, words)
 
 
-def write_config(workdir: str | Path, config: ConfigDict, data_digest: str = "") -> None:
+def write_config(
+    workdir: str | Path, config: ConfigDict, data_digest: str = "", words: Sequence[str] = ()
+) -> None:
     """Writes config.json into the workdir, which is created: whole or not at all; see `keep_config`."""
     workdir = Path(workdir)
     fields = config.to_dict()
     if data_digest:
         fields["data"]["digest"] = data_digest
+    if words:
+        fields["data"]["words"] = list(words)
     if folder := fields["data"]["dir"]:
         fields["data"]["dir"] = str(Path(folder).absolute())  # for commands called elsewhere
     workdir.mkdir(parents=True, exist_ok=True)
-    write_whole(workdir / FILE, json.dumps(fields, indent=2) + "\n")
+    path, text = workdir / FILE, json.dumps(fields, indent=2) + "\n"
+    if not path.exists() or path.read_text() != text:  # a run that is done needs no room on the disk
+        write_whole(path, text)
 
 
 def differences(kept: ConfigDict, config: ConfigDict) -> list[str]:
@@ -193,7 +203,7 @@ def differences(kept: ConfigDict, config: ConfigDict) -> list[str]:
 
     A field that one side lacks has its default there: a run may be older than the field.
     """
-    fields = models.own_fields(models.DiPoM).items()
+    fields = models.own_fields(models.family(config.model)).items()
     usual = {f"model.{name}": f.default for name, f in fields if f.default is not dataclasses.MISSING} | ADDED
     old, new = usual | _flat(kept.to_dict()), usual | _flat(config.to_dict())
     return [

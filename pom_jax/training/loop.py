@@ -70,16 +70,18 @@ def train(
     fid = open_fid(config, run.model, make_fid)
     if not checkpoint.saved_steps(workdir):
         find_start(run)
-    checkpoint.check_room(workdir, config.train, run.state)
     kept = read_config(workdir)
     if (done := checkpoint.latest_step(workdir) or 0) > config.train.steps:
         raise InputError(
             f"{workdir} is at step {done:,} already, past train.steps={config.train.steps}: choose more "
             "steps, or another --workdir"
         )
+    if done < config.train.steps:
+        checkpoint.check_room(workdir, config.train, run.state)
     with jax.set_mesh(run.mesh):
         preview = Preview(config, run.model, workdir / "samples", write_images, run.state.params)
-        with hold(workdir, lambda: keep_config(workdir, config, run.train.manifest.digest)):
+        data = run.train.manifest
+        with hold(workdir, lambda: keep_config(workdir, config, data.digest, data.words)):
             if jax.process_index() == 0:
                 ledger.open(workdir)
             log = Log(workdir)
@@ -89,7 +91,7 @@ def train(
                 code = _train(_Session(run, workdir, kept, preview, fid, window, log, ledger))
                 log.line(ledger.summary())
                 if code == 0:
-                    log.line(_next_commands(run, workdir, run.train.manifest.name in scored))
+                    log.line(_next_commands(run, workdir, data.name in scored))
                 return code
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -49,21 +49,27 @@ class JsonLines:
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        try:
+        with self._explained():
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    def sync(self) -> None:
+        """Waits until all rows are on the disk; before a checkpoint that says they exist."""
+        with self._explained():
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of a row that could not be written before
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise InputError(
                 f"{self._path} cannot be written ({error.strerror}): make room or mend the disk and run the "
                 "same command again"
             ) from error
-
-    def sync(self) -> None:
-        """Waits until all rows are on the disk; before a checkpoint that says they exist."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # of a row that could not be written before
-            self._file.close()
 
 
 class TensorBoard:

@@ -17,18 +17,29 @@ REFRESH = 4  # times a second that the bar moves
 class Log:
     """Prints lines and appends them, with the time of day, to WORKDIR/log.txt; of many processes the first.
 
-    A terminal or pipe that goes away does not end a run: its lines are in the file.
+    A terminal or pipe that goes away does not end a run: its lines are in the file. Nor does a file that
+    cannot be written: its lines are on the terminal, and numbers that cannot be written do end a run.
     """
 
     def __init__(self, workdir: Path):
         first = jax.process_index() == 0
         self._file = (workdir / "log.txt" if first else Path(os.devnull)).open("a", buffering=1)
         self.console = Console(highlight=False, soft_wrap=True, quiet=not first)
+        self._told = False
 
     def line(self, text: str, *, show: bool = True) -> None:
         """One line (or several) for people; `show=False` writes to the file alone."""
-        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        if show and not self.console.quiet:
+        try:
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                self._show(f"warning: log.txt cannot be written: {error.strerror}")
+        if show:
+            self._show(text)
+
+    def _show(self, text: str) -> None:
+        if not self.console.quiet:
             try:
                 self.console.print(text, markup=False)
                 sys.stdout.flush()
@@ -37,7 +48,8 @@ class Log:
 
     def close(self) -> None:
         """Ends the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written before
+            self._file.close()
 
 
 class ProgressLine:
