@@ -5,6 +5,7 @@ back is the same machine code, with the same bits in its results.
 """
 
 import collections
+import contextlib
 import os
 import re
 import warnings
@@ -24,6 +25,9 @@ def keep_programs() -> Path | None:
 
     The folder is $XDG_CACHE_HOME/pom_jax/xla, by default ~/.cache/pom_jax/xla, or the one that
     JAX_COMPILATION_CACHE_DIR names, which may be gs://. JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
+
+    Of several processes JAX lets the first alone write. The others read what it wrote where they see the same
+    folder, but not on CPUs: there the keys hold which process it is.
 
     Returns:
         The folder; None where the cache is off, or nothing can be written there.
@@ -60,7 +64,10 @@ def counts() -> collections.Counter[str]:
 
 def trim(folder: Path, most: int) -> None:
     """Deletes the files that have not been read or written for the longest time, down to `most` bytes."""
-    files = [(path, path.stat()) for path in folder.glob("*-cache")]
+    files = []
+    for path in folder.glob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another process trims too
+            files.append((path, path.stat()))
     room = most
     for path, stat in sorted(files, key=lambda file: -max(file[1].st_atime, file[1].st_mtime)):
         room -= stat.st_size

@@ -75,5 +75,7 @@ def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
         path.write_bytes(bytes(10))
         os.utime(path, (1000 - age, 1000 - age))
     (tmp_path / "other").write_bytes(bytes(100))
+    (tmp_path / "e-cache").symlink_to("gone")  # as if another process had just deleted it
     trim(tmp_path, 25)
+    (tmp_path / "e-cache").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-cache", "b-cache", "other"]

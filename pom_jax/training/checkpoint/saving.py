@@ -63,7 +63,7 @@ class Checkpoints:
         Raises:
             InputError: not enough room on the disk, or the previous checkpoint could not be written.
         """
-        self.wait()
+        self._wait_for_list()  # of a step that may be deleted from here on
         self._bytes = tree_bytes(state)
         check_space(self._folder, int(1.05 * self._bytes), f"the checkpoint of step {step}")
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), leaves=SaveLeaves(describe(state)))
@@ -90,11 +90,14 @@ class Checkpoints:
                 # In the background: a cluster's checkpoint has thousands of files.
                 self._listing = self._lister.submit(list_files, self._folder / str(step))
 
+    def _wait_for_list(self) -> None:
+        self.wait()
+        self.wait()  # the first begins to list the files
+
     def close(self) -> None:
         """Waits until everything is written; raises InputError if that failed."""
         try:
-            self.wait()
-            self.wait()  # for the list of its files
+            self._wait_for_list()
         finally:
             self._lister.shutdown()
             with self._quiet, self._explained():
