@@ -23,6 +23,7 @@ from pom_jax.training import checkpoint, metrics
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "scripts" / "launch.py"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 STEPS, EVERY = 40, 8
 DEVICES = 4  # of all processes together, so that the mesh is the same
 
@@ -102,7 +103,7 @@ def test_a_lost_process_is_told_from_an_error_of_this_one(said: str, lost: int) 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(LAUNCH), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
 
 
 @pytest.fixture
@@ -186,6 +187,41 @@ def test_a_process_that_somebody_else_terminates_is_not_waited_for(script: str) 
     began = time.monotonic()
     assert launch("--processes=2", "--", script, "-15").returncode == 143
     assert time.monotonic() - began < 25, "the other was not asked to stop"
+
+
+ONE_CANNOT_WRITE = """
+import resource, sys, time
+import numpy as np
+from pom_jax import cluster
+told = [argument.partition("=")[2] for argument in sys.argv[2:]]
+cluster.join(told[0], int(told[1]), int(told[2]))
+import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+from pom_jax.training.checkpoint import Checkpoints
+with cluster.one_for_all():
+    at = NamedSharding(jax.make_mesh((2,), ("data",)), P("data"))
+    numbers = np.random.default_rng(int(told[2])).normal(size=(4096, 64)).astype(np.float32)
+    state = {"a": jax.make_array_from_process_local_data(at, numbers)}
+    saver = Checkpoints(sys.argv[1], keep_last=2, keep_best=0)
+    if told[2] == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    saver.save(1, state)
+    while saver.writing:
+        time.sleep(0.05)
+    saver.wait()
+    time.sleep(30)  # training goes on
+"""
+
+
+def test_a_process_that_cannot_write_does_not_wait_for_those_that_can(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(ONE_CANNOT_WRITE)
+    began = time.monotonic()
+    ended = launch("--processes=2", "--devices=1", "--", str(tmp_path / "script.py"), str(tmp_path / "run"))
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert "[1] error: process 1 of 2 on" in ended.stdout
+    assert "a checkpoint could not be written to" in ended.stdout
+    assert "there is no good checkpoint yet" in ended.stdout
+    assert time.monotonic() - began < 50
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -47,10 +49,13 @@ class Checkpoints:
         self._bytes = 0
         self._listing: Future[None] | None = None
         self._lister = ThreadPoolExecutor(1, thread_name_prefix="checkpoint_files")
+        self._meeting = ocp.multihost.get_barrier_sync_fn()
+        self._failed = False
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet),
         )
         hide_tracebacks()
         self._quiet = contextlib.ExitStack()
@@ -76,7 +81,7 @@ class Checkpoints:
     @property
     def writing(self) -> bool:
         """Whether the last checkpoint is not complete yet."""
-        return self._manager.is_saving_in_progress()
+        return self._manager.is_saving_in_progress() and not self._failed
 
     def wait(self) -> None:
         """Waits until the last checkpoint is complete; raises InputError if it could not be written."""
@@ -102,6 +107,18 @@ class Checkpoints:
             self._lister.shutdown()
             with self._quiet, self._explained():
                 self._manager.close()
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Waits for the other processes, as the storage does at the end of writing.
+
+        It does so also where this process could not write, with the error at hand, and the others would wait
+        somewhere else. The error is raised at once instead, ends this process, and thereby the others.
+        """
+        error = sys.exc_info()[1]
+        if error is not None and threading.current_thread() is not threading.main_thread():
+            self._failed = True
+            raise error
+        self._meeting(key=key, timeout_ms=timeout_ms)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
