@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pom_jax.compilation import keep_programs
-from pom_jax.data import Manifest, digits, moving_digits
+from pom_jax.data import Manifest, captioned_commands, digits, moving_digits
 from pom_jax.errors import REFUSALS, InputError, explain
 from pom_jax.hosts import this_host
 
@@ -33,8 +33,26 @@ def main(argv: Sequence[str]) -> int:
     add_moving_digits(commands)
     add_images(commands)
     add_latents(commands)
+    captioned_commands.add_video_flags(
+        add_command(
+            commands,
+            "videos",
+            captioned_commands.videos,
+            recipe="video_s2",
+            description="Clips with captions, for text to video: latents and embeddings by torch encoders.",
+        )
+    )
+    captioned_commands.add_caption_flags(
+        add_command(
+            commands,
+            "captions",
+            captioned_commands.captions,
+            recipe="t2i_b2",
+            description="Pictures with captions, for text to image: as pixels or as latents, and embeddings.",
+        )
+    )
     arguments = parser.parse_args(argv)
-    arguments.argv = argv
+    arguments.command_line = command_line(argv)
     arguments.out = arguments.out or Path("data") / arguments.command
     keep_programs()
     print(f"preparing {arguments.command} in {arguments.out}", flush=True)
@@ -57,6 +75,10 @@ def main(argv: Sequence[str]) -> int:
         )
         return 0
     print(describe(manifest))
+    for what in ("unreadable", "below_min_size", "clipped_numbers"):
+        if (count := manifest.made_by.get(what, "0")) != "0":
+            where = f", listed in {arguments.out}/unreadable.txt" * (what == "unreadable")
+            print(f"  {what}: {count}{where}")
     print(f"done in {time.perf_counter() - start:.1f} s: {arguments.out}/manifest.json says what is in it")
     print(f"next: {training_command(arguments.recipe, manifest, arguments.out)}")
     return 0
@@ -187,7 +209,7 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
         seed=arguments.seed,
         shard_images=arguments.shard_images,
         name=arguments.out.resolve().name,
-        command=command_line(arguments),
+        command=arguments.command_line,
     )
     with PrepareProgress() as progress:
         manifest = prepare(
@@ -200,14 +222,7 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
             max_unreadable=arguments.max_unreadable,
             progress=progress,
         )
-    if manifest is None:
-        return None
-    for what in ("unreadable", "below_min_size", "clipped_numbers"):
-        if (count := manifest.made_by[what]) != "0":
-            print(
-                f"  {what}: {count}" + f", listed in {arguments.out}/unreadable.txt" * (what == "unreadable")
-            )
-    if arguments.check is not None:
+    if manifest is not None and arguments.check is not None:
         found = check(job, arguments.out, arguments.check)
         path = Path(f"{arguments.out}-check.png")
         likeness = "identical" if math.isinf(found.ratio) else f"{found.ratio:.1f} dB"
@@ -251,15 +266,15 @@ def latents(arguments: argparse.Namespace) -> Manifest | None:
             classes=arguments.classes,
             test_share=arguments.test_share,
             seed=arguments.seed,
-            command=command_line(arguments),
+            command=arguments.command_line,
             progress=progress,
         )
 
 
-def command_line(arguments: argparse.Namespace) -> str:
+def command_line(argv: Sequence[str]) -> str:
     """The command without what another host or folder changes."""
     kept, dropped = [], False
-    for word in arguments.argv:
+    for word in argv:
         if word.startswith("--"):
             dropped = word.split("=")[0] in ("--out", "--host", "--hosts", "--check")
         if not dropped:
@@ -293,7 +308,7 @@ def training_command(recipe: str, manifest: Manifest, folder: Path) -> str:
 
 def describe(manifest: Manifest) -> str:
     """What a data set holds, in a few lines."""
-    what = "clips" if manifest.is_video else "images"
+    what = "clips" if manifest.is_video and manifest.sample_shape[0] > 1 else "images"
     lines = [
         f"  {split}: {manifest.records(split)} {what} in {len(shards)} shard{'s' * (len(shards) != 1)}, "
         f"{sum(shard.bytes for shard in shards) / 1e6:.1f} MB"

@@ -1,7 +1,8 @@
 """Data sets as shards, and the way from shards to batches on the device.
 
-`manifest` and `writer` define the format, `records` and `synthetic` read it or imitate it, `sources` chooses,
-`pipeline` orders, batches and prefetches; `digits` makes the one data set that needs no download.
+`manifest`, `fields` and `writer` define the format, `records` and `synthetic` read it or imitate it,
+`sources` chooses, `pipeline` orders, batches and prefetches. `digits` and `moving_digits` make sets that need
+no download; `images`, `videos` and `captioned_pictures` plan what `making` makes in `unfinished` folders.
 """
 
 from pom_jax.data.manifest import Field as Field

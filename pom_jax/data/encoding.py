@@ -28,7 +28,7 @@ class Encoded(NamedTuple):
     """What becomes of crops [B, size, size, 3].
 
     Attributes:
-        arrays: `{field: [B, 2, H, W, C]}`, each image and its mirror image.
+        arrays: `{field: [B, V, H, W, C]}`, each image and, with V = 2, its mirror image.
         clipped: [B] how many numbers of each record lay beyond what the field holds, where that can be.
     """
 
@@ -53,16 +53,17 @@ class Encoder(Protocol):
 
 
 class Pixels:
-    """Stores the crops themselves, uint8."""
+    """Stores the crops themselves, uint8, and their mirror images unless told not to."""
 
-    def __init__(self, size: int):
-        self.fields: Mapping[str, Field] = {"mean": Field("uint8", (2, size, size, 3))}
+    def __init__(self, size: int, *, mirror: bool = True):
+        self._views = 2 if mirror else 1
+        self.fields: Mapping[str, Field] = {"mean": Field("uint8", (self._views, size, size, 3))}
         self.scale, self.shift = 2 / 255, -1.0
         self.autoencoder: str | None = None
         self.settings: Mapping[str, str] = {"autoencoder": "none", "moments": "uint8"}
 
     def __call__(self, crops: np.ndarray) -> Encoded:
-        return Encoded({"mean": np.stack([crops, crops[:, :, ::-1]], axis=1)})
+        return Encoded({"mean": np.stack([crops, crops[:, :, ::-1]][: self._views], axis=1)})
 
     def decode(self, mean: np.ndarray) -> np.ndarray:
         return mean
@@ -80,12 +81,15 @@ class Latents:
         folder: of the autoencoder, in diffusers' format.
         size: pixels of a crop's side.
         moments: "float16" or "int8".
+        mirror: store the mirror images too.
 
     Raises:
         InputError: no such autoencoder, a size that it cannot encode, other moments.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], size: int, moments: str = "float16"):
+    def __init__(
+        self, folder: str | os.PathLike[str], size: int, moments: str = "float16", *, mirror: bool = True
+    ):
         mean_type, std_type = choose("--moments", moments, FORMATS)
         self._model, params, factor, offset = load_autoencoder(folder)
         config = self._model.config
@@ -96,7 +100,8 @@ class Latents:
                 f"the autoencoder of {folder} reads {config.in_channels} channels, pictures have 3"
             )
         side = size // config.downsampling
-        shape = (2, side, side, config.latent_channels)
+        self._mirror = mirror
+        shape = (2 if mirror else 1, side, side, config.latent_channels)
         steps = (MEAN_STEP / factor, STD_STEP / factor) if moments == "int8" else (1.0, 1.0)
         self.fields: Mapping[str, Field] = {
             "mean": Field(mean_type, shape, steps[0]),
@@ -115,7 +120,7 @@ class Latents:
 
     def __call__(self, crops: np.ndarray) -> Encoded:
         with jax.set_mesh(self._mesh), jax.default_matmul_precision("highest"):
-            moments = encode_in_chunks(self._model, self._params, _both_views(crops), CHUNK)
+            moments = encode_in_chunks(self._model, self._params, _views(crops, self._mirror), CHUNK)
             return Encoded(*_stored(tuple(self.fields.items()), moments))
 
     def decode(self, mean: np.ndarray) -> np.ndarray:
@@ -125,22 +130,23 @@ class Latents:
         return np.round(127.5 * (np.clip(pixels, -1, 1) + 1)).astype(np.uint8)
 
 
-@jax.jit
-def _both_views(crops: jax.Array) -> jax.Array:
-    """Crops and, after them, their mirror images, [2 B, H, W, 3] in [-1, 1]."""
+@functools.partial(jax.jit, static_argnames="mirror")
+def _views(crops: jax.Array, mirror: bool) -> jax.Array:
+    """Crops and, after all of them, their mirror images, [V B, H, W, 3] in [-1, 1]."""
     x = crops.astype(jnp.float32) / 127.5 - 1
-    return jnp.concatenate([x, x[:, :, ::-1]])
+    return jnp.concatenate([x, x[:, :, ::-1]]) if mirror else x
 
 
 @functools.partial(jax.jit, static_argnames="fields")
 def _stored(
     fields: tuple[tuple[str, Field], ...], moments: tuple[jax.Array, jax.Array]
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Moments [2 B, ...] as the fields hold them, [B, 2, ...], and how many numbers of each were clipped."""
-    count = len(moments[0]) // 2
+    """Moments [V B, ...] as the fields hold them, [B, V, ...], and how many numbers of each were clipped."""
+    views = fields[0][1].shape[0]
+    count = len(moments[0]) // views
     arrays, clipped = {}, jnp.zeros(count, jnp.int32)
     for (name, field), values in zip(fields, moments, strict=True):
-        values = jnp.stack([values[:count], values[count:]], axis=1)
+        values = jnp.moveaxis(values.reshape(views, count, *values.shape[1:]), 0, 1)
         if field.dtype in ("int8", "uint8"):
             low, high = (-127, 127) if field.dtype == "int8" else (0, 255)
             steps = jnp.round(values / field.scale)

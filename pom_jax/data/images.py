@@ -1,4 +1,4 @@
-"""Pictures with labels -> shards of pixels or latents; `making.prepare` does the work."""
+"""Pictures with labels -> shards of pixels or latents; made by `making.prepare`."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,107 @@
+"""Frames of video files, by PyAV: the first ones, at the file's rate or at another, scaled and cropped."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pom_jax.data.pictures import cover_crop
+from pom_jax.data.torch_models import require
+
+ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif")
+EXTRA = "pip install 'pom_jax[video]'"
+TOLERANCE = 1e-6  # seconds: times are fractions that were rounded
+
+
+class UnusableClip(Exception):
+    """Why a clip is left out, in words."""
+
+
+def read_clip(
+    path: Path, frames: int, size: tuple[int, int], *, fps: float | None = None, min_size: int = 0
+) -> np.ndarray:
+    """The first frames of a clip.
+
+    Args:
+        path: of the file.
+        frames: T, how many.
+        size: (height, width) of the crops: each frame is scaled until it just covers them, then its middle is
+            cut out (`cover_crop`).
+        fps: frames a second: of each moment, the frame that is shown then; None: every frame of the file.
+        min_size: pixels that the shorter side must have.
+
+    Returns:
+        [T, H, W, 3] uint8.
+
+    Raises:
+        UnusableClip: it cannot be read, is too short, too small or too slow, or changes its size.
+        InputError: PyAV is not installed.
+    """
+    av = require("av", "reading clips", EXTRA)
+    try:
+        # As a file: a path could name a protocol of FFmpeg's.
+        with path.open("rb") as file, av.open(file) as container:
+            if not container.streams.video:
+                raise UnusableClip("there is no video in it")
+            stream = container.streams.video[0]
+            shown = container.decode(stream)
+            if fps is not None:
+                shown = at_rate(shown, fps, float(stream.average_rate or math.inf))
+            crops = _crops(itertools.islice(shown, frames), size, min_size)
+    except (av.FFmpegError, OSError, ValueError, SyntaxError) as error:
+        raise UnusableClip(f"{type(error).__name__}: {error}") from error
+    if len(crops) < frames:
+        rate = "" if fps is None else f" at --fps={fps:g}"
+        raise UnusableClip(f"too short: {len(crops)} frames{rate}, --frames={frames}")
+    return np.stack(crops)
+
+
+def at_rate(shown: Iterable[Any], fps: float, native: float) -> Iterator[Any]:
+    """The frame that is shown at each moment n / fps after the first.
+
+    Args:
+        shown: frames with the `time` at which each appears, in seconds.
+        fps: frames a second that are asked for.
+        native: those of the file; the last frame is shown for one of them.
+
+    Raises:
+        UnusableClip: a file of fewer frames a second, or without times.
+    """
+    if native < fps * 0.99:
+        raise UnusableClip(f"too slow: {native:g} frames a second, --fps={fps:g}")
+    last, begin, number = None, 0.0, 0
+    for frame in shown:
+        if frame.time is None:
+            raise UnusableClip("its frames have no times, so that --fps cannot be kept")
+        if last is None:
+            begin = frame.time
+        while last is not None and begin + number / fps < frame.time - TOLERANCE:
+            yield last
+            number += 1
+        last = frame
+    if last is not None:
+        end = last.time + 1 / native
+        while begin + number / fps < end - TOLERANCE:
+            yield last
+            number += 1
+
+
+def _crops(shown: Iterable[Any], size: tuple[int, int], min_size: int) -> list[np.ndarray]:
+    crops: list[np.ndarray] = []
+    first = None
+    for frame in shown:
+        sides = frame.width, frame.height
+        first = first or sides
+        if sides != first:
+            raise UnusableClip(f"its frames change from {first[0]} x {first[1]} to {sides[0]} x {sides[1]}")
+        if min(sides) < min_size:
+            raise UnusableClip(f"too small: {sides[0]} x {sides[1]}, --min-size={min_size}")
+        if frame.is_corrupt:
+            raise UnusableClip(f"frame {len(crops)} is damaged")
+        # What a telephone films upright is stored lying, with a note on how to turn it.
+        picture = frame.to_image().rotate(frame.rotation, expand=True)
+        crops.append(cover_crop(picture, *size))
+    return crops
