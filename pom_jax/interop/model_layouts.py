@@ -1,4 +1,4 @@
-"""Where each tensor of the authors' image models, and of facebookresearch's, goes: one table a model.
+"""Where each tensor of the authors' models, and of facebookresearch's, goes: one table a model.
 
 | layout | whose | our fields |
 |---|---|---|
@@ -6,6 +6,7 @@
 | dihpp | HoMM's `ClassConditionalDiHpp` | the same with `positions="learned"` and registers |
 | homm_dit | HoMM's `ClassConditionalDiT` | `mixer="attention"`, `positions="sincos"` |
 | dit, sit | `DiT` and `SiT` of facebookresearch | `mixer="attention"`, `positions="dit"` |
+| text_video | HoMM's `TextVideoDiH` (branch `text2video`) | a `Polymorpher` with `order="text_first"` |
 
 A path of ours may hold numbers: after `blocks` the layer, at the end which of the vectors of a modulation.
 `tree` and `leaves` translate these to and from the stacked arrays of the parameters.
@@ -37,6 +38,9 @@ PLAIN: dict[str, Any] = {
 _HOMM = PLAIN | {"positions": "sincos", "time_embedding": "homm", "activation": "gelu"}
 _POM = {"mixer": "pom", "form": "product"}
 _ATTENTION = {"mixer": "attention", "unit_gates": False, "registers": 0}
+_VIDEO: dict[str, Any] = {name: PLAIN[name] for name in ("gate_heads", "groups", "rotary", "phase_periods")}
+_VIDEO |= {"clamp": 0.0, "vocabulary": 0, "time_token": False, "reads": ("all",)}
+_VIDEO |= {"order": "text_first", "positions": "sincos_phase"}
 _FACEBOOK = PLAIN | _ATTENTION | {"positions": "dit", "activation": "gelu_tanh"}
 
 # The fields that are the same in every model of a layout; the others are sizes, or how the model is computed.
@@ -46,6 +50,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "homm_dit": _HOMM | _ATTENTION,
     "dit": _FACEBOOK | {"time_embedding": "dit", "n_timesteps": 1000},
     "sit": _FACEBOOK | {"time_embedding": "sit", "n_timesteps": 1},
+    "text_video": _VIDEO | _POM,
 }
 WHOSE = {
     "dih": "HoMM's DiH",
@@ -53,10 +58,12 @@ WHOSE = {
     "homm_dit": "HoMM's DiT",
     "dit": "facebookresearch's DiT",
     "sit": "facebookresearch's SiT",
+    "text_video": "HoMM's TextVideoDiH",
 }
 FACEBOOK = ("dit", "sit")
-# Each model has one of these, HoMM's and facebookresearch's, behind what its wrappers add.
-MARKS = ("in_conv.weight", "x_embedder.proj.weight")
+# Each model has one of these, HoMM's for images, facebookresearch's and HoMM's for video, behind what its
+# wrappers add.
+MARKS = ("in_conv.weight", "x_embedder.proj.weight", "text_emb.weight")
 # What the files hold though it follows from the sizes.
 CONSTANTS = {layout: "pos_embed" if layout in FACEBOOK else "freqs" for layout in FIXED}
 
@@ -95,10 +102,10 @@ class LoweredEntry(Entry):
         return super().to_theirs(array).astype(np.float64) - 1
 
 
-def entries(layout: str, m: models.DiPoM) -> tuple[Entry, ...]:
+def entries(layout: str, m: models.Model) -> tuple[Entry, ...]:
     """The table of a model, without what is `computed`."""
     facebook = layout in FACEBOOK
-    table = _facebook(m, layout) if facebook else _homm(m)
+    table = _around_blocks(layout, m)
     for layer in range(m.depth):
         for entry in block_entries(layout, m):
             name = f"{'blocks' if facebook else 'layers'}.{layer}.{entry.theirs}"
@@ -106,15 +113,23 @@ def entries(layout: str, m: models.DiPoM) -> tuple[Entry, ...]:
     return tuple(table)
 
 
-def block_entries(layout: str, m: models.DiPoM) -> list[Entry]:
+def block_entries(layout: str, m: models.Model) -> list[Entry]:
     """The table of one of its blocks alone."""
+    if isinstance(m, models.Polymorpher):
+        return _video_block(m)
     return _facebook_block(m) if layout in FACEBOOK else _homm_block(m)
 
 
-def computed(layout: str, m: models.DiPoM) -> dict[str, np.ndarray]:
+def _around_blocks(layout: str, m: models.Model) -> list[Entry]:
+    if isinstance(m, models.Polymorpher):
+        return _video(m)
+    return _facebook(m, layout) if layout in FACEBOOK else _homm(m)
+
+
+def computed(layout: str, m: models.Model) -> dict[str, np.ndarray]:
     """The constants of a model by their names, float32; theirs differ in the last bits."""
-    side = m.image_size // m.patch_size
-    if layout in FACEBOOK:
+    if layout in FACEBOOK and isinstance(m, models.DiPoM):
+        side = m.image_size // m.patch_size
         table = np.asarray(dit_positions(side, side, m.width, side)).reshape(1, side**2, m.width)
     else:
         table = time_frequencies(m.width, m.n_timesteps)
@@ -183,6 +198,15 @@ def _attention(theirs: str, width: int, heads: int) -> list[Entry]:
     return [*table, out, Entry(("mixer", "out", "bias"), (width,), f"{theirs}.proj.bias", (width,))]
 
 
+def _mixer(m: models.Model, ours: str, theirs: str) -> list[Entry]:
+    """A `HoM` of theirs."""
+    sizes = Sizes(m.width, m.expansion * m.width, m.degree, biased=True)
+    return [
+        dataclasses.replace(entry, ours=(ours, *entry.ours), theirs=f"{theirs}.{entry.theirs}")
+        for entry in layouts.entries("product", sizes)
+    ]
+
+
 def _homm(m: models.DiPoM) -> list[Entry]:
     patch, pixels = (m.width, m.channels, m.patch_size, m.patch_size), m.patch_size**2 * m.channels
     classes = (m.num_classes + 1, m.width)
@@ -208,14 +232,8 @@ def _homm(m: models.DiPoM) -> list[Entry]:
 
 
 def _homm_block(m: models.DiPoM) -> list[Entry]:
-    if m.mixer == "attention":
-        mixer = _attention("mha", m.width, m.num_heads)
-    else:
-        sizes = Sizes(m.width, m.expansion * m.width, m.degree, biased=True)
-        mixer = [
-            dataclasses.replace(entry, ours=("mixer", *entry.ours), theirs=f"hom.{entry.theirs}")
-            for entry in layouts.entries("product", sizes)
-        ]
+    attention = m.mixer == "attention"
+    mixer = _attention("mha", m.width, m.num_heads) if attention else _mixer(m, "mixer", "hom")
     hidden = m.ffn_expansion * m.width
     lowered = m.mixer == "pom" and not m.unit_gates
     return [
@@ -249,4 +267,28 @@ def _facebook_block(m: models.DiPoM) -> list[Entry]:
         *_linear(("feed_forward", "hidden"), "mlp.fc1", m.width, hidden),
         *_linear(("feed_forward", "out"), "mlp.fc2", hidden, m.width),
         *_modulation("adaLN_modulation.1", m.width, (1, 0, 2, 4, 3, 5)),
+    ]
+
+
+def _video(m: models.Polymorpher) -> list[Entry]:
+    pixels = m.frame_patch * m.patch_size**2 * m.channels
+    return [
+        *_linear(("patch_embedding",), "in_proj", pixels, m.width),
+        *_linear(("text_embedding",), "text_emb", m.text_width, m.width),
+        *_linear(("time_embedding", "hidden"), "time_emb.0", m.width, 4 * m.width),
+        *_linear(("time_embedding", "out"), "time_emb.2", 4 * m.width, m.width),
+        *_modulation("out_mod.1", m.width, (0, 1)),
+        *_linear(("out",), "out_proj", m.width, pixels),
+    ]
+
+
+def _video_block(m: models.Polymorpher) -> list[Entry]:
+    hidden = m.ffn_expansion * m.width
+    return [
+        *_mixer(m, "text_mixer", "c_hom"),
+        *_mixer(m, "mixer", "hom"),
+        *_linear(("feed_forward", "hidden"), "ffw.0", m.width, hidden),
+        *_linear(("feed_forward", "out"), "ffw.2", hidden, m.width),
+        *_modulation("cond_mlp.1", m.width, (0, 1, 2, 3, 5, 6, 8, 9)),
+        *_modulation("gate_mlp.1", m.width, (4, 7, 10), Entry if m.unit_gates else LoweredEntry),
     ]

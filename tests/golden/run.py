@@ -25,6 +25,7 @@ from tests.golden import (  # noqa: E402
     cases_layers,
     cases_mixers,
     cases_training,
+    cases_video,
 )
 from tests.golden.case import Adapter, Check, LeftOut, load  # noqa: E402
 
@@ -62,7 +63,9 @@ ADAPTERS: tuple[tuple[str, Adapter | str], ...] = (
     ("ema", cases_training.averages),
     ("jit_*", "the pixel model JiT is another network"),
     ("latent_tar", cases_latents.chunks),
-    ("video_*", "the video model is not built yet"),
+    ("video_sincos_3d", cases_video.positions),
+    ("video_block_*", cases_video.block),
+    ("video_model_*", cases_video.model),
 )
 
 
