@@ -10,6 +10,7 @@ dit_xl2.py. configs/common.py lists the fields that can be set with their meanin
 are in pom_jax/models/dipom.py.
 """
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python train.py --help")
     expand_paths(_CONFIG.value)
     expand_flags("workdir")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once, also while XLA compiles; see training.interrupt
     keep_programs()
     if _DRY_RUN.value is not None:
         dry_run.make_devices(_DRY_RUN.value)
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
             print(text, flush=True)
         return 0
     keep_freed_memory()
-    found = cluster.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, preemption=True)
+    found = cluster.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if found is not None:
         print(found, flush=True)
     config = _CONFIG.value

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from pom_jax.errors import InputError, explain, first_line
@@ -44,7 +45,6 @@ def join(
     processes: int | None = None,
     process: int | None = None,
     *,
-    preemption: bool = False,
     patience: int = PATIENCE,
 ) -> str | None:
     """Joins the other processes, before any other use of JAX.
@@ -55,8 +55,6 @@ def join(
     Args:
         coordinator: HOST:PORT of the first process, which all others can reach.
         processes, process: how many there are and the number of this one, from 0.
-        preemption: whether SIGTERM is JAX's notice of preemption, for `training.interrupt`; else it ends the
-            process.
         patience: seconds to wait for the others.
 
     Returns:
@@ -65,7 +63,7 @@ def join(
     Raises:
         InputError: flags that do not go together, a cluster that cannot be joined.
     """
-    jax.config.update("jax_enable_preemption_service", preemption)
+    jax.config.update("jax_enable_preemption_service", False)  # see heed_preemption
     if processes == 1 and coordinator is None:
         return None
     _check_flags(coordinator, processes, process)
@@ -104,6 +102,16 @@ def join(
         f"process {jax.process_index()} of {jax.process_count()} (from 0) on {socket.gethostname()}: "
         f"{jax.local_device_count()} of {jax.device_count()} devices"
     )
+
+
+def heed_preemption() -> None:
+    """From here on SIGTERM is JAX's notice of preemption, to all processes; before, it ends this one at once.
+
+    JAX itself would heed it from the start, when nobody looks for a notice yet and nothing is to be saved.
+    """
+    jax.config.update("jax_enable_preemption_service", True)
+    if distributed.global_state.preemption_sync_manager is None:
+        distributed.global_state.initialize_preemption_sync_manager()
 
 
 def _check_flags(coordinator: str | None, processes: int | None, process: int | None) -> None:

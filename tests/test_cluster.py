@@ -290,6 +290,21 @@ def leaves(workdir: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["leaves"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_all_compile_ends_all_at_once(
+    start: Callable[[Path, int], subprocess.Popen], tmp_path: Path, number: signal.Signals
+) -> None:
+    said = tmp_path / "run.out"
+    launcher = start(tmp_path / "run", 2)
+    wait_for(launcher, said, "compiling the training step")
+    began = time.monotonic()
+    launcher.send_signal(number)
+    assert launcher.wait() == 128 + number
+    assert time.monotonic() - began < 5, "it does not wait for the compiler"
+    assert f"was ended by {number.name}; the others are ended" in said.read_text()
+    assert "error" not in said.read_text(), "nobody blames another"
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 def test_two_four_two_and_one_process_end_like_two_undisturbed(
     start: Callable[[Path, int], subprocess.Popen], tmp_path: Path

@@ -8,11 +8,14 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from pom_jax import cluster
 from pom_jax.training.progress import Log
 
 
 class Interrupt:
     """Notes SIGTERM and Ctrl-C within a `with` block; a second one ends the process at once.
+
+    Before the block, while a run starts and compiles, nothing is to be saved, and the first one does.
 
     Where several processes train as one (`cluster.join`), a SIGTERM to any of them is a notice of preemption
     that JAX carries to all, with the step after which all of them stop. That takes about a second and some
@@ -52,6 +55,8 @@ class Interrupt:
         return True
 
     def __enter__(self) -> "Interrupt":
+        if self._together:
+            cluster.heed_preemption()
         # In place of a handler of Python's, JAX could not learn of a SIGTERM.
         for number in (signal.SIGINT,) if self._together else (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
