@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pom_jax.sampling import write
 from pom_jax.training import ledger, loop, metrics
 from pom_jax.training.checkpoint import saved_steps
 from pom_jax.training.faults import FEWEST, LastingFault, NumberCheck, WrongNumbers, lasting
+from pom_jax.training.fid import Fid, Say
 
 
 def row(loss: float, skipped: int = 0) -> dict[str, float]:
@@ -87,10 +87,10 @@ class Fault:
     def __init__(self, step: int, value: float, after: Path, times: int = 1):
         self._step, self._value, self._after, self._times = step, value, after, times
 
-    def prepare(self, say: Callable[[str], None]) -> None:
+    def prepare(self, say: Say) -> None:
         pass
 
-    def __call__(self, params: Any, step: int, say: Callable[[str], None]) -> dict[str, Any]:
+    def __call__(self, params: Any, step: int, say: Say, moved: Say) -> dict[str, Any]:
         if step == self._step and self._times:
             self._times -= 1
             while not self._after.is_dir():
@@ -103,7 +103,21 @@ class Fault:
         return {}
 
 
-def train(folder: Path, workdir: Path, fault: Fault | None, **changes: Any) -> int:
+class Slow:
+    """Takes long where a run scores itself, and tells at the first step alone that something moves."""
+
+    def prepare(self, say: Say) -> None:
+        pass
+
+    def __call__(self, params: Any, step: int, say: Say, moved: Say) -> dict[str, Any]:
+        for part in range(25):
+            time.sleep(0.1)
+            if step == 1:
+                moved(f"part {part}")
+        return {}
+
+
+def train(folder: Path, workdir: Path, fault: Fid | None, **changes: Any) -> int:
     """60 steps of a tiny model, with checkpoints after 20, 40 and 60."""
     config = recipe.get_config()
     config.data.update({"dir": str(folder), "batch_size": 8})
@@ -193,6 +207,14 @@ def test_rows_that_cannot_be_written_are_told_in_words(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metrics.jsonl cannot be written .*: make room or mend"):
         rows.sync()
     rows.close()
+
+
+def test_a_score_that_tells_how_far_it_is_does_not_stand_still(digits_dir: Path, tmp_path: Path) -> None:
+    assert train(digits_dir, tmp_path / "run", Slow(), **{"train.steps": 2, "train.stuck_after": 1.5}) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert re.search(r"nothing has moved for \d s in the FID of step 2; what each thread does is in", log)
+    assert "in part" not in log
+    assert "in the FID of step 1" not in log
 
 
 def test_a_checkpoint_that_was_spoiled_before_it_was_saved_is_set_aside(

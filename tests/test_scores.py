@@ -42,6 +42,7 @@ from pom_jax.sampling.bank import Bank, open_bank, write_bank
 from pom_jax.training import checkpoint, digest, loop
 from pom_jax.training.config import keep_config
 from pom_jax.training.metrics import read_rows
+from pom_jax.training.watchdog import Watchdog
 from pom_jax.vae.config import PRESETS
 from pom_jax.vae.files import save_autoencoder, weights_sha256
 from pom_jax.vae.model import AutoencoderKL
@@ -266,8 +267,11 @@ def test_killed_while_drawing_and_while_scoring_on_eight_devices_it_ends_with_th
             assert np.abs(ours["arr_0"].astype(int) - theirs["arr_0"]).max() <= 1
 
 
-def test_fid_during_training_changes_nothing(inception: Path, real: Path, tmp_path: Path):
-    states = []
+def test_fid_during_training_changes_nothing(
+    inception: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    states, moved = [], []
+    monkeypatch.setattr(Watchdog, "progress", lambda _, doing: moved.append(doing))
     for every in (0, 3):
         config = recipe()
         config.data.update({"source": "synthetic", "batch_size": 8})
@@ -279,6 +283,7 @@ def test_fid_during_training_changes_nothing(inception: Path, real: Path, tmp_pa
         assert loop.train(config, folder, lambda *_: None, make_fid=TrainingFid) == 0
         states.append([digest.digests(checkpoint.restore_params(folder, ema=n)[0]) for n in (None, 0, 1)])
     assert states[0] == states[1]
+    assert {f"FID: {what}, {NUM} of {NUM} images" for what in ("sampler", "Inception network")} <= {*moved}
     rows = read_rows(tmp_path / "3")
     assert [f"fid_{NUM}" in row for row in rows] == [False, False, True]
     said = (tmp_path / "3" / "log.txt").read_text()

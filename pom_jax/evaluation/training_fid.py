@@ -20,6 +20,7 @@ from pom_jax.evaluation.reference import Reference, fit_reference, open_referenc
 from pom_jax.evaluation.shards import rgb
 from pom_jax.sampling import Generator
 from pom_jax.sampling.decode import load_decoder
+from pom_jax.sampling.progress import Progress
 from pom_jax.training.preview import labels_in_turn
 from pom_jax.training.progress import duration
 
@@ -61,13 +62,16 @@ class TrainingFid:
         with jax.set_mesh(self._generator.mesh):
             self._reference = fit_reference(self._opened, self._weights)
 
-    def __call__(self, params: Any, step: int, say: Say) -> Mapping[str, np.ndarray]:
+    def __call__(
+        self, params: Any, step: int, say: Say, moved: Say = lambda _: None
+    ) -> Mapping[str, np.ndarray]:
         """Draws and scores; NaN where the samples are not finite, as they may be early in a run.
 
         Args:
             params: averaged parameters, over any mesh of all processes.
             step: how long they were trained.
             say: told the score.
+            moved: told what comes next, whenever something is done.
 
         Returns:
             A scalar named after the number of samples, such as `fid_2048`.
@@ -76,7 +80,7 @@ class TrainingFid:
             self.prepare(say)
         assert self._reference is not None
         began, count = time.perf_counter(), self._config.num
-        pool = process_allgather(self._features(params, say), tiled=True)[:count]
+        pool = process_allgather(self._features(params, say, _Moved(moved)), tiled=True)[:count]
         score = np.nan
         if np.isfinite(pool).all():
             moments = Moments(POOL)
@@ -89,7 +93,7 @@ class TrainingFid:
         )
         return {f"fid_{count}": np.asarray(score)}
 
-    def _features(self, params: Any, say: Say) -> np.ndarray:
+    def _features(self, params: Any, say: Say, progress: Progress) -> np.ndarray:
         """Inception's pool features of this process's share, [share, 2048]; NaN if a sample is not finite."""
         first = jax.process_index() * self._share
         labels = np.resize(self._labels, jax.process_count() * self._share)[first : first + self._share]
@@ -105,10 +109,28 @@ class TrainingFid:
                     seed=self._seed,
                     first=first,
                     batch_size=self._config.batch_size,
+                    progress=progress,
                 )
             except InputError as error:
                 say(f"no FID: {error}")
                 return np.full((self._share, POOL), np.nan, np.float32)
             finally:
                 self._generator.params = None  # training needs the memory
-            return extract_features(open_images(rgb(images)), self._weights).pool
+            return extract_features(open_images(rgb(images)), self._weights, progress=progress).pool
+
+
+class _Moved:
+    """The progress of samplers and networks, in words for whoever only has to know that there is some."""
+
+    def __init__(self, tell: Say):
+        self._tell, self._doing = tell, "sampler"
+
+    def compiling(self, what: str) -> None:
+        self._doing = what
+        self._tell(f"compiling the {what} for FID")
+
+    def compiled(self, seconds: float) -> None:
+        self._tell(f"FID: {self._doing}")
+
+    def drawn(self, images: int, total: int) -> None:
+        self._tell(f"FID: {self._doing}, {images:,} of {total:,} images")

@@ -17,8 +17,11 @@ class Fid(Protocol):
         """Whatever can be computed before training."""
         ...
 
-    def __call__(self, params: Any, step: int, say: Say) -> Mapping[str, Any]:
-        """Scores averaged parameters; gives scalars for the row of this step."""
+    def __call__(self, params: Any, step: int, say: Say, moved: Say) -> Mapping[str, Any]:
+        """Scores averaged parameters; gives scalars for the row of this step.
+
+        `moved` is told what comes next, whenever something is done: a watchdog waits for it.
+        """
         ...
 
 

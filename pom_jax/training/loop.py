@@ -211,15 +211,19 @@ def _steps(
             recorder.add(step, metrics)
             session.window.after(step, metrics, workdir, log)
             if heldout_loss is not None and _due(step, config.eval_every, config.steps):
+                watchdog.progress(f"the held-out loss of step {step:,}")
                 with recorder.evaluation():
                     recorder.extend(jax.block_until_ready(heldout_loss(state.ema[0])))
             if _due(step, config.sample_every, config.steps):
+                watchdog.progress(f"the picture of step {step:,}")
                 with recorder.evaluation():
                     jax.block_until_ready(session.preview.draw(state.ema[0], step, log.line))
             if session.fid is not None and _due(step, run.config.fid.every, config.steps):
+                watchdog.progress(f"the FID of step {step:,}")
                 with recorder.evaluation():
-                    recorder.extend(session.fid(state.ema[0], step, log.line))
+                    recorder.extend(session.fid(state.ema[0], step, log.line, watchdog.progress))
             if ends or step % config.checkpoint_every == 0:
+                watchdog.progress(f"the checkpoint of step {step:,}")
                 recorder.checkpoint(step, state)
             if ends:
                 break
