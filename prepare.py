@@ -10,12 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pom_jax.compilation import keep_programs
 from pom_jax.data import Manifest, captioned_commands, digits, moving_digits
 from pom_jax.errors import REFUSALS, InputError, explain
 from pom_jax.hosts import this_host
 
+if TYPE_CHECKING:
+    from pom_jax.data.making import Job
+
+LETTERS = 24  # of a title above a picture
 SMALL_RECIPE = "dipom_s2"  # for data of other sizes than a recipe's own
 SOURCE = "folder with a subfolder for each class, or of pictures; .csv with columns path,label; .npz as ADM's"
 
@@ -59,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     start = time.perf_counter()
     try:
         manifest = arguments.prepare(arguments)
+        if manifest is not None and getattr(arguments, "check", None) is not None:
+            write_check(arguments.job, arguments.out, arguments.check)
     except InputError as error:
         return explain(error)
     except OSError as error:
@@ -169,15 +176,11 @@ def add_images(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def images(arguments: argparse.Namespace) -> Manifest | None:
     """Makes a data set of pictures, and the picture to check it."""
-    import numpy as np  # here, so that --help is quick
-
-    from pom_jax.data.encoding import Latents, Pixels
-    from pom_jax.data.image_check import check
+    from pom_jax.data.encoding import Latents, Pixels  # here, so that --help is quick
     from pom_jax.data.images import plan
     from pom_jax.data.making import prepare
     from pom_jax.data.pictures import open_pictures
     from pom_jax.data.progress import PrepareProgress
-    from pom_jax.sampling.pictures import sheet
 
     if arguments.check is not None and arguments.check < 1:
         raise InputError(f"--check={arguments.check} must be at least 1")
@@ -211,8 +214,9 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
         name=arguments.out.resolve().name,
         command=arguments.command_line,
     )
+    arguments.job = job
     with PrepareProgress() as progress:
-        manifest = prepare(
+        return prepare(
             job,
             arguments.out,
             host=host,
@@ -222,14 +226,6 @@ def images(arguments: argparse.Namespace) -> Manifest | None:
             max_unreadable=arguments.max_unreadable,
             progress=progress,
         )
-    if manifest is not None and arguments.check is not None:
-        found = check(job, arguments.out, arguments.check)
-        path = Path(f"{arguments.out}-check.png")
-        likeness = "identical" if math.isinf(found.ratio) else f"{found.ratio:.1f} dB"
-        names = [manifest.classes[label] for label in found.labels]
-        sheet(np.stack([found.crops, found.stored]), ("crop", "stored"), names).save(path)
-        print(f"written: {path} (crops above, what is stored below: {likeness})")
-    return manifest
 
 
 def add_latents(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -271,6 +267,24 @@ def latents(arguments: argparse.Namespace) -> Manifest | None:
         )
 
 
+def write_check(job: "Job", folder: Path, number: int) -> None:
+    """Writes FOLDER-check.png, of clips their middle frames, and says how like they are."""
+    import numpy as np
+
+    from pom_jax.data.check import check
+    from pom_jax.sampling.pictures import sheet
+
+    found = check(job, folder, number)
+    pair = np.stack([found.crops, found.stored])
+    if pair.ndim == 6:
+        pair = pair[:, :, pair.shape[2] // 2]
+    titles = [title if len(title) <= LETTERS else f"{title[: LETTERS - 1]}…" for title in found.titles]
+    path = Path(f"{folder}-check.png")
+    sheet(pair, ("crop", "stored"), titles).save(path)
+    likeness = "identical" if math.isinf(found.ratio) else f"{found.ratio:.1f} dB"
+    print(f"written: {path} (crops above, what is stored below: {likeness})")
+
+
 def command_line(argv: Sequence[str]) -> str:
     """The command without what another host or folder changes."""
     kept, dropped = [], False
@@ -285,25 +299,38 @@ def command_line(argv: Sequence[str]) -> str:
 
 def training_command(recipe: str, manifest: Manifest, folder: Path) -> str:
     """The command that trains on a data set: with the recipe, or a small model of the data's sizes."""
-    where = f"--config.data.dir={shlex.quote(str(folder))}"
-    if manifest.is_video:
-        return f"python train.py --config=configs/{recipe}.py {where}"
     config = importlib.import_module(f"configs.{recipe}").get_config()
+    sizes = clip_sizes(manifest) if manifest.is_video else image_sizes(manifest)
+    words = []
+    if str(folder) != config.data.dir:
+        words.append(f"--config.data.dir={shlex.quote(str(folder))}")
+    changed = {n: value for n, value in sizes.items() if operator.attrgetter(n)(config) != value}
+    if changed:
+        recipe = recipe if manifest.is_video else SMALL_RECIPE
+        words += [f"--config.{name}={value}" for name, value in changed.items()]
+        words.append(f"--workdir={shlex.quote(f'runs/{folder.resolve().name}')}")
+    return " ".join([f"python train.py --config=configs/{recipe}.py", *words])
+
+
+def image_sizes(manifest: Manifest) -> dict[str, int]:
+    """The fields of a recipe that follow from a set of images."""
     height, _, channels = manifest.image_shape
-    sizes = {
+    return {
         "model.image_size": height,
         "model.channels": channels,
         "model.num_classes": len(manifest.classes),
     }
-    words = []
-    if str(folder) != config.data.dir:
-        words.append(where)
-    changed = {n: value for n, value in sizes.items() if operator.attrgetter(n)(config) != value}
-    if changed:
-        recipe = SMALL_RECIPE
-        words += [f"--config.{name}={value}" for name, value in changed.items()]
-        words.append(f"--workdir={shlex.quote(f'runs/{folder.resolve().name}')}")
-    return " ".join([f"python train.py --config=configs/{recipe}.py", *words])
+
+
+def clip_sizes(manifest: Manifest) -> dict[str, int]:
+    """The fields of a recipe that follow from a set of clips with captions."""
+    names = ("frames", "frame_height", "frame_width", "channels")
+    sizes = dict(zip(names, manifest.sample_shape, strict=True))
+    length, *width = manifest.fields["text"].shape
+    sizes |= {"text_length": length, "vocabulary": len(manifest.words)}
+    if width:
+        sizes["text_width"] = width[0]
+    return {f"model.{name}": size for name, size in sizes.items()}
 
 
 def describe(manifest: Manifest) -> str:

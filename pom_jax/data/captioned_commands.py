@@ -69,6 +69,8 @@ def _add_flags(command: argparse.ArgumentParser, unit: str, shard: int) -> None:
     flag("--workers", type=int, metavar="N", help=f"threads that read {unit} (one a core)")
     flag("--device", metavar="NAME", help="of torch (default: the first GPU, if there is one)")
     flag("--precision", default="float32", metavar="TYPE", help="of torch: float32 (default) or bfloat16")
+    what = {"type": int, "nargs": "?", "const": 8, "metavar": "N"}
+    flag("--check", **what, help=f"decode N (8) {unit} again: OUT-check.png")
     flag("--hosts", type=int, metavar="N", help="share the work among N hosts that see the same folders")
     flag("--host", type=int, metavar="I", help="which of them this is, from 0")
 
@@ -163,6 +165,8 @@ def _sources(
     from pom_jax.data.captioned import open_captioned
     from pom_jax.hosts import this_host
 
+    if arguments.check is not None and arguments.check < 1:
+        raise InputError(f"--check={arguments.check} must be at least 1")
     this_host(arguments.host, arguments.hosts)  # before a million files are looked for
     if arguments.source.resolve() in arguments.out.resolve().parents:
         raise InputError(f"--out={arguments.out} is in --source={arguments.source}: give one outside")
@@ -191,6 +195,7 @@ def _make(job: "Job", arguments: argparse.Namespace, batch_size: int) -> "Manife
     from pom_jax.data.making import prepare
     from pom_jax.data.progress import PrepareProgress
 
+    arguments.job = job
     with PrepareProgress(unit=job.recipe.unit) as progress:
         return prepare(
             job,

@@ -69,6 +69,12 @@ class Job:
         texts = self.text_encoder([self.sources[split].caption(int(index)) for index in indices])
         return Encoded({**clips, **texts}, encoded.clipped)
 
+    def decode(self, mean: np.ndarray) -> np.ndarray:
+        return self.encoder.decode(mean[:, 0])
+
+    def title(self, split: str, index: int) -> str:
+        return self.sources[split].caption(index)
+
 
 def plan(
     pictures: Captioned,

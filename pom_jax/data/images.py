@@ -53,6 +53,12 @@ class Job:
         arrays = {**encoded.arrays, "label": self.sources[split].labels[indices]}
         return Encoded(arrays, encoded.clipped)
 
+    def decode(self, mean: np.ndarray) -> np.ndarray:
+        return self.encoder.decode(mean)
+
+    def title(self, split: str, index: int) -> str:
+        return self.recipe.classes[self.sources[split].labels[index]]
+
 
 def plan(
     pictures: Pictures,

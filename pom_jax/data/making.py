@@ -64,6 +64,14 @@ class Job(Protocol):
         """
         ...
 
+    def decode(self, mean: np.ndarray) -> np.ndarray:
+        """The crops, uint8 [N, *crop_shape], of one view of stored means [N, ...]."""
+        ...
+
+    def title(self, split: str, index: int) -> str:
+        """What a sample shows, in words."""
+        ...
+
 
 def prepare(
     job: Job,

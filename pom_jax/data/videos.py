@@ -60,6 +60,12 @@ class Job:
             {**moments, **self.text_encoder([self.sources[split].caption(int(index)) for index in indices])}
         )
 
+    def decode(self, mean: np.ndarray) -> np.ndarray:
+        return self.autoencoder.decode(mean)
+
+    def title(self, split: str, index: int) -> str:
+        return self.sources[split].caption(index)
+
 
 def plan(
     clips: Captioned,

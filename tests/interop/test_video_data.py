@@ -144,7 +144,7 @@ def flags(clips: Path, autoencoder: Path, text_encoder: Path, out: Path, *others
 @pytest.fixture(scope="module")
 def made(clips, autoencoder, text_encoder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("made") / "set"
-    assert prepare_command.main(flags(clips, autoencoder, text_encoder, out)) == 0
+    assert prepare_command.main(flags(clips, autoencoder, text_encoder, out, "--check=3")) == 0
     return out
 
 
@@ -171,6 +171,8 @@ def test_the_command_stores_what_the_encoders_make_and_lists_what_it_leaves_out(
         "text.mp4": "InvalidDataError",
     }
     assert manifest.made_by["unreadable"] == "6"
+    with Image.open(f"{made}-check.png") as sheet:
+        assert sheet.width > 3 * SIZE[1]
 
     # Record by record against diffusers and transformers themselves.
     vae = AutoencoderKLCogVideoX.from_pretrained(autoencoder).eval()
@@ -388,9 +390,10 @@ def caption_flags(folder: Path, text_encoder: Path, out: Path, *others: str) -> 
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_pictures_with_captions_become_clips_of_one_frame(mirror, pictures, text_encoder, tmp_path):
+def test_pictures_with_captions_become_clips_of_one_frame(mirror, pictures, text_encoder, tmp_path, capsys):
     words = caption_flags(pictures, text_encoder, tmp_path / "set", *["--mirror"] * mirror)
-    assert prepare_command.main(words) == 0
+    assert prepare_command.main([*words, "--check"]) == 0
+    assert "crops above, what is stored below: identical" in capsys.readouterr().out
     manifest = read_manifest(tmp_path / "set")
     assert manifest.fields["mean"].shape == (1 + mirror, 1, 16, 16, 3)
     listed = (tmp_path / "set" / "unreadable.txt").read_text().splitlines()
