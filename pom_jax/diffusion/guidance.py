@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pom_jax.diffusion.losses import Predict
 from pom_jax.diffusion.paths import along
 from pom_jax.errors import InputError, choose
 
-PredictLabels = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+PredictGiven = Callable[[jax.Array, jax.Array, Any], jax.Array]
 Schedule = Callable[[jax.Array], jax.Array]
 
 
@@ -68,23 +69,23 @@ def resolution_guidance(latent_side: int, excess: float = 4.0) -> float:
 
 
 def guide(
-    predict_labels: PredictLabels,
-    labels: jax.Array,
-    null: int | jax.Array,
+    predict_given: PredictGiven,
+    condition: Any,
+    null: Any,
     scale: float | jax.Array = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
     schedule: str | Schedule = "constant",
 ) -> Predict:
-    """Binds labels and guidance to a label-conditional network.
+    """Binds a condition and guidance to a conditional network.
 
-    A scale given as a Python number is static: at 1 the network is evaluated once, with the labels, and at 0
-    once, without them. Otherwise one evaluation of a doubled batch serves both halves. A scale given as an
+    A scale given as a Python number is static: at 1 the network is evaluated once, with the condition, and at
+    0 once, without it. Otherwise one evaluation of a doubled batch serves both halves. A scale given as an
     array can change without compiling again, and always doubles the batch.
 
     Args:
-        predict_labels: the network (x_t [B, ...], t [B], labels [B]) -> [B, ...].
-        labels: [B] int32.
-        null: the label that stands for none.
+        predict_given: the network (x_t [B, ...], t [B], condition) -> [B, ...].
+        condition: labels [B] int32, or any tree of arrays [B, ...] such as a text, or a text and states.
+        null: the same tree for no condition; of labels, the label that stands for none.
         scale: guidance scale s, or [B] one for each example.
         interval: guidance acts where low <= t <= high, on the network's time; elsewhere the scale is 1.
         schedule: a name of `GUIDANCE_SCHEDULES` or a function t -> weight of s - 1.
@@ -93,24 +94,41 @@ def guide(
         predict(x_t [B, ...], t [B]) -> [B, ...].
 
     Raises:
-        InputError: a scale that is negative or not finite, an interval out of order, an unknown schedule.
+        InputError: a scale that is negative or not finite, an interval out of order, an unknown schedule, a
+            `null` that is another tree than the condition.
     """
     static = not isinstance(scale, jax.Array)
     check_guidance(float(scale) if static else 1.0, interval)
     weight = schedule if callable(schedule) else choose("guidance schedule", schedule, GUIDANCE_SCHEDULES)
-    unlabelled = jnp.full_like(labels, null)
+    without = _without(condition, null)
     if static and scale == 1:
-        return lambda x, t: predict_labels(x, t, labels)
+        return lambda x, t: predict_given(x, t, condition)
     if static and scale == 0 and weight is GUIDANCE_SCHEDULES["constant"] and tuple(interval) == (0, 1):
-        return lambda x, t: predict_labels(x, t, unlabelled)
+        return lambda x, t: predict_given(x, t, without)
+    given = both_halves(condition, without)
 
     def predict(x: jax.Array, t: jax.Array) -> jax.Array:
-        both: Any = predict_labels(
-            jnp.concatenate([x, x]), jnp.concatenate([t, t]), jnp.concatenate([labels, unlabelled])
-        )
+        both: Any = predict_given(jnp.concatenate([x, x]), jnp.concatenate([t, t]), given)
         conditional, unconditional = jnp.split(both.astype(x.dtype), 2)
         inside = (t >= interval[0]) & (t <= interval[1])
         excess = jnp.where(inside, weight(t) * (scale - 1), 0).astype(x.dtype)
         return conditional + along(excess, x) * (conditional - unconditional)
 
     return predict
+
+
+def both_halves(condition: Any, without: Any) -> Any:
+    """One batch of both: two trees of arrays [B, ...] -> [2 B, ...], with the condition first."""
+    return jax.tree.map(lambda *pair: jnp.concatenate(pair), condition, without)
+
+
+def _without(condition: Any, null: Any) -> Any:
+    """`null` in the shape of the condition."""
+    if isinstance(condition, jax.Array | np.ndarray):
+        return jnp.broadcast_to(jnp.asarray(null, condition.dtype), condition.shape)
+    if jax.tree.structure(condition) != jax.tree.structure(null):
+        raise InputError(
+            f"guidance needs a null like the condition, {jax.tree.structure(condition)}; got "
+            f"{jax.tree.structure(null)}"
+        )
+    return null

@@ -108,7 +108,7 @@ class Generator:
         self.decoder = decoder
         self.config, self.model, self.step, self.ema = config, model, step, ema
         self.classes = tuple(classes or map(str, range(config.model.num_classes)))
-        self.mesh = _mesh()
+        self.mesh = make_mesh()
         self._batch_sharding = NamedSharding(self.mesh, PartitionSpec("data"))
         self.whole = NamedSharding(self.mesh, PartitionSpec())
         self.params = jax.device_put(params, self.whole)
@@ -212,7 +212,7 @@ class Generator:
         scale = float(defaults.guidance if guidance is None else guidance)
         check_guidance(scale, interval)
         check_start(upscale_start)
-        _check_numbers(batch_size, seed, first)
+        check_numbers(batch_size, seed, first)
         if low is not None and len(low) != len(labels):
             raise InputError(
                 f"there are {len(low)} smaller images for {len(labels)} labels: give one for each"
@@ -296,7 +296,8 @@ class Generator:
         return array.astype(np.int32)
 
 
-def _check_numbers(batch_size: int, seed: int, first: int) -> None:
+def check_numbers(batch_size: int, seed: int, first: int) -> None:
+    """Raises an InputError unless these can be."""
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be at least 1")
     for name, number in {"seed": seed, "first": first}.items():
@@ -322,10 +323,15 @@ def load(
         InputError: not a workdir, no such checkpoint or average in it, or no such autoencoder.
     """
     config = checkpoint.load_config(workdir)
+    if models.family(config.model) is models.Polymorpher:
+        raise InputError(
+            f"{workdir} is a run of a model of video and text: read it with sampling.load_video(...), or "
+            'draw with python sample.py --workdir=... --prompt="..."'
+        )
     check_ema(config, ema)
     model = models.build(config.model, config.dtype)
     decoder = None if autoencoder is None else load_decoder(autoencoder, config.model.channels)
-    whole = NamedSharding(_mesh(), PartitionSpec())
+    whole = NamedSharding(make_mesh(), PartitionSpec())
     params, step = checkpoint.restore_params(workdir, step, ema, whole)
     try:
         classes = read_manifest(config.data.dir).classes
@@ -348,6 +354,7 @@ def check_ema(config: ConfigDict, ema: int | None) -> None:
         )
 
 
-def _mesh() -> jax.sharding.Mesh:
+def make_mesh() -> jax.sharding.Mesh:
+    """All devices of this process, along the batch."""
     devices = np.array(jax.local_devices())
     return jax.sharding.Mesh(devices, ("data",))

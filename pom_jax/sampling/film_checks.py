@@ -1,0 +1,60 @@
+"""What films that are asked for can be."""
+
+import numpy as np
+
+from pom_jax.errors import InputError
+from pom_jax.models import Polymorpher, Text
+from pom_jax.sampling.stream import StreamState
+
+
+def check_films(
+    model: Polymorpher, count: int, frames: int | None, shape: tuple[int, ...], given: np.ndarray | None
+) -> None:
+    """Raises an InputError unless the model can draw such films.
+
+    Args:
+        model: the network.
+        count: N, how many.
+        frames: T of each, None for no end.
+        shape: (c, H, W, C) of a chunk.
+        given: [N, T0, H, W, C] first frames, if there are any.
+    """
+    patch, side = model.frame_patch, model.patch_size
+    for what, number in {"frames": frames, "chunk": shape[0]}.items():
+        if number is not None and (number < 1 or number % patch):
+            several = f", and a multiple of {patch}, the frames of a patch" if patch > 1 else ""
+            raise InputError(f"{what}={number}: it must be at least 1{several}")
+    if min(shape[1:3]) < 1 or shape[1] % side or shape[2] % side:
+        raise InputError(
+            f"size={shape[1]}x{shape[2]}: height and width must be multiples of {side}, the side of a patch"
+        )
+    if given is None:
+        return
+    if given.ndim != 5 or len(given) != count or given.shape[2:] != shape[1:] or given.shape[1] % patch:
+        raise InputError(
+            f"given frames must be [{count}, T0, {', '.join(map(str, shape[1:]))}], T0 a multiple of "
+            f"{patch}; got {given.shape}"
+        )
+    if not np.isfinite(given).all():
+        raise InputError("given frames hold numbers that are not finite")
+    if frames is not None and frames < given.shape[1]:
+        raise InputError(f"frames={frames} of a film include its {given.shape[1]} given ones: ask for more")
+
+
+def going_on(
+    state: StreamState, seed: int, text: Text, captions: tuple[str, ...], guided: bool
+) -> StreamState:
+    """The state from which films go on, maybe with another seed or other texts.
+
+    Raises:
+        InputError: texts for another number of films; guidance, where the films had none.
+    """
+    if len(text.mask) != len(state.films):
+        raise InputError(f"there are {len(text.mask)} texts for the {len(state.films)} films of the state")
+    if guided and len(state.halves) == 1:
+        raise InputError(
+            "the films of this state were drawn without guidance, and have no states without text: go on "
+            "with guidance 1, or draw them anew"
+        )
+    halves = state.halves if guided else state.halves[:1]
+    return state._replace(seed=seed, text=text, captions=captions, halves=halves)

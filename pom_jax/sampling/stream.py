@@ -1,0 +1,226 @@
+"""Films that grow chunk by chunk, each chunk drawn given the states that the finished frames left.
+
+How the noise in the states is dealt with: see `sampling.film_programs`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pom_jax.errors import InputError
+from pom_jax.models import Polymorpher, Text
+from pom_jax.sampling.film_programs import Add, Denoise, Halves, Programs
+from pom_jax.sampling.progress import Progress
+
+Put = Callable[[Any], Any]  # arrays to the devices
+
+
+class StreamState(NamedTuple):
+    """All that films need to go on, in the memory of the host.
+
+    Attributes:
+        frame: finished frames so far, which is the number of the next one.
+        seed: of the noise.
+        films: [N] uint32, number of each film among those of the seed.
+        text: of each film, numpy arrays.
+        captions: the texts in words, () where they are not known.
+        halves: states with the text, and without it where there is guidance; leaves [N, L, ...].
+    """
+
+    frame: int
+    seed: int
+    films: np.ndarray
+    text: Text
+    captions: tuple[str, ...]
+    halves: Halves
+
+
+class StreamedFrames:
+    """What a stream gives at a time.
+
+    Attributes:
+        frames: [N, c, H, W, C] float32, in the space of the model.
+        first: number of the first of them in the film.
+        state_bytes: what the films carry on, all together.
+        working_bytes: what the program that drew the frames needs beside its inputs and results; 0 for given
+            ones.
+    """
+
+    def __init__(self, frames: np.ndarray, films: "Films", working_bytes: int):
+        self.frames, self.first = frames, films.frame - frames.shape[1]
+        self.state_bytes, self.working_bytes = films.state_bytes, working_bytes
+        self._films, self._end = films, films.frame
+
+    @property
+    def state(self) -> StreamState:
+        """A copy of what the films carry on after these frames.
+
+        Raises:
+            InputError: later frames have been asked for, with the memory of this state.
+        """
+        if self._films.frame != self._end:
+            raise InputError(
+                f"the state after frame {self._end} is gone, for the stream has gone on to frame "
+                f"{self._films.frame}: take it before the next frames are asked for"
+            )
+        return self._films.state()
+
+
+class Place(NamedTuple):
+    """A batch of `size` among all films: `count` from `first` on, the rest only fills it up."""
+
+    first: int
+    count: int
+    size: int
+
+    def cut(self, array: np.ndarray) -> np.ndarray:
+        """Of all films [N, ...] those of the batch, [size, ...]."""
+        part = array[self.first : self.first + self.count]
+        return np.pad(part, [(0, self.size - self.count), *[(0, 0)] * (part.ndim - 1)])
+
+
+@dataclasses.dataclass
+class Batch:
+    """Films that are drawn at once.
+
+    Attributes:
+        place: which they are.
+        keys: [B], one for each film.
+        text: of each.
+        halves: their states.
+    """
+
+    place: Place
+    keys: jax.Array
+    text: Text
+    halves: Halves
+
+
+class Films:
+    """N films on the devices, in batches of one size, after the same number of frames."""
+
+    def __init__(self, start: StreamState, size: int, put: Put):
+        self.frame, self._start = start.frame, start._replace(halves=())
+        count = len(start.films)
+        self.batches = []
+        for first in range(0, count, size):
+            place = Place(first, min(size, count - first), size)
+            keys = film_keys(start.seed, place.cut(start.films))
+            text, halves = put(jax.tree.map(place.cut, (start.text, start.halves)))
+            self.batches.append(Batch(place, put(keys), text, halves))
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(leaf.nbytes for batch in self.batches for leaf in jax.tree.leaves(batch.halves))
+
+    def state(self) -> StreamState:
+        """A copy of it all."""
+        parts = [
+            jax.tree.map(lambda leaf, batch=batch: np.array(leaf[: batch.place.count]), batch.halves)
+            for batch in self.batches
+        ]
+        halves = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        return self._start._replace(frame=self.frame, halves=halves)
+
+
+def film_keys(seed: int, films: np.ndarray) -> jax.Array:
+    """Random keys [N] of films by their numbers [N]."""
+    return jax.vmap(lambda film: jax.random.fold_in(jax.random.key(seed), film))(films)
+
+
+def empty_states(model: Polymorpher, films: int) -> Any:
+    """The states before any frame, leaves [N, L, ...] in numpy; nothing is computed."""
+    shapes = jax.eval_shape(lambda: model.init_states(films))
+    return jax.tree.map(lambda s: np.zeros((s.shape[1], s.shape[0], *s.shape[2:]), s.dtype), shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """What draws the next frames of films.
+
+    Attributes:
+        films: that are drawn, at the place where they are.
+        given: [N, T0, H, W, C] first frames to come, if there are any.
+        denoise, add: the programs; nothing is added to films that are drawn at once.
+        programs: what keeps them, compiled.
+        params: of the network.
+        scale: of the guidance.
+        put, whole: what puts arrays on the devices, cut along the batch or whole.
+        progress: is told of frames.
+    """
+
+    films: Films
+    given: np.ndarray | None
+    denoise: Denoise
+    add: Add | None
+    programs: Programs
+    params: Any
+    scale: float
+    put: Put
+    whole: Put
+    progress: Progress | None
+
+    def prepare(self) -> None:
+        """Compiles what draws a chunk; a setting that cannot be is said here, before the first frame."""
+        self._denoise(self.films.batches[0])
+
+    def frames(self, total: int | None) -> Iterator[StreamedFrames]:
+        """Draws `total` frames of each film, the given ones included; None for no end."""
+        films, done = self.films, 0
+        count = sum(batch.place.count for batch in films.batches)
+        given = 0 if self.given is None else self.given.shape[1]
+        for length, known in pieces(total, given, self.denoise.shape[0]):
+            parts, working = [], 0
+            for batch in films.batches:
+                if known:
+                    assert self.given is not None
+                    x = self.put(batch.place.cut(self.given[:, done : done + length]).astype(np.float32))
+                else:
+                    run, arguments = self._denoise(batch)
+                    x = run(*arguments)
+                    x = x if x.shape[1] == length else x[:, :length]
+                    working = max(working, run.memory_analysis().temp_size_in_bytes)
+                if self.add is not None:
+                    batch.halves = self._added(self.add, batch, x)
+                parts.append(np.asarray(x)[: batch.place.count])
+            found = np.concatenate(parts)
+            self._check(found)
+            films.frame += length
+            done += length
+            if self.progress is not None and total is not None:
+                self.progress.drawn(done * count, total * count)
+            yield StreamedFrames(found, films, working)
+
+    def _denoise(self, batch: Batch) -> tuple[Any, tuple[Any, ...]]:
+        """The compiled program that draws a chunk, and its arguments now."""
+        scale, first = self.whole((np.float32(self.scale), np.int32(self.films.frame)))
+        arguments = (self.params, scale, batch.keys, batch.text, batch.halves, first)
+        return self.programs.compile(self.denoise, arguments, self.progress), arguments
+
+    def _added(self, add: Add, batch: Batch, x: jax.Array) -> Halves:
+        """The states of a batch after its frames x; the ones before are gone."""
+        arguments = (self.params, x, batch.text, batch.halves, self.whole(np.int32(self.films.frame)))
+        return self.programs.compile(add, arguments, self.progress)(*arguments)
+
+    def _check(self, found: np.ndarray) -> None:
+        if not np.isfinite(found).all():
+            first, last = self.films.frame, self.films.frame + found.shape[1] - 1
+            raise InputError(
+                f"frames {first} to {last} are not finite with guidance {self.scale:g} and "
+                f"{self.denoise.steps} steps: lower the guidance, take more steps or another sampler, or "
+                "another checkpoint"
+            )
+
+
+def pieces(total: int | None, given: int, chunk: int) -> Iterator[tuple[int, bool]]:
+    """How films of `total` frames (None for no end) are drawn: lengths, and whether the frames are given."""
+    for first in range(0, given, chunk):
+        yield min(chunk, given - first), True
+    left = None if total is None else total - given
+    while left is None or left > 0:
+        length = chunk if left is None else min(chunk, left)
+        yield length, False
+        left = None if left is None else left - length

@@ -1,0 +1,433 @@
+"""Films from a trained model, frame after frame or all at once: of a workdir, or of parameters at hand."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from pom_jax import models
+from pom_jax.data import read_manifest
+from pom_jax.data.words import encode
+from pom_jax.diffusion.guidance import check_guidance
+from pom_jax.diffusion.paths import make_path
+from pom_jax.diffusion.samplers import Sampler
+from pom_jax.errors import InputError
+from pom_jax.models import Polymorpher, Text
+from pom_jax.sampling.film_checks import check_films, going_on
+from pom_jax.sampling.film_programs import Add, Denoise, Programs
+from pom_jax.sampling.generate import check_ema, check_numbers, make_mesh
+from pom_jax.sampling.progress import PartProgress, Progress
+from pom_jax.sampling.state_file import checksum, read_state, write_state
+from pom_jax.sampling.stream import Drawing, Films, StreamedFrames, StreamState, empty_states
+from pom_jax.sampling.video_decode import load_text_encoder, load_video_decoder
+from pom_jax.training import checkpoint
+from pom_jax.training.digest import digests
+from pom_jax.training.preview import to_pixels
+
+Prompts = Text | Sequence[str]
+
+
+class VideoGenerator:
+    """Draws films with one model and its parameters, the batch spread over all devices of this process.
+
+    Args:
+        config: of the run; reads model, diffusion, ema and sampling.
+        model: the network, from `models.build(config.model, config.dtype)`.
+        params: its parameters.
+        step: how long they were trained.
+        ema: which of the averages they are; None for those that were trained.
+        words: the table of a model with a vocabulary.
+        decoder: makes pixels uint8 [N, T, H, W, 3] of what the model draws; None for a model of pixels.
+        text_encoder: embeds the prompts of a model without a vocabulary, as `data.text_encoder` does.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: Polymorpher,
+        params: Any,
+        *,
+        step: int = 0,
+        ema: int | None = None,
+        words: Sequence[str] = (),
+        decoder: Any = None,
+        text_encoder: Any = None,
+    ):
+        self.config, self.model, self.step, self.ema = config, model, step, ema
+        self.words, self.decoder, self.text_encoder = tuple(words), decoder, text_encoder
+        self.mesh = make_mesh()
+        by_batch = NamedSharding(self.mesh, PartitionSpec("data"))
+        self._put = functools.partial(jax.device_put, device=by_batch)
+        self._whole = NamedSharding(self.mesh, PartitionSpec())
+        self.params = jax.device_put(params, self._whole)
+        self.programs = Programs(by_batch)
+
+    def __repr__(self) -> str:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        size = " x ".join(map(str, models.sample_shape(self.model)))
+        return f"VideoGenerator({self.config.name}, {parameters:,} parameters, {self.origin}, {size})"
+
+    @property
+    def origin(self) -> str:
+        """Which parameters these are, for people: "EMA 0.999 of step 4500"."""
+        if self.ema is None:
+            return f"step {self.step} without EMA"
+        return f"EMA {self.config.ema.decays[self.ema]:g} of step {self.step}"
+
+    @property
+    def draws_pixels(self) -> bool:
+        """Whether the model itself draws pixels, in [-1, 1]."""
+        return self.model.channels in (1, 3)
+
+    @property
+    def makes_pixels(self) -> bool:
+        """Whether pixels come out: the model draws them, or latents are decoded."""
+        return self.draws_pixels or self.decoder is not None
+
+    def check_pixels(self) -> None:
+        """Raises an InputError for a model of latents without a decoder."""
+        if not self.makes_pixels:
+            raise InputError(
+                f"this model draws latents of shape {models.sample_shape(self.model)}: give the autoencoder "
+                "that makes pixels of them, --autoencoder=DIR, or load_video(..., autoencoder=DIR) in "
+                "Python; or take them as they are, with --out=FILE.npz, or sample_array(...)"
+            )
+
+    def pixels(self, x: np.ndarray) -> np.ndarray:
+        """[N, T, H, W, C] of the model -> [N, T, H, W, 1 or 3] uint8; latents are decoded.
+
+        Raises:
+            InputError: latents, and no decoder.
+        """
+        self.check_pixels()
+        return to_pixels(x) if self.decoder is None else self.decoder(x)
+
+    def texts(self, prompts: Sequence[str]) -> Text:
+        """Prompts in words -> what the model reads, numpy arrays.
+
+        Raises:
+            InputError: no prompt, an empty one, one that is too long or has unknown words; no words, or no
+                text encoder.
+        """
+        if isinstance(prompts, str) or not len(prompts):
+            raise InputError(f"prompts must be a list of at least one text; got {prompts!r}")
+        if self.model.vocabulary:
+            if len(self.words) != self.model.vocabulary:
+                raise InputError(
+                    f"the model has a table of {self.model.vocabulary} words, and {len(self.words)} are "
+                    "known: data.dir of the run must be the folder of the data that it learned from"
+                )
+            numbers = [encode(prompt, self.words, self.model.text_length) for prompt in prompts]
+            tokens: Any = np.stack(numbers)
+            return Text(tokens, (tokens != 0).astype(np.float32))
+        if not all(prompt.strip() for prompt in prompts):
+            raise InputError(f"prompts {list(prompts)}: one is empty; say what to show")
+        if self.text_encoder is None:
+            raise InputError(
+                f"this model reads embeddings of {self.model.text_width} channels: give the encoder that its "
+                "captions were embedded with, --text_encoder=DIR, or load_video(..., text_encoder=DIR)"
+            )
+        found = self.text_encoder(prompts)
+        return Text(found["text"].astype(np.float32), found["text_mask"].astype(np.float32))
+
+    def sample(self, text: Prompts, frames: int | None = None, **settings: Any) -> np.ndarray:
+        """`sample_array` in pixels, [N, T, H, W, 1 or 3] uint8."""
+        self.check_pixels()
+        return self.pixels(self.sample_array(text, frames, **settings))
+
+    def sample_array(
+        self,
+        text: Prompts,
+        frames: int | None = None,
+        *,
+        joint: bool | None = None,
+        chunk: int | None = None,
+        given: np.ndarray | None = None,
+        batch_size: int = 64,
+        first: int = 0,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> np.ndarray:
+        """Draws whole films, one for each text, batch after batch.
+
+        Args:
+            text: N prompts, or what `texts` made of them.
+            frames: T of a film, the given ones included; those of the training clips by default.
+            joint: draws all frames at once, with one time, instead of one chunk after the other; by default
+                what a model without states must.
+            first: number of the first film; films of several calls are those of one.
+            chunk, given, batch_size, progress, settings: see `stream`.
+
+        Returns:
+            [N, T, H, W, C] float32 in the space of the model.
+
+        Raises:
+            InputError: see `stream`; given frames of films that are drawn at once.
+        """
+        text, captions = self._text(text)
+        count, total = len(text.mask), self.model.frames if frames is None else frames
+        joint = not self.model.frame_causal if joint is None else joint
+        if joint and (given is not None or chunk is not None):
+            raise InputError(
+                "a film that is drawn at once (joint) has no chunks and goes on from no given frames: stream "
+                "it"
+            )
+        check_numbers(batch_size, 0, first)
+        told = None if progress is None else PartProgress(progress, count * total)
+        parts = []
+        for start in range(0, count, batch_size):
+            part = slice(start, min(start + batch_size, count))
+            streamed = self._films(
+                Text(*(leaf[part] for leaf in text)),
+                captions[part],
+                total,
+                chunk=total if joint else chunk,
+                given=None if given is None else given[part],
+                first=first + start,
+                # All batches are alike, so that nothing compiles twice.
+                size=min(batch_size, count),
+                joint=joint,
+                progress=told,
+                **settings,
+            )
+            parts.append(np.concatenate([piece.frames for piece in streamed], axis=1))
+            if told is not None:
+                told.part_done(len(parts[-1]) * total)
+        return np.concatenate(parts)
+
+    def stream(
+        self,
+        text: Prompts | None = None,
+        frames: int | None = None,
+        *,
+        chunk: int | None = None,
+        size: tuple[int, int] | None = None,
+        given: np.ndarray | None = None,
+        state: StreamState | None = None,
+        guidance: float | None = None,
+        steps: int | None = None,
+        sampler: str | Sampler | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
+        schedule: str = "constant",
+        clip: float | None = None,
+        seed: int | None = None,
+        first: int = 0,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> Iterator[StreamedFrames]:
+        """Draws films chunk by chunk, all of them side by side; see `sampling.stream` for how.
+
+        Memory and time of a chunk do not depend on how many came before: the states of PoM do not grow, and
+        the same two compiled programs draw every chunk and add its states. With attention they do grow, by
+        the tokens of every frame, and every length is compiled anew: good for a few dozen frames.
+
+        The noise of frame f of film i depends on (seed, i, f) alone, not on batches or chunks. Films that go
+        on from a state at the end of a chunk are those of an uninterrupted stream bit for bit, given the same
+        settings and batches.
+
+        Args:
+            text: N prompts, or what `texts` made of them; with `state` the film's own by default.
+            frames: T, how many come out, the given ones included; None for a stream that does not end.
+            chunk: frames that are drawn at a time; as few as the model can by default.
+            size: (H, W) of a frame; that of the given frames, or of the training clips, by default.
+            given: [N, T0, H, W, C] first frames, in the space of the model: they are added as they are.
+            state: of films that go on.
+            guidance: scale in the usual sense, 1 = off, 0 = without text; like `steps` and `sampler` the
+                run's own (config.sampling) by default.
+            steps, sampler, clip: see `diffusion.sample`. Pixels are always cut to [-1, 1] once finished.
+            interval, schedule: of the guidance, see `diffusion.guide`.
+            seed: of the noise; that of the state, or 0, by default.
+            first: number i of the first film; with `state` its films keep theirs.
+            batch_size: films drawn at once, over all devices.
+            progress: is told what happens.
+
+        Returns:
+            What comes out, in order, as it is drawn.
+
+        Raises:
+            InputError: a setting that cannot be used, before anything is compiled; from the iterator, frames
+                that are not finite.
+        """
+        if text is None and state is None:
+            raise InputError("which films? Give prompts, or the state of films that go on")
+        if text is None:
+            assert state is not None
+            words, captions = state.text, state.captions
+        else:
+            words, captions = self._text(text)
+        return self._films(
+            words,
+            captions,
+            frames,
+            chunk=chunk,
+            size=min(batch_size, len(words.mask)),
+            frame_size=size,
+            given=given,
+            state=state,
+            guidance=guidance,
+            steps=steps,
+            sampler=sampler,
+            interval=interval,
+            schedule=schedule,
+            clip=clip,
+            seed=seed,
+            first=first,
+            progress=progress,
+        )
+
+    def save_state(self, path: str | os.PathLike[str], state: StreamState) -> None:
+        """Writes the state of films (`StreamedFrames.state`), so that `stream` can go on another day.
+
+        Args:
+            path: ending in .npz; an older file is replaced once the new one is complete.
+            state: of films of this generator.
+
+        Raises:
+            InputError: another ending, or a place or disk that takes no file.
+        """
+        write_state(path, state, self._checksum)
+
+    def load_state(self, path: str | os.PathLike[str]) -> StreamState:
+        """Reads what `save_state` wrote.
+
+        Raises:
+            InputError: no such file, a damaged one, or one of films of another model.
+        """
+        return read_state(path, empty_states(self.model, 1), self._checksum)
+
+    @functools.cached_property
+    def _checksum(self) -> str:
+        """Of all that states mean something to: the model and its parameters."""
+        config = self.config.model.to_dict() | {"dtype": self.config.dtype}
+        for name in ("scan", "remat"):  # the same numbers
+            config.pop(name, None)
+        return checksum({"model": config, "parameters": digests(self.params)})
+
+    def _text(self, text: Prompts) -> tuple[Text, tuple[str, ...]]:
+        """What the model reads, and the words where they are known."""
+        if isinstance(text, Text):
+            if not len(text.mask):
+                raise InputError(f"there are no texts: the mask has the shape {np.shape(text.mask)}")
+            return jax.tree.map(np.asarray, text), ()
+        return self.texts(text), tuple(text)
+
+    def _frame_size(self, given: np.ndarray | None) -> tuple[int, int]:
+        if given is None or given.ndim != 5:
+            return self.model.frame_height, self.model.frame_width
+        return given.shape[2], given.shape[3]
+
+    def _films(
+        self,
+        text: Text,
+        captions: tuple[str, ...],
+        frames: int | None,
+        *,
+        size: int,
+        joint: bool = False,
+        chunk: int | None = None,
+        frame_size: tuple[int, int] | None = None,
+        given: np.ndarray | None = None,
+        state: StreamState | None = None,
+        guidance: float | None = None,
+        steps: int | None = None,
+        sampler: str | Sampler | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
+        schedule: str = "constant",
+        clip: float | None = None,
+        seed: int | None = None,
+        first: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[StreamedFrames]:
+        """Films in batches of one size: checks all, compiles, and gives what `stream` gives."""
+        count, defaults = len(text.mask), self.config.sampling
+        chunk = self.model.frame_patch if chunk is None else chunk
+        scale = float(defaults.guidance if guidance is None else guidance)
+        check_guidance(scale, interval)
+        seed = (state.seed if state else 0) if seed is None else seed
+        check_numbers(size, seed, first)
+        shape = (chunk, *(frame_size or self._frame_size(given)), self.model.channels)
+        check_films(self.model, count, frames, shape, given)
+        denoise = Denoise(
+            model=self.model,
+            path=make_path(self.config.diffusion),
+            prediction=self.config.diffusion.prediction,
+            shape=shape,
+            sampler=defaults.sampler if sampler is None else sampler,
+            steps=defaults.steps if steps is None else steps,
+            shift=self.config.diffusion.shift,
+            clip=clip,
+            interval=(float(interval[0]), float(interval[1])),
+            schedule=schedule,
+            guided=scale != 1,
+            bounded=self.draws_pixels,
+        )
+        if state is None:
+            films = (first + np.arange(count)).astype(np.uint32)
+            halves = () if joint else (empty_states(self.model, count),) * (2 if denoise.guided else 1)
+            state = StreamState(0, seed, films, text, captions, halves)
+        else:
+            state = going_on(state, seed, text, captions, denoise.guided)
+        devices = self.mesh.size
+        drawing = Drawing(
+            films=Films(state, -(-size // devices) * devices, self._put),
+            given=given,
+            denoise=denoise,
+            add=None if joint else Add(self.model),
+            programs=self.programs,
+            params=self.params,
+            scale=scale,
+            put=self._put,
+            whole=functools.partial(jax.device_put, device=self._whole),
+            progress=progress,
+        )
+        drawing.prepare()
+        return drawing.frames(frames)
+
+
+def load_video(
+    workdir: str | Path,
+    step: int | None = None,
+    ema: int | None = 0,
+    autoencoder: str | os.PathLike[str] | None = None,
+    text_encoder: str | os.PathLike[str] | None = None,
+) -> VideoGenerator:
+    """Reads a trained model of video from the workdir of train.py.
+
+    Args:
+        workdir: of the run.
+        step: which checkpoint; the newest by default.
+        ema: which of the averages of the parameters; None for the parameters themselves.
+        autoencoder: folder of the autoencoder that the latents are of, in diffusers' format.
+        text_encoder: folder of the encoder that the captions were embedded with, in transformers' format.
+
+    Raises:
+        InputError: not a workdir, or one of a model of images; no such checkpoint or average in it, no such
+            autoencoder or text encoder.
+    """
+    config = checkpoint.load_config(workdir)
+    if models.family(config.model) is not Polymorpher:
+        raise InputError(
+            f"{workdir} is a run of a model of images and classes: pom_jax.load(...) reads it in Python, and "
+            "python sample.py --workdir=... --classes=0,1 draws"
+        )
+    check_ema(config, ema)
+    model = models.build(config.model, config.dtype)
+    assert isinstance(model, Polymorpher)
+    encoder = None if text_encoder is None else load_text_encoder(text_encoder, model)
+    decoder = None if autoencoder is None else load_video_decoder(autoencoder, config)
+    whole = NamedSharding(make_mesh(), PartitionSpec())
+    params, step = checkpoint.restore_params(workdir, step, ema, whole)
+    words = tuple(config.data.get("words", ()))
+    if model.vocabulary and not words:
+        with contextlib.suppress(InputError):  # without words the model draws what `Text` says in numbers
+            words = read_manifest(config.data.dir).words
+    return VideoGenerator(
+        config, model, params, step=step, ema=ema, words=words, decoder=decoder, text_encoder=encoder
+    )

@@ -1,0 +1,85 @@
+"""What a model of latents and embeddings needs beside itself: pixels of its latents, prompts embedded."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from pom_jax.data import Manifest, read_manifest
+from pom_jax.data.text_encoder import TextEncoder
+from pom_jax.data.video_autoencoder import CHUNK_FRAMES, VideoAutoencoder
+from pom_jax.errors import InputError
+from pom_jax.models import Polymorpher
+from pom_jax.sampling.decode import load_decoder
+
+Decode = Callable[[np.ndarray], np.ndarray]  # [N, T', h, w, C] of the model -> [N, T, H, W, 3] uint8
+
+
+def load_text_encoder(folder: str | os.PathLike[str], model: Polymorpher) -> TextEncoder:
+    """The encoder for the prompts of a model.
+
+    Raises:
+        InputError: no such encoder, one of other embeddings, or a model that has words of its own.
+    """
+    if model.vocabulary:
+        raise InputError(f"--text_encoder={folder}: this model knows {model.vocabulary - 1} words by itself")
+    encoder = TextEncoder(folder, model.text_length)
+    width = encoder.fields["text"].shape[-1]
+    if width != model.text_width:
+        raise InputError(
+            f"--text_encoder={folder} makes embeddings of {width} channels, the model reads "
+            f"{model.text_width}: give the one that its captions were embedded with"
+        )
+    return encoder
+
+
+def load_video_decoder(folder: str | os.PathLike[str], config: ConfigDict) -> Decode:
+    """What makes pixels of a model's latents: an autoencoder of images, frame by frame, or one of video.
+
+    Args:
+        folder: of the autoencoder, in diffusers' format.
+        config: of the run; of its data set, if that is there, come the scale and the length of a chunk.
+
+    Raises:
+        InputError: no such autoencoder, or one of other latents.
+    """
+    kind, space, time, channels = _sizes(Path(folder))
+    if kind == "AutoencoderKL":
+        return load_decoder(folder, config.model.channels)
+    if channels != config.model.channels:
+        raise InputError(
+            f"the autoencoder of {folder} has latents of {channels} channels, the model draws "
+            f"{config.model.channels}: give the one its latents were made with"
+        )
+    manifest = _manifest(config)
+    made_by = {} if manifest is None else manifest.made_by
+    chunk = int(made_by.get("chunk_frames", max(CHUNK_FRAMES, time)))
+    size = (config.model.frame_height * space, config.model.frame_width * space)
+    autoencoder = VideoAutoencoder(folder, chunk, size, chunk_frames=chunk)
+    scale, shift = autoencoder.scale, autoencoder.shift
+    if manifest is not None:
+        scale, shift = manifest.scale, manifest.shift
+    return lambda x: autoencoder.decode((x - shift) / scale)
+
+
+def _sizes(folder: Path) -> tuple[str, int, int, int]:
+    """Kind of an autoencoder, pixels and frames of a latent cell, and channels."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        space = 2 ** (len(config["block_out_channels"]) - 1)
+        time = int(config.get("temporal_compression_ratio", 1))
+        return config["_class_name"], space, time, int(config["latent_channels"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--autoencoder={folder} holds no autoencoder in diffusers' format: config.json: {error!r}"
+        ) from error
+
+
+def _manifest(config: ConfigDict) -> Manifest | None:
+    try:
+        return read_manifest(config.data.dir)
+    except InputError:
+        return None  # the data need not be here to sample
