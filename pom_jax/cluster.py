@@ -21,7 +21,7 @@ import numpy as np
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from pom_jax.errors import InputError, explain, first_line
+from pom_jax.errors import REFUSALS, InputError, explain, first_line
 
 PATIENCE = 300  # seconds that processes wait for each other at the start
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead, and all others end
@@ -247,8 +247,8 @@ def one_for_all(log: Path | None = None, alike: tuple[type[Exception], ...] = ()
     """Within, an error of one process of several ends it at once, with one line and an exit code.
 
     Whoever unwinds in good order waits for the others, and they for this one. The launcher, or JAX once it
-    misses the heartbeat, ends them. The exit code is that of an InputError, LOST where another process is
-    gone, else 1. A process that is alone is left to its callers.
+    misses the heartbeat, ends them. The exit code is that of an InputError or a disk that refuses, LOST where
+    another process is gone, else 1. A process that is alone is left to its callers.
 
     Args:
         log: file to which the line is added; whoever looks for the dead host finds it there.
@@ -260,7 +260,8 @@ def one_for_all(log: Path | None = None, alike: tuple[type[Exception], ...] = ()
         if jax.process_count() == 1 or isinstance(error, alike):
             raise
         lost = is_loss(error)
-        if not lost and not isinstance(error, InputError):
+        refused = isinstance(error, OSError) and error.errno in REFUSALS
+        if not (lost or refused or isinstance(error, InputError)):
             traceback.print_exc()
         words = "another process is gone: " if lost else ""
         line = f"{_name()}: {words}{first_line(error) if lost else error}"
@@ -269,7 +270,7 @@ def one_for_all(log: Path | None = None, alike: tuple[type[Exception], ...] = ()
             with contextlib.suppress(OSError), log.open("a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {line}\n")
         sys.stdout.flush()
-        os._exit(LOST if lost else getattr(error, "exit_code", 1))
+        os._exit(LOST if lost else getattr(error, "exit_code", InputError.exit_code if refused else 1))
 
 
 def _name() -> str:

@@ -16,7 +16,7 @@ from pom_jax.data import Field, Writer, digits
 from pom_jax.errors import InputError, parse_flags
 from pom_jax.training import loop
 from pom_jax.training.config import keep_config
-from pom_jax.training.workdir import hold
+from pom_jax.training.workdir import FILE, check_seen, hold
 
 ROOT = Path(__file__).parent.parent
 
@@ -144,6 +144,15 @@ def test_a_workdir_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
         pass
     with hold(run):
         pass
+
+
+def test_processes_find_out_whether_they_see_one_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"do not see the same workdir .*that all hosts share"):
+        check_seen(tmp_path, "0123", patience=0)
+    (tmp_path / FILE).write_text("4567")  # of a start that was killed meanwhile
+    with pytest.raises(InputError, match="do not see the same workdir"):
+        check_seen(tmp_path, "0123", patience=0.2)
+    check_seen(tmp_path, "4567")
 
 
 def test_a_workdir_that_cannot_be_made_is_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ import jax
 
 from pom_jax import cluster
 from pom_jax.errors import InputError
-from pom_jax.training.config import FILE
+from pom_jax.files import write_whole
 
+FILE = ".processes"  # which of them see the same folder
 SEEN = 60  # seconds in which a network file system must show other hosts what was written
 
 
@@ -37,9 +39,10 @@ def hold(workdir: str | Path, begin: Callable[[], None] = lambda: None) -> Itera
     with held:
         cluster.first_does(take)
         if jax.process_count() > 1:
-            first = jax.process_index() == 0
-            written = cluster.share(str((workdir / FILE).stat().st_mtime_ns) if first else "")[0]
-            cluster.agree(lambda: _check_seen(workdir, written), InputError)
+            token = cluster.share(secrets.token_hex(16))[0]
+            cluster.first_does(lambda: write_whole(workdir / FILE, token))
+            cluster.agree(lambda: check_seen(workdir, token), InputError)
+            cluster.first_does(lambda: (workdir / FILE).unlink(missing_ok=True))
         yield
 
 
@@ -70,13 +73,15 @@ def _lock(folder: int, workdir: Path) -> None:
         pass  # some network file systems lock no folders: there, nothing is promised
 
 
-def _check_seen(workdir: Path, written: str) -> None:
-    """Waits until this process sees the config.json that the first one has just written."""
-    deadline = time.monotonic() + SEEN
-    while time.monotonic() < deadline:
+def check_seen(workdir: Path, token: str, patience: float = SEEN) -> None:
+    """Waits until this process sees what the first one has just written; an InputError if it never does."""
+    deadline = time.monotonic() + patience
+    while True:
         with contextlib.suppress(OSError):
-            if str((workdir / FILE).stat().st_mtime_ns) == written:
+            if (workdir / FILE).read_text() == token:
                 return
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.1)
     raise InputError(
         f"the processes do not see the same workdir {workdir.absolute()}: choose a --workdir on a file "
