@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict
 
 from pom_jax import models
 from pom_jax.errors import InputError
@@ -30,13 +31,24 @@ KINDS = [
     ("DiPoM-S/2", {"mixer": "hybrid", "window": 2, "form": "power", "gate_heads": 4}),
     ("DiPoM-S/2", {"attention_every": 3, "window": 2}),
     ("DiPoM-S/2", {"rotary": True, "phase_periods": (16.0, 4.0)}),
+    ("Polymorpher-S/2", {"frame_causal": True, "reads": ("own", "past"), "positions": "learned"}),
+    ("TextVideoDiT-S/2", {"vocabulary": 32, "rotary": True}),
+    ("Polymorpher-S/2", {"form": "power", "groups": 2, "vocabulary": 32}),
 ]
+IMAGES = {"image_size": 32, "channels": 4, "num_classes": 10}
+CLIPS = {"frames": 6, "frame_height": 16, "frame_width": 20, "channels": 4}
+TEXTS = {"text_length": 16, "text_width": 256}
+
+
+def fields_of(preset: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """A model's configuration."""
+    video = preset in models.VIDEO_NAMES
+    return models.preset(preset) | (CLIPS | TEXTS | {"family": "polymorpher"} if video else IMAGES) | changes
 
 
 def named_parameters(preset: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Shapes of the parameters by the names of the table."""
-    fields = models.preset(preset) | {"image_size": 32, "channels": 4, "num_classes": 10} | changes
-    model = models.build(fields)
+    model = models.build(fields_of(preset, changes))
     shapes = jax.eval_shape(lambda key: models.init(model, key), jax.random.key(0))
     names = sharding.parameter_names(shapes)
     return {names[digest.path_name(path)]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
@@ -54,7 +66,7 @@ def test_each_parameter_has_exactly_one_row(preset: str, changes: dict[str, Any]
         assert set(axes) - {None} <= MESH_AXES.keys()
 
 
-@pytest.mark.parametrize(("preset", "changes"), KINDS[:4])
+@pytest.mark.parametrize(("preset", "changes"), KINDS[:4] + KINDS[-3:])
 def test_nearly_all_memory_is_cut_by_fsdp(preset: str, changes: dict[str, Any]) -> None:
     named = named_parameters(preset, changes)
     cut = sum(leaf.size for name, leaf in named.items() if "embed" in sharding.logical_axes(name, leaf.ndim))
@@ -63,12 +75,12 @@ def test_nearly_all_memory_is_cut_by_fsdp(preset: str, changes: dict[str, Any]) 
 
 def test_blocks_are_cut_by_tensor_too() -> None:
     """Along E, hidden channels or heads; attention's output, which looks like PoM's, along its heads."""
-    for preset, changes in (KINDS[0], KINDS[2], KINDS[5]):
+    for preset, changes in (KINDS[0], KINDS[2], KINDS[5], *KINDS[-3:]):
         for name, leaf in named_parameters(preset, changes).items():
             if re.search(r"(mixer|feed_forward)/.*kernel", name):
                 axes = sharding.logical_axes(name, leaf.ndim)
                 assert {"expand", "hidden", "heads"} & set(axes), name
-                assert ("heads" in axes) == ("attention" in name), name
+                assert ("heads" in axes) == ("mixer/attention" in name), name
 
 
 def test_an_unknown_parameter_is_named() -> None:
@@ -104,10 +116,21 @@ def test_batches_that_do_not_divide_are_refused() -> None:
 def test_models_that_do_not_divide_are_refused(
     sizes: dict[str, int], changes: dict[str, Any], said: str
 ) -> None:
-    fields = models.preset("DiPoM-S/2") | {"image_size": 32, "channels": 4, "num_classes": 10} | changes
     mesh = AbstractMesh(tuple(sizes.get(name, 1) for name in sharding.AXES), sharding.AXES)
     with pytest.raises(InputError, match=said):
-        sharding.check_model(models.build(fields), mesh)
+        sharding.check_model(models.build(fields_of("DiPoM-S/2", changes)), mesh)
+
+
+def test_the_tokens_of_a_clip_must_divide() -> None:
+    fields = fields_of("Polymorpher-S/2", {})  # 3 x 8 x 10 tokens
+    for context, fits in ((16, True), (32, False)):
+        mesh = AbstractMesh((1, 1, context, 1), sharding.AXES)
+        for model in (models.build(fields), ConfigDict(fields)):
+            if fits:
+                sharding.check_model(model, mesh)
+                continue
+            with pytest.raises(InputError, match=r"mesh.context=32 does not divide the tokens, .* = 240"):
+                sharding.check_model(model, mesh)
 
 
 def in_process(*command: str) -> subprocess.Popen[str]:

@@ -76,6 +76,15 @@ def sample_shape(model: Model | Mapping[str, typing.Any]) -> tuple[int, ...]:
     return get("frames", 0), get("frame_height", 0), get("frame_width", 0), get("channels", 0)
 
 
+def count_tokens(model: Model | Mapping[str, typing.Any]) -> int:
+    """Tokens of one sample of a model, or of its configuration: patches, and registers of an image model."""
+    get = model.get if isinstance(model, Mapping) else functools.partial(getattr, model)
+    *frames, height, width, _ = sample_shape(model)
+    patch, frame_patch = get("patch_size", 0), get("frame_patch", 1)
+    count = (height // patch) * (width // patch) + get("registers", 0)
+    return count * (frames[0] // frame_patch if frames else 1)
+
+
 def dummy_inputs(model: Model, batch: int = 1) -> tuple[jax.Array, jax.Array, typing.Any]:
     """Zeros in the shapes of the model's call: samples [B, H, W, C] or [B, T, H, W, C], times [B], and labels
     [B] int32 or a `Text`."""

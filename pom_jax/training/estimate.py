@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pom_jax.models import count_tokens, dummy_inputs
 from pom_jax.ops.mesh import backend, parts
 from pom_jax.training.checkpoint import tree_bytes
 from pom_jax.training.memory import Memory, of_arrays
@@ -29,11 +30,10 @@ def estimate(run: Run) -> Memory:
     kept = _kept(run, images, model.remat)
     block = _kept(run, images, "none")
     arrays = of_arrays(run.state, run.batch)
-    side = model.image_size // model.patch_size
-    tokens = images * (side**2 + model.registers)
+    tokens = images * count_tokens(run.model)
     at_work = 4 * tokens * model.width * ARRAYS_AT_WORK // _cuts()
     if model.remat != "none":  # one block at a time keeps everything again
-        at_work += block.stacked * max(1, model.attention_every) // model.depth
+        at_work += block.stacked // _periods(model)
     if arrays.parameters < (whole := tree_bytes(run.state.params)):
         at_work += WEIGHTS_AT_WORK * whole // model.depth
     gradients = arrays.parameters * (1 if slices == 1 else 2)
@@ -59,12 +59,7 @@ class _Kept:
 def _kept(run: Run, images: int, remat: str) -> _Kept:
     """What lies between the forward and the backward pass of so many images, without the parameters."""
     model = run.model.clone(remat=remat, scan=True)
-    size = model.image_size
-    shapes = (
-        jax.ShapeDtypeStruct((images, size, size, model.channels), jnp.float32),
-        jax.ShapeDtypeStruct((images,), jnp.float32),
-        jax.ShapeDtypeStruct((images,), jnp.int32),
-    )
+    shapes = jax.eval_shape(lambda: dummy_inputs(model, images))
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.state.params)
 
     def backward(params: Any, *inputs: jax.Array) -> Any:
@@ -76,7 +71,7 @@ def _kept(run: Run, images: int, remat: str) -> _Kept:
     # The CPU's compiler computes in float32 what it is given in bfloat16, and widens what was kept: all of
     # it before the backward pass, where one array at a time is there twice.
     narrow = jnp.bfloat16 if backend() == "cpu" else None
-    layers = model.depth // max(1, model.attention_every)
+    layers = _periods(model)
     total = stacked = converted = 0
     for leaf in leaves:
         size = math.prod(leaf.shape) * leaf.dtype.itemsize // _cuts()
@@ -85,6 +80,11 @@ def _kept(run: Run, images: int, remat: str) -> _Kept:
         total += size
         stacked += size if leaf.ndim and leaf.shape[0] == layers else 0
     return _Kept(total, stacked, converted)
+
+
+def _periods(model: Any) -> int:
+    """Turns of the loop over layers."""
+    return model.depth // max(1, getattr(model, "attention_every", 0))
 
 
 def _cuts() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from pom_jax.models import count_tokens
 from pom_jax.ops.windows import window_pairs
 
 # Dense peak of one device in FLOP/s by its `device_kind`: (bfloat16, float32), from the makers' data sheets.
@@ -28,55 +29,83 @@ PEAKS: Mapping[str, tuple[float, float]] = {
 }
 
 
-def forward_flops(model: Mapping[str, Any]) -> int:
-    """Operations of the matrix products of one forward pass of one image (a multiply-add counts as two).
+def forward_flops(model: Mapping[str, Any], times: int = 1) -> int:
+    """Operations of the matrix products of one forward pass of one sample (a multiply-add counts as two).
 
     Args:
         model: fields of `config.model`.
+        times: of a clip: 1, or the number of its frames of patches where each has a time of its own.
     """
+    video = model.get("family", "dipom") == "polymorpher"
+    return 2 * (_clip_products(model, times) if video else _image_products(model))
+
+
+def _image_products(model: Mapping[str, Any]) -> int:
+    """Multiply-adds of a `DiPoM` for one image."""
     width, depth = model["width"], model["depth"]
     side = model["image_size"] // model["patch_size"]
-    tokens = side**2 + model["registers"]
+    tokens = count_tokens(model)
     conditions = tokens if model["positions"] == "learned" else 1
     patch = model["patch_size"] ** 2 * model["channels"]
     block = tokens * 2 * model["ffn_expansion"] * width**2 + conditions * 6 * width**2
-    pom, attention = _pom_products(model, tokens), _attention_products(model, side, tokens)
+    window = model["window"]
+    pairs = window_pairs((side, side), window, model["registers"]) if window else tokens**2
+    pom, attention = _pom_products(model, tokens, tokens), _attention_products(model, tokens, tokens, pairs)
     usual = {"pom": pom, "attention": attention, "hybrid": pom + attention}[model["mixer"]]
     every = model["attention_every"]
     attention_layers = depth // every if every else 0
     layers = depth * block + attention_layers * attention + (depth - attention_layers) * usual
     embeddings = tokens * patch * width + 2 * 4 * width**2
     head = tokens * width * patch + conditions * 2 * width**2
-    return 2 * (layers + embeddings + head)
+    return layers + embeddings + head
 
 
-def _pom_products(model: Mapping[str, Any], tokens: int) -> int:
-    """Multiply-adds of PoM for one image."""
+def _clip_products(model: Mapping[str, Any], times: int) -> int:
+    """Multiply-adds of a `Polymorpher` for one clip."""
+    width, tokens = model["width"], count_tokens(model)
+    frames = model["frames"] // model["frame_patch"] if model["frame_causal"] else 1
+    # Every time modulates the text for itself.
+    text = times * (model["text_length"] + model["time_token"])
+    if model["mixer"] == "attention":
+        mixers = _attention_products(model, tokens, tokens, tokens**2)
+        mixers += _attention_products(model, tokens, text, tokens * text)
+    else:
+        mixers = _pom_products(model, tokens, tokens, len(model["reads"]), frames)
+        mixers += _pom_products(dict(model) | {"phase_periods": ()}, tokens, text, states=times)
+    block = mixers + tokens * 2 * model["ffn_expansion"] * width**2 + times * 11 * width**2
+    patch = model["frame_patch"] * model["patch_size"] ** 2 * model["channels"]
+    ends = 2 * tokens * patch * width + times * (2 * 4 + 2) * width**2
+    return model["depth"] * block + ends + model["text_length"] * model["text_width"] * width
+
+
+def _pom_products(
+    model: Mapping[str, Any], queries: int, context: int, reads: int = 1, states: int = 1
+) -> int:
+    """Multiply-adds of PoM for one sample, of whose states each query reads so many."""
     width = model["width"]
     expanded = model["expansion"] * width
-    reads = 2 if model["phase_periods"] else 1
+    reads *= 2 if model["phase_periods"] else 1
     if model["form"] == "product":
-        return tokens * (1 + 2 * reads) * model["degree"] * expanded * width
-    features = tokens * expanded * width // model["groups"]
+        return (context + 2 * reads * queries) * model["degree"] * expanded * width
+    features = context * expanded * width // model["groups"]
     if model["gate_heads"] < 2:
-        return features + 2 * tokens * reads * expanded * width
-    gates = tokens * reads * model["gate_heads"] * width
-    # Without a phase all tokens read one state, which makes the output's kernel as small as the gate's.
-    out = reads * expanded * width * tokens if model["phase_periods"] else gates + expanded * width
-    return features + gates + out
+        return features + 2 * queries * reads * expanded * width
+    gates = queries * reads * model["gate_heads"] * width
+    # Without a phase many tokens read one state, which makes the output's kernel as small as the gate's.
+    out = reads * expanded * width * queries if model["phase_periods"] else gates
+    return features + gates + out + (0 if model["phase_periods"] else reads * states * expanded * width)
 
 
-def _attention_products(model: Mapping[str, Any], side: int, tokens: int) -> int:
-    """Multiply-adds of attention for one image: projections, and the pairs in its windows, exactly."""
-    window, width = model["window"], model["width"]
+def _attention_products(model: Mapping[str, Any], queries: int, context: int, pairs: int) -> int:
+    """Multiply-adds of attention for one sample: projections, and pairs of a query and a key."""
+    width = model["width"]
     inner = model["num_heads"] * model["head_width"] or width
-    pairs = window_pairs((side, side), window, model["registers"]) if window else tokens**2
-    return 4 * tokens * width * inner + 2 * pairs * inner
+    return 2 * (queries + context) * width * inner + 2 * pairs * inner
 
 
-def step_flops(model: Mapping[str, Any], batch_size: int) -> int:
+def step_flops(model: Mapping[str, Any], batch_size: int, times: int = 1) -> int:
     """Operations of one training step: forward once, backward twice that; recomputation is not counted."""
-    return 3 * batch_size * forward_flops(model)
+    return 3 * batch_size * forward_flops(model, times)
 
 
 def peak_flops(dtype: str) -> float | None:

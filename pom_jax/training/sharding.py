@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pom_jax.errors import InputError
+from pom_jax.models import count_tokens
 from pom_jax.ops.mesh import BATCH_AXES, MESH_AXES
 from pom_jax.training.digest import path_name
 
@@ -18,16 +19,16 @@ from pom_jax.training.digest import path_name
 AXES = ("data", "fsdp", "context", "tensor")
 
 # Blocks alike lie under `blocks`, those of a period under `layer_0`, ... of it, the halves of a hybrid mixer
-# under `pom` and `attention` of that.
+# under `pom` and `attention` of that. A `text_mixer` is as a `mixer`.
 _BLOCK = r"blocks/(layer_\d+/)?"
-_POM = rf"{_BLOCK}mixer/(pom/)?"
-_ATTENTION = rf"{_BLOCK}mixer/attention/"
+_POM = rf"{_BLOCK}(text_)?mixer/(pom/)?"
+_ATTENTION = rf"{_BLOCK}(text_)?mixer/attention/"
 
 # Parameter -> logical axes, from the first match of its whole name, see `parameter_names`. `...` stands for
 # any number of whole axes. Parameters under `blocks` have the layers in front, which the table leaves out.
 PARAMETER_AXES: tuple[tuple[str, tuple[str | EllipsisType | None, ...]], ...] = (
     (r".*/bias", (...,)),
-    (r"patch_embedding/kernel|class_embedding/table", (None, "embed")),
+    (r"(patch|text)_embedding/kernel|class_embedding/table|words/(table|places)", (None, "embed")),
     (r"(time_embedding/\w+|out)/kernel", ("embed", ...)),
     (rf"({_BLOCK})?modulation/kernel", ("embed", ...)),
     # Grouped kernels lie as [G, D/G, E/G]: there it is the groups that are cut.
@@ -149,7 +150,7 @@ def parameter_names(params: Any) -> dict[str, str]:
     kernel [H, d, D] looks like that of PoM, [K, E, D].
     """
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    attention = [path.removesuffix("query/kernel") for path in paths if path.endswith("/mixer/query/kernel")]
+    attention = [path.removesuffix("query/kernel") for path in paths if path.endswith("mixer/query/kernel")]
     return {
         path: next((path.replace(m, f"{m}attention/") for m in attention if path.startswith(m)), path)
         for path in paths
@@ -220,19 +221,20 @@ def check_model(model: Any, mesh: Mesh | AbstractMesh) -> None:
     """Raises InputError unless a model divides over the mesh.
 
     Args:
-        model: a `DiPoM`, or anything with its fields, checked before.
+        model: of `models.build`, or its configuration, checked before.
         mesh: from `make_mesh`.
     """
-    width, patches = model.width, (model.image_size // model.patch_size) ** 2
-    tokens = f"the tokens, {patches} patches and model.registers={model.registers}"
+    width, tokens = model.width, count_tokens(model)
+    registers = getattr(model, "registers", 0)
+    of = f"the tokens, {tokens - registers} patches" + (f" and model.registers={registers}" * bool(registers))
     rules = [
         ("fsdp", "model.width", width),
         ("tensor", "model.ffn_expansion * model.width", model.ffn_expansion * width),
-        ("context", tokens, patches + model.registers),
+        ("context", of, tokens),
     ]
     if model.mixer != "attention":
         rules.append(("tensor", "model.expansion * model.width", model.expansion * width))
-    if model.mixer != "pom" or model.attention_every:
+    if model.mixer != "pom" or getattr(model, "attention_every", 0):
         rules.append(("tensor", "model.num_heads", model.num_heads))
     for axis, what, size in rules:
         if size % mesh.shape[axis]:
