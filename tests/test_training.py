@@ -27,13 +27,14 @@ from configs import common
 from configs import digits as recipe
 from pom_jax import models
 from pom_jax.data import digits
+from pom_jax.durations import duration
 from pom_jax.errors import InputError
 from pom_jax.training import flops, ledger, loop, metrics, step
 from pom_jax.training.config import warnings
 from pom_jax.training.heldout import make_heldout_loss
 from pom_jax.training.preview import to_pixels
 from pom_jax.training.profile import Profile
-from pom_jax.training.progress import Log, ProgressLine, duration
+from pom_jax.training.progress import Log, ProgressLine
 from pom_jax.training.recorder import Recorder
 from pom_jax.training.run import Run, make_run
 from pom_jax.training.start import stretched

@@ -5,6 +5,8 @@ import time
 from rich import progress as bars
 from rich.console import Console
 
+from pom_jax.durations import duration
+
 EVERY = 10.0  # seconds between two plain lines
 
 
@@ -63,12 +65,6 @@ class PrepareProgress:
             left = (self._total - self._done) / rate
             self.say(
                 f"{self._done:,}/{self._total:,} {self._unit} | {rate:,.1f} {self._unit}/s | "
-                f"about {_duration(left)} left"
+                f"about {duration(left)} left"
             )
             self._told = now
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

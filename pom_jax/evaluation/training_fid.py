@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.experimental.multihost_utils import process_allgather
 from ml_collections import ConfigDict
 
+from pom_jax.durations import duration
 from pom_jax.errors import InputError
 from pom_jax.evaluation.features import extract_features
 from pom_jax.evaluation.frechet import Moments, gaussian_distance
@@ -22,7 +23,6 @@ from pom_jax.sampling import Generator
 from pom_jax.sampling.decode import load_decoder
 from pom_jax.sampling.progress import Progress
 from pom_jax.training.preview import labels_in_turn
-from pom_jax.training.progress import duration
 
 Say = Callable[[str], None]
 

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pom_jax.durations import duration
 from pom_jax.files import write_whole
 from pom_jax.training.metrics import FILE as ROWS
 from pom_jax.training.metrics import TIME, rows_after
-from pom_jax.training.progress import duration
 
 FILE = "ledger.json"
 EVERY = 5.0  # seconds between two writings

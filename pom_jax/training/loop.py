@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from pom_jax import cluster
 from pom_jax.data.pipeline import batches, device_batches, local_rows
+from pom_jax.durations import duration
 from pom_jax.errors import InputError
 from pom_jax.training import checkpoint, digest, memory
 from pom_jax.training.config import keep_config, read_config, warnings
@@ -23,7 +24,7 @@ from pom_jax.training.ledger import Ledger
 from pom_jax.training.metrics import check_sinks
 from pom_jax.training.preview import Preview, WriteImages
 from pom_jax.training.profile import Profile
-from pom_jax.training.progress import Log, duration
+from pom_jax.training.progress import Log
 from pom_jax.training.recorder import Recorder
 from pom_jax.training.run import Run, make_run
 from pom_jax.training.sharding import batch_sharding

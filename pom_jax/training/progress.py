@@ -11,6 +11,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from pom_jax.durations import duration
+
 REFRESH = 4  # times a second that the bar moves
 
 
@@ -128,9 +130,3 @@ class ProgressLine:
         if self._bar is not None:
             with contextlib.suppress(OSError):  # of a terminal that is gone
                 self._bar.stop()
-
-
-def duration(seconds: float) -> str:
-    """3725.0 -> "1:02:05"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
