@@ -228,6 +228,12 @@ def roll_call() -> str:
     return "processes: " + ", ".join(f"{process} on {host}" for process, host in enumerate(hosts))
 
 
+def on_this_host() -> int:
+    """How many of the processes run on the host of this one; called by all."""
+    name = socket.gethostname()
+    return share(name).count(name) if jax.process_count() > 1 else 1
+
+
 def is_loss(error: BaseException | None) -> bool:
     """Whether an error, or what it comes from, says that another process is gone or does not answer."""
     while error is not None and jax.process_count() > 1:

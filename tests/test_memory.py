@@ -1,5 +1,6 @@
 """The memory of a device: exact for the state, told by the compiler for the rest, estimated beforehand."""
 
+import re
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from pom_jax.errors import InputError
 from pom_jax.training import memory
 from pom_jax.training.checkpoint import tree_bytes
 from pom_jax.training.estimate import estimate
+from pom_jax.training.fits import check_fits
 from pom_jax.training.memory import Memory
 from pom_jax.training.run import Run, make_run
 
@@ -73,25 +75,38 @@ def test_states_are_kept_and_tokens_are_not() -> None:
     assert kept("states", 64) == [(4, 3, 1, 2, 512), (4, 3, 1, 6, 256), (4, 3, 1024, 256)]
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_to_turn() -> None:
+def test_what_does_not_fit_says_by_how_much_and_what_each_knob_saves() -> None:
     run = make()
     sizes = Memory(parameters=GIB, optimiser=2 * GIB, averages=GIB, batch=GIB // 4, work=6 * GIB)
-    memory.check_fits(sizes, run.config, run.mesh, 11 * GIB)
-    memory.check_fits(sizes, run.config, run.mesh, None)
+    check_fits(sizes, run, 11 * GIB)
+    check_fits(sizes, run, None)
     with pytest.raises(InputError) as caught:
-        memory.check_fits(sizes, run.config, run.mesh, 8 * GIB)
+        check_fits(sizes, run, 8 * GIB)
     said = str(caught.value)
     assert "needs 10.25 GiB of each device, which has 8.00 GiB: 2.25 GiB too much" in said
-    for knob in ("optimizer.moments=bfloat16 (1.00 GiB)", "remat=dots or full", "accumulate=2", "batch_size"):
-        assert knob in said
+    assert "optimizer.moments=bfloat16 (1.00 GiB)" in said
     assert "mesh.fsdp" not in said, "there is one device"
+    knobs = re.findall(r"--config\.([^ ]+) \(([\d.]+) GiB\)", said)
+    assert {name for name, _ in knobs} >= {
+        *(f"model.remat={policy}" for policy in ("dots", "states", "full")),
+        "optimizer.accumulate=2",
+        "data.batch_size=32",
+    }
+    saved = {name: float(size) for name, size in knobs}
+    assert list(saved.values()) == sorted(saved.values(), reverse=True), "the most first"
+    with jax.set_mesh(run.mesh):
+        leaner = estimate(run).work - estimate(make(remat="full")).work
+        halved = estimate(run).work - estimate(make(batch_size=32)).work + GIB // 8
+    assert saved["model.remat=full"] == pytest.approx(leaner / GIB, abs=0.01)
+    assert saved["data.batch_size=32"] == pytest.approx(halved / GIB, abs=0.01)
 
 
 def test_a_state_that_does_not_fit_is_told_before_it_is_made() -> None:
     run = make()
     arrays = memory.of_arrays(run.state, run.batch)
-    with pytest.raises(InputError, match=r"the state of this run alone needs .*optimizer\.moments"):
-        memory.check_fits(arrays, run.config, run.mesh, arrays.together - 1)
+    with pytest.raises(InputError, match=r"the state of this run alone needs .*optimizer\.moments") as caught:
+        check_fits(arrays, run, arrays.together - 1)
+    assert "remat" not in str(caught.value)
 
 
 def test_the_table_has_a_line_for_each_part() -> None:

@@ -18,6 +18,7 @@ from pom_jax.training import checkpoint, digest, memory
 from pom_jax.training.config import keep_config, read_config, warnings
 from pom_jax.training.faults import WrongNumbers, to_compute_again
 from pom_jax.training.fid import Fid, MakeFid, open_fid
+from pom_jax.training.fits import check_fits
 from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
 from pom_jax.training.ledger import Ledger
@@ -67,7 +68,7 @@ def train(
     check_sinks(config)
     window = Profile(profile, config.train.steps)
     run = make_run(config)
-    memory.check_fits(memory.of_arrays(run.state, run.batch), config, run.mesh, memory.device_bytes())
+    check_fits(memory.of_arrays(run.state, run.batch), run, memory.device_bytes())
     fid = open_fid(config, run.model, make_fid)
     if not checkpoint.saved_steps(workdir):
         find_start(run)
@@ -170,7 +171,7 @@ def _compile(session: _Session, state: TrainState) -> tuple[Any, HeldOut | None]
     train_step, line = run.compiled_step()
     needed, limit = memory.of_program(train_step, run.state, run.batch), memory.device_bytes()
     log.line(f"{line}\n{memory.table(('compiled', needed), limit=limit)}")
-    memory.check_fits(needed, run.config, run.mesh, limit)
+    check_fits(needed, run, limit)
     heldout_loss = None
     if run.config.train.eval_every:
         log.line("compiling the held-out loss")

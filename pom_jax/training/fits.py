@@ -1,0 +1,76 @@
+"""Whether a run fits into the memory of a device; if not, by how much, and what each knob would save."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from pom_jax.errors import InputError
+from pom_jax.training.estimate import estimate
+from pom_jax.training.memory import Memory
+from pom_jax.training.run import Run
+
+REMAT = ("none", "dots", "states", "full")  # each keeps less than the one before
+
+
+def check_fits(needed: Memory, run: Run, limit: int | None) -> None:
+    """Raises InputError if a step needs more than a device has; says by how much and what to turn.
+
+    Args:
+        needed: of a device.
+        run: that needs it.
+        limit: `memory.device_bytes()`; nothing is checked where that is not known.
+    """
+    if limit is None or needed.together <= limit:
+        return
+    lack = needed.together - limit
+    what = "a training step" if needed.work else "the state of this run alone"
+    known = sorted(_savings(needed, run), reverse=True)
+    knobs = [f"{knob} ({_gib(saved)})" for saved, knob in known if saved > 0]
+    if jax.default_backend() == "gpu":
+        knobs.append("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, for JAX takes 75 % of a GPU by default")
+    raise InputError(
+        f"{what} needs {_gib(needed.together)} of each device, which has {_gib(limit)}: {_gib(lack)} too "
+        f"much. What saves memory, about how much, the most first: {'; '.join([*knobs, 'more devices'])}"
+    )
+
+
+def _savings(needed: Memory, run: Run) -> list[tuple[float, str]]:
+    """Bytes of a device that a change would save, and the change."""
+    config, sizes = run.config, dict(run.mesh.shape)
+    free, fsdp = sizes.get("data", 1), sizes.get("fsdp", 1)
+    state = needed.parameters + needed.optimiser + needed.averages
+    found = [(state * (1 - 1 / free), f"--config.mesh.fsdp={fsdp * free}")]
+    if config.optimizer.moments == "float32":
+        found.append((needed.optimiser / 2, "--config.optimizer.moments=bfloat16"))
+    if (decays := len(config.ema.decays)) > 1:
+        found.append((needed.averages / decays, "one of ema.decays less"))
+    return found + (_savings_at_work(needed, run) if needed.work else [])
+
+
+def _savings_at_work(needed: Memory, run: Run) -> list[tuple[float, str]]:
+    """Of what a step needs besides the state: by arithmetic, for a compiler would take minutes for each."""
+    batch, slices = run.config.data.batch_size, run.config.optimizer.accumulate
+    policies = REMAT[REMAT.index(run.config.model.remat) + 1 :]
+    changes: list[tuple[str, Any]] = [("model.remat", policy) for policy in policies]
+    cuts = math.prod(run.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
+    if batch % (2 * slices * cuts) == 0:
+        changes += [("optimizer.accumulate", 2 * slices), ("data.batch_size", batch // 2)]
+    with jax.set_mesh(run.mesh):
+        work = estimate(run).work
+        found = [(work - estimate(_changed(run, *change)).work, *change) for change in changes]
+    return [
+        (saved + (needed.batch / 2 if field == "data.batch_size" else 0), f"--config.{field}={value}")
+        for saved, field, value in found
+    ]
+
+
+def _changed(run: Run, field: str, value: Any) -> Run:
+    config = run.config.copy_and_resolve_references()
+    config.update_from_flattened_dict({field: value})
+    return dataclasses.replace(run, config=config)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB"
