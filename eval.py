@@ -13,6 +13,13 @@ python eval.py --reference=DIR --inception=FILE --save_reference=real.npz
     keeps the statistics of real images, to serve as REF
 
 REF is an .npz of ADM's suite, images (.npz with arr_0, a folder) or a data set of prepare.py.
+
+Video, of digits that move:
+
+python eval.py --workdir=runs/moving_digits[,OTHER,...] [--protocol=text,memory,length] [--split=validation]
+    recognised, direction, speed, identity frame by frame, streamed and drawn at once, beside real clips
+python eval.py --features=drawn.npz --real_features=real.npz
+    the Fréchet distance in features of clips that a network of yours made: FVD, if it is I3D
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +29,7 @@ from typing import TYPE_CHECKING, TypeVar
 from absl import flags
 
 from pom_jax.errors import InputError, run_command
-from pom_jax.paths import expand_flags
+from pom_jax.paths import expand_flags, local_path
 
 if TYPE_CHECKING:
     from pom_jax.evaluation.report import Report
@@ -30,7 +37,9 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Run of train.py to sample from; scores go to its eval folder."
+    "workdir",
+    None,
+    "Run of train.py to sample from; scores go to its eval folder. Of video several, with commas.",
 )
 NPZ = flags.DEFINE_list("npz", None, "Score these files of digits instead, one a sampling seed.")
 IMAGES = flags.DEFINE_string("images", None, "Score these images: a folder of pictures or an .npz.")
@@ -43,7 +52,9 @@ STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by defaul
 EMA = flags.DEFINE_list("ema", ["0"], "Which averages of the parameters to score; -1 for none.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
 NUM = flags.DEFINE_integer(
-    "num", None, "Samples: 50,000 by default; of digits, a seed, as many as there are training images."
+    "num",
+    None,
+    "Samples: 50,000 by default; of digits, a seed, as many as there are training images; of video 500.",
 )
 
 DATA = flags.DEFINE_string("data", None, "Folder of the real digits; the run's own by default.")
@@ -62,6 +73,18 @@ CROP = flags.DEFINE_integer(
 SAVE_REFERENCE = flags.DEFINE_string(
     "save_reference", None, "Keep the reference's statistics and features in this .npz."
 )
+
+PROTOCOL = flags.DEFINE_list(
+    "protocol", None, "Of video: text, memory and length; all that the run allows by default."
+)
+SPLIT = flags.DEFINE_enum(
+    "split",
+    "test",
+    ["validation", "test"],
+    "Of video: real clips to compare with; validation to choose recipes.",
+)
+FEATURES = flags.DEFINE_string("features", None, "Features [N, F] of drawn clips, .npy or .npz.")
+REAL_FEATURES = flags.DEFINE_string("real_features", None, "Features of real clips by the same network.")
 
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise; image i is the same whatever --num is.")
 NPZ_OUT = flags.DEFINE_string("npz_out", None, "Also write all samples to this .npz, for ADM's suite.")
@@ -84,6 +107,8 @@ _BANK = {"seed", "npz_out", "keep_samples", "part", "batch_size", "host", "hosts
 FITTING = {
     "--workdir without --reference (digits)": _SAMPLING | {"data", "seeds"},
     "--workdir with --reference": _SAMPLING | _REAL | _BANK,
+    "--workdir of video": _SAMPLING | {"data", "seed", "batch_size", "protocol", "split"},
+    "--features": {"features", "real_features", "out"},
     "--images": _REAL - {"save_reference"} | {"images"},
     "--npz (digits)": {"npz", "data", "out"},
     "--save_reference without --workdir": _REAL - {"out"},
@@ -98,13 +123,19 @@ def main(argv: Sequence[str]) -> None:
 
     keep_programs()
     expand_flags("workdir", "out", "data", "reference", "inception", "autoencoder", "images", "npz_out")
-    expand_flags("save_reference")
+    expand_flags("save_reference", "features", "real_features")
     if IMAGES.value is not None:
         check_flags("--images")
         score_images(IMAGES.value)
     elif NPZ.value is not None:
         check_flags("--npz (digits)")
         score_files(NPZ.value)
+    elif FEATURES.value is not None:
+        check_flags("--features")
+        score_features(FEATURES.value)
+    elif WORKDIR.value is not None and is_video(workdirs()[0]):
+        check_flags("--workdir of video")
+        score_video(workdirs())
     elif WORKDIR.value is not None and REFERENCE.value is None and INCEPTION.value is None:
         check_flags("--workdir without --reference (digits)")
         score_digits(WORKDIR.value)
@@ -116,7 +147,8 @@ def main(argv: Sequence[str]) -> None:
         keep_reference(SAVE_REFERENCE.value)
     else:
         raise InputError(
-            "give one of --workdir=DIR (a run of train.py), --npz=FILE (samples of digits) and --images=PATH"
+            "give one of --workdir=DIR (a run of train.py), --npz=FILE (samples of digits), --images=PATH "
+            "and --features=FILE (of clips)"
         )
 
 
@@ -224,6 +256,44 @@ def score_digits(workdir: str) -> None:
     tell(report, out)
 
 
+def score_video(runs: Sequence[str]) -> None:
+    """The moving digits' own scores of runs, side by side."""
+    from pom_jax.evaluation import evaluate_video, video_pictures
+
+    out = scores_folder(Path(runs[0]) / "eval")
+    report = evaluate_video.evaluate_workdirs(
+        runs,
+        PROTOCOL.value,
+        split=SPLIT.value,
+        num=evaluate_video.CLIPS if NUM.value is None else NUM.value,
+        guidance=single(
+            "guidance", None if GUIDANCE.value is None else values("guidance", GUIDANCE.value, float)
+        ),
+        sampler=single("sampler", SAMPLER.value),
+        steps=single("steps", None if STEPS.value is None else values("steps", STEPS.value, int)),
+        step=STEP.value,
+        ema=single("ema", averages()),
+        seed=SEED.value,
+        batch_size=BATCH.value,
+        data=DATA.value,
+        say=say,
+    )
+    print(f"\n{report.text()}\n")
+    name = "_".join(["video", SPLIT.value, *(PROTOCOL.value or [])])
+    print(f"written: {out}/{', '.join(video_pictures.save(report, out, name))}")
+
+
+def score_features(drawn: str) -> None:
+    """The Fréchet distance between features of clips in files."""
+    from pom_jax.evaluation.video_features import read_features, report_features
+
+    if REAL_FEATURES.value is None:
+        raise InputError("--features=FILE (of drawn clips) goes with --real_features=FILE (of real ones)")
+    out = scores_folder(Path(drawn).parent / "eval")
+    print(report_features(read_features(drawn), read_features(REAL_FEATURES.value), out))
+    print(f"written: {out}/feature_scores.json")
+
+
 def score_files(files: Sequence[str]) -> None:
     """The same of samples in files."""
     from pom_jax.evaluation import evaluate
@@ -293,6 +363,18 @@ def values(flag: str, words: Sequence[str], kind: Callable[[str], Value]) -> lis
         return [kind(word) for word in words]
     except ValueError as error:
         raise InputError(f"--{flag}={','.join(words)}: {error}") from error
+
+
+def workdirs() -> list[str]:
+    """The folders of --workdir, of which video may have several."""
+    given = WORKDIR.value or ""
+    return [given] if Path(given).exists() else [local_path("--workdir", part) for part in given.split(",")]
+
+
+def is_video(workdir: str) -> bool:
+    from pom_jax.evaluation.evaluate_video import is_video
+
+    return is_video(workdir)
 
 
 def single(flag: str, given: Sequence[Value] | None) -> Value | None:

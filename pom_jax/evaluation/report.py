@@ -121,7 +121,7 @@ class Report:
         """Cells: a row a score, our columns with mean and spread, the baselines with the mean."""
         rows = [["", *(column.name for column in (*self.samples, *self.baselines))]]
         for name, metric in DIGIT_METRICS.items():
-            ours = [_with_spread(metric, column.mean(name), column.spread(name)) for column in self.samples]
+            ours = [with_spread(metric, column.mean(name), column.spread(name)) for column in self.samples]
             others = [metric.format.format(column.mean(name)) for column in self.baselines]
             rows.append([f"{metric.title} {metric.better}", *ours, *others])
         return rows
@@ -193,7 +193,8 @@ class Report:
         return json.dumps(content, indent=2) + "\n"
 
 
-def _with_spread(metric: Metric, mean: float, spread: float) -> str:
+def with_spread(metric: Metric, mean: float, spread: float) -> str:
+    """Both in the metric's format; the mean alone if the spread is NaN."""
     shown = metric.format.format(mean)
     if np.isnan(spread):
         return shown
