@@ -61,9 +61,7 @@ def read_features(file: str | os.PathLike[str]) -> Features:
         )
     bad = ~np.isfinite(found).all(axis=1)
     if bad.any():
-        raise InputError(
-            f"{file}: features of {bad.sum()} of {len(found)} clips are not finite"
-        )
+        raise InputError(f"{file}: features of {bad.sum()} of {len(found)} clips are not finite")
     moments = Moments(found.shape[1])
     moments.add(found)
     gaussian = moments.gaussian()
