@@ -29,7 +29,7 @@ from pom_jax import models
 from pom_jax.data import digits
 from pom_jax.durations import duration
 from pom_jax.errors import InputError
-from pom_jax.training import flops, ledger, loop, metrics, step
+from pom_jax.training import conditions, flops, ledger, loop, metrics, step
 from pom_jax.training.config import warnings
 from pom_jax.training.heldout import make_heldout_loss
 from pom_jax.training.preview import to_pixels
@@ -141,10 +141,10 @@ def test_slices_of_a_batch_give_the_mean_of_their_gradients(run: Run, gradient: 
 
 def test_labels_are_dropped_at_the_given_rate() -> None:
     labels = jnp.arange(20_000) % 10
-    dropped = step.drop_labels(labels, jax.random.key(0), 0.1, 10)
+    dropped = conditions.drop({"num_classes": 10}, labels, jax.random.key(0), 0.1)
     assert 0.09 < float(jnp.mean(dropped == 10)) < 0.11
     assert bool(jnp.all((dropped == labels) | (dropped == 10)))
-    assert same(step.drop_labels(labels, jax.random.key(0), 0.0, 10), labels)
+    assert same(conditions.drop({"num_classes": 10}, labels, jax.random.key(0), 0.0), labels)
 
 
 def test_bfloat16_is_for_products_only(folder: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_run_leaves_rows_pictures_and_checkpoints(
     monkeypatch.setattr(Recorder, "close", interrupted_close)
     before = signal.signal(signal.SIGTERM, lambda *_: caught.append("the end"))
 
-    def write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    def write(path: Path, images: np.ndarray, labels: np.ndarray, names: object) -> None:
         drawn[path.name] = (images.shape, images.dtype, list(labels))
 
     assert loop.train(config, tmp_path, write, profile="2:3") == 0

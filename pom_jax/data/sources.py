@@ -49,27 +49,33 @@ def open_source(data: Mapping[str, Any], split: str, model: Mapping[str, Any] | 
     Args:
         data: `source` "shards" or "synthetic", and `dir` for shards.
         split: "train" or "test".
-        model: `image_size`, `channels`, `num_classes`; the synthetic source takes its sizes from them.
+        model: of `config.model`; the synthetic source takes its sizes from it.
 
     Raises:
         InputError: unknown source, no data, damaged shards, or data that the model does not fit.
     """
     if choose("data.source", data["source"], SOURCES) == "synthetic":
-        if model is None:
-            return Synthetic(split)
-        return Synthetic(split, **{name: model[name] for name in ("image_size", "channels", "num_classes")})
+        return Synthetic(split) if model is None else Synthetic(split, **_synthetic(model))
     if not data["dir"]:
         raise InputError(_how_to_get(model))
     source = Records(data["dir"], split)
     if model is not None:
         check_model(source.manifest, model)
-        if model["num_classes"] == 1:
+        if model.get("num_classes") == 1:
             return OneClass(source)
     return source
 
 
+def heldout_split(manifest: Manifest) -> str:
+    """The split that recipes and checkpoints are chosen by: "validation" where there is one, else "test"."""
+    return "validation" if "validation" in manifest.splits else "test"
+
+
 def check_model(manifest: Manifest, model: Mapping[str, Any]) -> None:
     """Raises InputError unless images and labels of the data set are those that the model is made for."""
+    if _draws_clips(model):
+        _check_clips(manifest, model)
+        return
     wanted = (model["image_size"], model["image_size"], model["channels"])
     if wanted != manifest.image_shape:
         raise InputError(
@@ -84,7 +90,55 @@ def check_model(manifest: Manifest, model: Mapping[str, Any]) -> None:
         )
 
 
+def _draws_clips(model: Mapping[str, Any]) -> bool:
+    return model.get("family", "dipom") == "polymorpher"
+
+
+def _check_clips(manifest: Manifest, model: Mapping[str, Any]) -> None:
+    """Raises InputError unless clips and texts of the data set are those that the model is made for."""
+    names = ("frames", "frame_height", "frame_width", "channels")
+    wanted = tuple(model[name] for name in names)
+    if manifest.sample_shape != wanted:
+        found = " x ".join(map(str, manifest.sample_shape))
+        raise InputError(
+            f"the model is for clips of {' x '.join(map(str, wanted))} ({', '.join(names)}), data set "
+            f"{manifest.name} has samples of {found}; change the model's sizes or data.dir"
+        )
+    text = manifest.fields.get("text")
+    if text is None:
+        raise InputError(f"data set {manifest.name} has no texts (field text), which this model is given")
+    made_for: tuple[int, ...] = (model["text_length"],)
+    made_for += () if model["vocabulary"] else (model["text_width"],)
+    if text.shape != made_for or len(manifest.words) != model["vocabulary"]:
+        raise InputError(
+            f"the model reads texts of {_texts(made_for, model['vocabulary'])}, data set {manifest.name} has "
+            f"{_texts(text.shape, len(manifest.words))}; change model.text_length, model.text_width and "
+            "model.vocabulary, or data.dir"
+        )
+
+
+def _texts(shape: tuple[int, ...], words: int) -> str:
+    if words:
+        return f"up to {shape[0]} of {words} words (no word among them)"
+    return f"{shape[0]} embeddings of {shape[1]} channels"
+
+
+def _synthetic(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of random samples for a model."""
+    if not _draws_clips(model):
+        return {name: model[name] for name in ("image_size", "channels", "num_classes")}
+    shape = tuple(model[name] for name in ("frames", "frame_height", "frame_width", "channels"))
+    text = (model["text_length"], model["vocabulary"] or model["text_width"])
+    return {"clip": shape, "text": text, "vocabulary": model["vocabulary"]}
+
+
 def _how_to_get(model: Mapping[str, Any] | None) -> str:
+    if model is not None and _draws_clips(model):
+        name = "moving-digits" if model["channels"] == 1 else "videos" if model["frames"] > 1 else "captions"
+        return (
+            f"data.dir is empty: `python prepare.py {name} --help` says how to make such clips, then "
+            "--config.data.dir=DIR. To try the speed without data: --config.data.source=synthetic"
+        )
     if model is not None and (model["image_size"], model["channels"]) == (8, 1):
         return "data.dir is empty: `python prepare.py digits`, then --config.data.dir=data/digits"
     sizes = (

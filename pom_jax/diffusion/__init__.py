@@ -3,6 +3,11 @@
 Time t runs from 0 (data) to 1 (noise). A network is a function (x_t [B, ...], t [B]) -> [B, ...].
 """
 
+from pom_jax.diffusion.frame_times import FRAME_TIMES as FRAME_TIMES
+from pom_jax.diffusion.frame_times import FrameTimes as FrameTimes
+from pom_jax.diffusion.frame_times import Times as Times
+from pom_jax.diffusion.frame_times import draw_times as draw_times
+from pom_jax.diffusion.frame_times import make_frame_times as make_frame_times
 from pom_jax.diffusion.guidance import GUIDANCE_SCHEDULES as GUIDANCE_SCHEDULES
 from pom_jax.diffusion.guidance import check_guidance as check_guidance
 from pom_jax.diffusion.guidance import guide as guide

@@ -6,29 +6,45 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pom_jax.diffusion.frame_times import FrameTimes, Times, draw_times
 from pom_jax.diffusion.paths import Path, target
 from pom_jax.diffusion.schedules import TimeSampling, sample_times, stratified_times
 
-# A network with everything but the noisy input and the time already bound: (x_t [B, ...], t [B]) -> [B, ...].
+# A network with everything but the noisy input and the time bound: (x_t [B, ...], t [B]) -> [B, ...]. The
+# time of clips [B, T, ...] may be [B, F], one for each of F equal runs of frames.
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Losses(NamedTuple):
-    """Loss of each example [B] and the time it was taken at [B], both float32."""
+    """Losses and the times they were taken at, [B] or of clips [B, F], and what each counts; float32."""
 
     per_example: jax.Array
     t: jax.Array
+    weight: jax.Array
+
+    @property
+    def mean(self) -> jax.Array:
+        """What is trained on, a scalar: the mean of what counts."""
+        if self.per_example.ndim == 1:
+            return jnp.mean(self.per_example)
+        return jnp.sum(self.per_example * self.weight) / jnp.sum(self.weight)
 
 
 def _errors(
-    predict: Predict, key: jax.Array, x: jax.Array, t: jax.Array, path: Path, prediction: str
+    predict: Predict, key: jax.Array, x: jax.Array, times: Times, path: Path, prediction: str
 ) -> Losses:
     # The loss is a float32 island: a mean of squares loses its digits in bfloat16.
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     eps = jax.random.normal(key, x.shape, x.dtype)
+    t, weight = times
+    told = t  # to the network
+    if t.ndim == 2:
+        told = t[:, 0] if t.shape[1] == 1 else t
+        t = jnp.repeat(t, x.shape[1] // t.shape[1], axis=1)
     wanted = target(path, prediction, x, eps, t)
-    error = predict(path.add_noise(x, eps, t), t).astype(x.dtype) - wanted
-    return Losses(jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim))), t)
+    error = jnp.square(predict(path.add_noise(x, eps, t), told).astype(x.dtype) - wanted)
+    shape = (*weight.shape, -1)
+    return Losses(jnp.mean(error.reshape(shape), axis=-1), times.t, weight)
 
 
 def diffusion_loss(
@@ -39,6 +55,8 @@ def diffusion_loss(
     path: Path,
     prediction: str = "velocity",
     times: TimeSampling | None = None,
+    frames: FrameTimes | None = None,
+    count: int = 0,
 ) -> Losses:
     """Draws a time and a noise for each example and measures the prediction's mean squared error, unweighted.
 
@@ -49,6 +67,8 @@ def diffusion_loss(
         path: `FlowPath()` or `VariancePath(...)`.
         prediction: "velocity", "noise" or "data".
         times: how times are drawn; uniform without a shift by default.
+        frames: for clips x [B, T, ...], how the times of their frames are drawn.
+        count: F, how many frames of a clip have a time of their own; divides T.
 
     Returns:
         Losses per example; their mean is the training loss.
@@ -57,12 +77,24 @@ def diffusion_loss(
         InputError: unknown prediction.
     """
     key_t, key_eps = jax.random.split(key)
-    t = sample_times(key_t, x.shape[0], TimeSampling() if times is None else times)
-    return _errors(predict, key_eps, x, t, path, prediction)
+    times = TimeSampling() if times is None else times
+    if frames is None:
+        t = sample_times(key_t, x.shape[0], times)
+        drawn = Times(t, jnp.ones_like(t))
+    else:
+        drawn = draw_times(key_t, x.shape[0], count, times, frames)
+    return _errors(predict, key_eps, x, drawn, path, prediction)
 
 
 def validation_loss(
-    predict: Predict, key: jax.Array, x: jax.Array, *, path: Path, prediction: str = "velocity"
+    predict: Predict,
+    key: jax.Array,
+    x: jax.Array,
+    *,
+    path: Path,
+    prediction: str = "velocity",
+    frames: FrameTimes | None = None,
+    count: int = 0,
 ) -> Losses:
     """The same error at stratified times: with one fixed key the figure moves only when the network does.
 
@@ -70,7 +102,12 @@ def validation_loss(
     compared. Arguments, result and errors as in `diffusion_loss`.
     """
     key_t, key_eps = jax.random.split(key)
-    return _errors(predict, key_eps, x, stratified_times(key_t, x.shape[0]), path, prediction)
+    if frames is None:
+        t = stratified_times(key_t, x.shape[0])
+        drawn = Times(t, jnp.ones_like(t))
+    else:
+        drawn = draw_times(key_t, x.shape[0], count, None, frames)
+    return _errors(predict, key_eps, x, drawn, path, prediction)
 
 
 class BinnedLoss(NamedTuple):
@@ -94,15 +131,16 @@ def loss_by_bins(losses: jax.Array, t: jax.Array, bins: int, weights: jax.Array 
     """Sorts per-example losses [B] into equal bins of their times t [B]; bin 0 is nearest to the data.
 
     Args:
-        losses: [B].
-        t: [B] in [0, 1].
+        losses: [B], or of clips [B, F].
+        t: alike, in [0, 1].
         bins: how many.
-        weights: [B], for instance 0 on examples that only pad a batch; 1 everywhere by default.
+        weights: alike, for instance 0 on examples that only pad a batch; 1 everywhere by default.
 
     Returns:
         Sums [bins] and weights [bins].
     """
-    weights = jnp.ones_like(losses) if weights is None else weights.astype(losses.dtype)
+    losses, t = losses.reshape(-1), t.reshape(-1)
+    weights = jnp.ones_like(losses) if weights is None else weights.reshape(-1).astype(losses.dtype)
     index = jnp.clip(jnp.floor(t * bins).astype(jnp.int32), 0, bins - 1)
     member = (index[:, None] == jnp.arange(bins)) * weights[:, None]
     # where: a padded example may hold anything, a NaN included.

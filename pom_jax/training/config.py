@@ -36,6 +36,7 @@ def check_config(config: ConfigDict) -> None:
     """Raises InputError for values of the training sections that cannot be; the other rooms check theirs."""
     optimizer, train, ema, fid = config.optimizer, config.train, config.ema, config.fid
     latents = config.model.channels not in (1, 3)
+    images = models.family(config.model) is models.DiPoM
     decays = [d if isinstance(d, int | float) else math.nan for d in ema.decays]  # --config cannot tell
     rules = [
         ("name", re.fullmatch(r"[\w.+-]*\w[\w.+-]*", config.name), "letters, digits and ._+- (a folder)"),
@@ -73,6 +74,7 @@ def check_config(config: ConfigDict) -> None:
         ("train.absurd", train.absurd == 0 or 1 < train.absurd < math.inf, "above 1 (0 = off)"),
         ("train.stuck_after", train.stuck_after >= 0, "at least 0 seconds (0 = never)"),
         ("fid.every", fid.every >= 0, "at least 0 (0 = never)"),
+        ("fid.every", images or not fid.every, "0 for clips, which have no FID"),
         ("fid.num", fid.num >= 2, "at least 2"),
         ("fid.reference", fid.reference or not fid.every, "the real images to compare with"),
         ("fid.inception", fid.inception or not fid.every, "the file of Inception's weights"),

@@ -14,7 +14,8 @@ from pom_jax.data.pipeline import images, local_rows, one_pass
 from pom_jax.diffusion.losses import BinnedLoss, loss_by_bins, validation_loss
 from pom_jax.diffusion.paths import make_path
 from pom_jax.ops.mesh import BATCH_AXES
-from pom_jax.training.step import Batch, Metrics, network
+from pom_jax.training import conditions
+from pom_jax.training.step import Batch, Metrics, frame_times, network
 
 BINS = 4
 
@@ -45,19 +46,23 @@ def make_heldout_loss(config: ConfigDict, model: nn.Module, source: Source) -> A
 
     Batches are those of training with a leading axis, and `valid` [n, B] bool.
     """
-    path = make_path(config.diffusion)
+    path, (frames, count) = make_path(config.diffusion), frame_times(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def one_batch(params: Any, batch: Batch, index: jax.Array) -> BinnedLoss:
         image_key, loss_key = jax.random.split(jax.random.fold_in(key, index))
+        given = conditions.condition(config.model, batch)
         losses = validation_loss(
-            lambda x_t, t: network(model, params)(x_t, t, batch["label"]),
+            lambda x_t, t: network(model, params)(x_t, t, given),
             loss_key,
             images(batch, image_key, source.manifest),
             path=path,
             prediction=config.diffusion.prediction,
+            frames=frames,
+            count=count,
         )
-        return loss_by_bins(losses.per_example, losses.t, BINS, batch["valid"])
+        valid = batch["valid"].reshape(-1, *(1,) * (losses.weight.ndim - 1))
+        return loss_by_bins(losses.per_example, losses.t, BINS, losses.weight * valid)
 
     def heldout_loss(params: Any, batches: Batch) -> Metrics:
         count = len(batches["valid"])

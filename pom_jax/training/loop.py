@@ -23,7 +23,7 @@ from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
 from pom_jax.training.ledger import Ledger
 from pom_jax.training.metrics import check_sinks
-from pom_jax.training.preview import Preview, WriteImages
+from pom_jax.training.preview import Preview, WriteImages, shown
 from pom_jax.training.profile import Profile
 from pom_jax.training.progress import Log
 from pom_jax.training.recorder import Recorder
@@ -81,7 +81,8 @@ def train(
     if done < config.train.steps:
         checkpoint.check_room(workdir, config.train, run.state)
     with jax.set_mesh(run.mesh):
-        preview = Preview(config, run.model, workdir / "samples", write_images, run.state.params)
+        samples = shown(config, run.heldout)
+        preview = Preview(config, run.model, workdir / "samples", write_images, run.state.params, samples)
         data = run.train.manifest
         with hold(workdir, lambda: keep_config(workdir, config, data.digest, data.words)):
             if jax.process_index() == 0:

@@ -1,6 +1,7 @@
 """Grids of samples drawn while training goes on, always from the same noise, so that progress is visible."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from ml_collections import ConfigDict
 
+from pom_jax import models
+from pom_jax.data import Source
+from pom_jax.data.words import decode
 from pom_jax.diffusion.guidance import guide
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import sample
 from pom_jax.ops.mesh import lay
+from pom_jax.training import conditions
 from pom_jax.training.step import network
 
-WriteImages = Callable[[Path, np.ndarray, np.ndarray], None]
+WriteImages = Callable[[Path, np.ndarray, np.ndarray, Sequence[str] | None], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What the samples are of.
+
+    Attributes:
+        given: labels [N] or a `Text`, of N samples.
+        labels: [N], and the name of each, for the picture; names are the labels themselves by default.
+    """
+
+    given: Any
+    labels: np.ndarray
+    names: Sequence[str] | None = None
+
+
+def shown(config: ConfigDict, heldout: Source) -> Shown:
+    """The classes in turn, or the texts of the first held-out clips."""
+    count = config.sampling.num
+    if models.family(config.model) is models.DiPoM:
+        labels = labels_in_turn(config.model.num_classes, count)
+        return Shown(jnp.asarray(labels, jnp.int32), labels)
+    records = heldout.gather(np.arange(count) % len(heldout))
+    fields = {name: jnp.asarray(records[name]) for name in ("text", "text_mask") if name in records}
+    words = heldout.manifest.words
+    names = [decode(text, words) for text in records["text"]] if words else None
+    return Shown(conditions.condition(config.model, fields), np.arange(count), names)
 
 
 class Preview:
@@ -27,19 +58,28 @@ class Preview:
         config: of the run; reads sampling, diffusion, model and seed.
         model: the network.
         folder: where the grids go.
-        write: writes images [N, H, W, C] uint8 and labels [N] to a .png.
+        write: writes images [N, H, W, C] uint8, labels [N] and their names to a .png; of clips, frames lie
+            side by side.
         params: shapes and shardings of the parameters.
+        samples: what they are of.
 
     Raises:
         InputError: a field of `config.sampling` cannot be used.
     """
 
-    def __init__(self, config: ConfigDict, model: nn.Module, folder: Path, write: WriteImages, params: Any):
-        self._folder, self._write, self._params = folder, write, params
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: models.Model,
+        folder: Path,
+        write: WriteImages,
+        params: Any,
+        samples: Shown,
+    ):
+        self._folder, self._write, self._params, self._shown = folder, write, params, samples
         self._writing: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="preview")
-        count, size = config.sampling.num, config.model.image_size
-        self._labels = labels_in_turn(config.model.num_classes, count)
+        shape = (config.sampling.num, *models.sample_shape(model))
         path = make_path(config.diffusion)
         key = jax.random.fold_in(jax.random.key(config.seed), 2)
 
@@ -48,21 +88,21 @@ class Preview:
             noise_key, sampler_key = jax.random.split(key)
             predict = guide(
                 network(model, params),
-                jnp.asarray(self._labels, jnp.int32),
-                config.model.num_classes,
+                samples.given,
+                conditions.none(config.model, samples.given),
                 config.sampling.guidance,
             )
             images = sample(
                 predict,
                 sampler_key,
-                jax.random.normal(noise_key, (count, size, size, config.model.channels)),
+                jax.random.normal(noise_key, shape),
                 path=path,
                 prediction=config.diffusion.prediction,
                 sampler=config.sampling.sampler,
                 steps=config.sampling.steps,
                 shift=config.diffusion.shift,
             )
-            return lay(images, None, None, None, None)  # the process that writes them has them all
+            return lay(images, *(None for _ in shape))  # the process that writes them has them all
 
         self._draw: Any = draw
         jax.eval_shape(draw, params)  # a wrong field of the config fails here, before anything is compiled
@@ -83,7 +123,7 @@ class Preview:
 
         def write() -> None:
             path = self._folder / f"step_{step:07d}.png"
-            self._write(path, to_pixels(images), self._labels)
+            self._write(path, side_by_side(to_pixels(images)), self._shown.labels, self._shown.names)
             say(f"step {step:,} | picture: {path}")
 
         if jax.process_index() == 0:
@@ -102,6 +142,14 @@ class Preview:
             self.wait()
         finally:
             self._writer.shutdown()
+
+
+def side_by_side(pixels: np.ndarray) -> np.ndarray:
+    """Clips [N, T, H, W, C] as pictures [N, H, T W, C]; images as they are."""
+    if pixels.ndim == 4:
+        return pixels
+    n, t, h, w, c = pixels.shape
+    return pixels.transpose(0, 2, 1, 3, 4).reshape(n, h, t * w, c)
 
 
 def labels_in_turn(num_classes: int, num: int) -> np.ndarray:

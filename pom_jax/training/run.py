@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from pom_jax import compilation, models
 from pom_jax.data import Source, open_source
+from pom_jax.data.sources import heldout_split
 from pom_jax.models.resample import fit_parameters
 from pom_jax.training import flops, sharding
 from pom_jax.training.config import check_config
@@ -69,12 +70,13 @@ class Run:
         config, data = self.config, self.train.manifest
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         operations = flops.step_flops(config.model, config.data.batch_size)
+        samples = "images" if len(data.sample_shape) == 3 else "clips"
         mesh = ", ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         return (
             f"{config.name}: {count:,} parameters, {config.train.steps:,} steps of {config.data.batch_size} "
-            f"images ({operations / 1e9:,.1f} GFLOP a step, products in {config.dtype})\n"
+            f"{samples} ({operations / 1e9:,.1f} GFLOP a step, products in {config.dtype})\n"
             f"devices: {self.mesh.size} x {jax.devices()[0].device_kind} (mesh: {mesh})\n"
-            f"data: {data.name}, {len(self.train):,} training and {len(self.heldout):,} held-out images"
+            f"data: {data.name}, {len(self.train):,} training and {len(self.heldout):,} held-out {samples}"
         )
 
 
@@ -94,7 +96,8 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     model = models.build(config.model, config.dtype)
     sharding.check_model(config.model, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    train, heldout = (open_source(config.data, split, config.model) for split in ("train", "test"))
+    train = open_source(config.data, "train", config.model)
+    heldout = open_source(config.data, heldout_split(train.manifest), config.model)
     step = make_train_step(config, model, train.manifest, optimizer)
     make = _state_function(config, model, optimizer)
     state = jax.eval_shape(make, jax.random.key(config.seed))

@@ -10,9 +10,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from pom_jax.data.pipeline import Affine, images
+from pom_jax.diffusion.frame_times import FrameTimes, make_frame_times
 from pom_jax.diffusion.losses import diffusion_loss
 from pom_jax.diffusion.paths import make_path, make_times
-from pom_jax.training import ema
+from pom_jax.training import conditions, ema
 from pom_jax.training.optim import make_schedule
 from pom_jax.training.state import TrainState
 
@@ -32,14 +33,14 @@ def make_train_step(
 
     Args:
         config: of the run; reads diffusion, optimizer, ema and train.
-        model: called as model.apply({"params": p}, x [B, H, W, C], t [B], labels [B]).
+        model: called as model.apply({"params": p}, x [B, ...], t [B], labels [B] or a `Text`).
         affine: scale and shift of the data set (its manifest).
         optimizer: of the parameters.
 
     Returns:
-        train_step(state, batch) -> (state, metrics); a batch holds `mean` [B, V, H, W, C], `label` [B] and,
-        for latents, `std`. The metrics are scalars: loss, grad_norm (before clipping), learning_rate,
-        skipped, skipped_in_a_row.
+        train_step(state, batch) -> (state, metrics); a batch holds `mean` [B, V, H, W, C], or of clips [B, V,
+        T, H, W, C], for latents `std`, and `label` [B] or `text`. The metrics are scalars: loss, grad_norm
+        (before clipping), learning_rate, skipped, skipped_in_a_row.
     """
     gradient = make_gradient(config, model, affine)
     schedule = make_schedule(config.optimizer, config.train.steps)
@@ -96,23 +97,25 @@ def make_gradient(
         gradient(params, key, batch) -> (mean loss [] float32, its gradient, a tree like params).
     """
     path, times = make_path(config.diffusion), make_times(config.diffusion)
+    frames, count = frame_times(config)
     slices = config.optimizer.accumulate
 
     def loss(params: Any, key: jax.Array, batch: Batch) -> jax.Array:
         image_key, label_key, loss_key = jax.random.split(key, 3)
         x = images(batch, image_key, affine)
-        labels = drop_labels(
-            batch["label"], label_key, config.diffusion.label_dropout, config.model.num_classes
-        )
+        given = conditions.condition(config.model, batch)
+        given = conditions.drop(config.model, given, label_key, config.diffusion.label_dropout)
         losses = diffusion_loss(
-            lambda x_t, t: network(model, params)(x_t, t, labels),
+            lambda x_t, t: network(model, params)(x_t, t, given),
             loss_key,
             x,
             path=path,
             prediction=config.diffusion.prediction,
             times=times,
+            frames=frames,
+            count=count,
         )
-        return jnp.mean(losses.per_example)
+        return losses.mean
 
     def gradient(params: Any, key: jax.Array, batch: Batch) -> tuple[jax.Array, Any]:
         if slices == 1:
@@ -131,11 +134,13 @@ def make_gradient(
     return gradient
 
 
-def network(model: nn.Module, params: Any) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """The model with its parameters bound: (x_t [B, H, W, C], t [B], labels [B]) -> [B, H, W, C]."""
-    return lambda x, t, labels: cast(jax.Array, model.apply({"params": params}, x, t, labels))
+def frame_times(config: ConfigDict) -> tuple[FrameTimes | None, int]:
+    """How the times of a clip's frames are drawn, and how many there are; None for images."""
+    if config.model.get("family", "dipom") == "dipom":
+        return None, 0
+    return make_frame_times(config.diffusion), config.model.frames // config.model.frame_patch
 
 
-def drop_labels(labels: jax.Array, key: jax.Array, share: float, null: int) -> jax.Array:
-    """Replaces a random share of the labels [B] int32 by the null class: guidance needs both kinds."""
-    return jnp.where(jax.random.bernoulli(key, share, labels.shape), null, labels)
+def network(model: nn.Module, params: Any) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
+    """The model with its parameters bound: (x_t [B, ...], t [B], labels [B] or a `Text`) -> [B, ...]."""
+    return lambda x, t, given: cast(jax.Array, model.apply({"params": params}, x, t, given))

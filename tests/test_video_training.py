@@ -1,0 +1,203 @@
+"""Training on clips: times of frames, what counts in the loss, dropped texts, and a run on real digits."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from configs import moving_digits as recipe
+from pom_jax.data import moving_digits, open_source
+from pom_jax.data.sources import heldout_split
+from pom_jax.diffusion import FlowPath, FrameTimes, TimeSampling, diffusion_loss, draw_times, validation_loss
+from pom_jax.errors import InputError
+from pom_jax.models import Text
+from pom_jax.training import conditions, loop, metrics
+from pom_jax.training.run import make_run
+
+CLIPS, FRAMES = 500, 8
+
+
+def draw(kind: str, given: int = 0, times: TimeSampling | None = None) -> tuple[np.ndarray, np.ndarray]:
+    drawn = draw_times(jax.random.key(0), CLIPS, FRAMES, times, FrameTimes(kind, given))
+    return np.asarray(drawn.t), np.asarray(drawn.weight)
+
+
+def test_frames_share_a_time_or_each_has_its_own() -> None:
+    t, weight = draw("shared", times=TimeSampling())
+    assert t.shape == weight.shape == (CLIPS, 1)
+    assert (weight == 1).all()
+    t, weight = draw("independent", times=TimeSampling())
+    assert t.shape == weight.shape == (CLIPS, FRAMES)
+    assert (weight == 1).all()
+    assert abs(np.corrcoef(t[:, 0], t[:, 1])[0, 1]) < 0.15
+    assert abs(t.mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_a_clean_past_ends_anywhere_and_does_not_count(given: int) -> None:
+    t, weight = draw("clean_past", given, TimeSampling())
+    clean = weight == 0
+    assert (t[clean] == 0).all()
+    assert (t[~clean] > 0).all()
+    finished = clean.sum(1)
+    assert (np.sort(clean, 1)[:, ::-1] == clean).all(), "clean frames come first"
+    assert finished.min() == given
+    assert finished.max() == FRAMES - 1, "something is always learned"
+    counts = np.bincount(finished, minlength=FRAMES)[given:]
+    assert counts.min() > 0.7 * counts.mean(), "every number of clean frames is as likely"
+
+
+def test_validation_times_are_stratified_over_all_frames() -> None:
+    t, _ = draw("independent")
+    np.testing.assert_allclose(np.sort(t.ravel()), (np.arange(t.size) + 0.5) / t.size, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("each", 0, "diffusion.frame_times"),
+        ("shared", 1, "given_frames=1"),
+        ("clean_past", -1, "given_frames=-1"),
+    ],
+)
+def test_wrong_times_of_frames_are_explained(kind: str, given: int, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        FrameTimes(kind, given)
+
+
+def test_given_frames_leave_something_to_learn() -> None:
+    with pytest.raises(InputError, match="nothing to learn"):
+        draw("clean_past", FRAMES, TimeSampling())
+
+
+@pytest.mark.parametrize("loss", [diffusion_loss, validation_loss])
+def test_the_loss_is_that_of_each_frame_at_its_time(loss) -> None:
+    """A network that knows the noise is right in the frames that it is told the time of; others cost it."""
+    x = jax.random.normal(jax.random.key(1), (3, 4, 2, 2, 1))
+    seen = []
+
+    def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        seen.append(t)
+        frames = jnp.repeat(t, 2, axis=1)[..., None, None, None]  # two frames have one time
+        return jnp.where(frames > 0, (x_t - x) / jnp.where(frames > 0, frames, 1), 7.0)
+
+    how = FrameTimes("clean_past", 1)
+    losses = loss(predict, jax.random.key(2), x, path=FlowPath(), frames=how, count=2)
+    assert seen[0].shape == (3, 2)
+    assert (np.asarray(losses.weight) == [[0, 1]] * 3).all()
+    np.testing.assert_allclose(losses.per_example[:, 1], 0, atol=1e-9)
+    assert (losses.per_example[:, 0] > 1).all()
+    np.testing.assert_allclose(losses.mean, 0, atol=1e-9)
+
+
+def test_the_network_is_told_one_time_of_a_shared_one() -> None:
+    def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        assert t.shape == (3,)
+        return x_t
+
+    x = jnp.ones((3, 4, 2, 2, 1))
+    drawn = diffusion_loss(predict, jax.random.key(2), x, path=FlowPath(), frames=FrameTimes(), count=2)
+    assert drawn.per_example.shape == (3, 1)
+
+
+def test_texts_are_dropped_whole() -> None:
+    model = {"family": "polymorpher"}
+    batch = {"text": jnp.array([[3, 1, 0]] * 2000)}
+    text = conditions.condition(model, batch)
+    np.testing.assert_array_equal(text.mask[0], [1, 1, 0])
+    dropped = conditions.drop(model, text, jax.random.key(0), 0.1)
+    kept = dropped.mask.sum(1)
+    assert set(np.unique(kept)) == {0, 2}
+    assert abs((kept == 0).mean() - 0.1) < 0.02
+    assert (conditions.none(model, text).mask == 0).all()
+    embedded = {"text": jnp.ones((1, 3, 4), jnp.float16), "text_mask": jnp.array([[1, 1, 0]], jnp.uint8)}
+    found = conditions.condition(model, embedded)
+    assert isinstance(found, Text)
+    assert found.tokens.dtype == found.mask.dtype == jnp.float32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "moving-digits"
+    moving_digits.prepare(folder, clips=40)
+    return folder
+
+
+def tiny(folder: Path) -> ConfigDict:
+    config = recipe.get_config("quick")
+    config.data.update({"dir": str(folder), "batch_size": 4})
+    config.model.update({"width": 16, "depth": 2})
+    config.train.update(
+        {"steps": 4, "eval_every": 2, "eval_size": 8, "sample_every": 4, "checkpoint_every": 2}
+    )
+    config.sampling.update({"steps": 2, "num": 3})
+    return config
+
+
+def test_a_run_on_clips(folder: Path, tmp_path: Path) -> None:
+    config, drawn = tiny(folder), []
+
+    def write(path: Path, images: np.ndarray, labels: np.ndarray, names: object) -> None:
+        drawn.append((path.name, images.shape, list(labels), names))
+
+    config.train.steps = 2
+    config.optimizer.warmup_steps = 0
+    config.optimizer.schedule = "constant"
+    assert loop.train(config, tmp_path / "run", write) == 0
+    config.train.steps = 4
+    assert loop.train(config, tmp_path / "run", write) == 0
+    rows = metrics.read_rows(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert np.isfinite([row["loss"] for row in rows]).all()
+    assert 0.5 < rows[1]["heldout_loss"] < 2
+    name, shape, labels, names = drawn[-1]
+    assert (name, shape, labels) == ("step_0000004.png", (3, 16, 8 * 16, 1), [0, 1, 2])
+    assert all(text.startswith("a ") and " moving " in text for text in names)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["data"]["words"] == list(moving_digits.WORDS["digit"])
+    assert "clips" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_checkpoints_are_chosen_on_the_validation_digits(folder: Path) -> None:
+    run = make_run(tiny(folder))
+    assert run.heldout.split == heldout_split(run.train.manifest) == "validation"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("frames", 7, "clips of 7 x 16 x 16 x 1"),
+        ("vocabulary", 9, "up to 4 of 9 words"),
+        ("text_length", 5, "up to 5 of 17 words"),
+        ("vocabulary", 0, "4 embeddings of 32 channels"),
+    ],
+)
+def test_data_that_the_model_does_not_fit(folder: Path, field: str, value: int, words: str) -> None:
+    config = tiny(folder)
+    config.model[field] = value
+    with pytest.raises(InputError, match=words):
+        make_run(config)
+
+
+def test_clips_have_no_fid(folder: Path) -> None:
+    config = tiny(folder)
+    config.fid.update({"every": 2, "reference": "x", "inception": "y"})
+    with pytest.raises(InputError, match=r"fid\.every"):
+        make_run(config)
+
+
+@pytest.mark.parametrize("vocabulary", [0, 9])
+def test_synthetic_clips_fit_the_model(vocabulary: int) -> None:
+    config = common.video("Polymorpher-S/2", "streaming", frames=4, height=4, width=6)
+    config.model.update({"vocabulary": vocabulary, "text_length": 5, "text_width": 7})
+    config.data.source = "synthetic"
+    batch = open_source(config.data, "train", config.model).gather([0, 5])
+    text = conditions.condition(config.model, {name: jnp.asarray(value) for name, value in batch.items()})
+    assert batch["mean"].shape == (2, 1, 4, 4, 6, 16)
+    assert text.tokens.shape == ((2, 5) if vocabulary else (2, 5, 7))
+    assert ((text.mask.sum(1) >= 1) & (text.mask.sum(1) <= 5)).all()
