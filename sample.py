@@ -1,4 +1,4 @@
-"""Draws images with a trained model.
+"""Draws images or films with a trained model.
 
 python sample.py --workdir=runs/digits --classes=0,1,2 --guidance=1.5
 python sample.py --workdir=runs/digits --num=1000 --out=samples.npz
@@ -6,11 +6,17 @@ python sample.py --workdir=runs/digits --num=16 --out=samples.gif  the way from 
 python sample.py --workdir=runs/digits --per_class=12  a sheet with a row for each class
 python sample.py --workdir=runs/digits --guidance=0,1,1.5,3  a sheet with a column for each scale
 python sample.py --workdir=runs/dipom_xl2_512 --upscale_from=small.npz  larger images of smaller samples
+
+python sample.py --workdir=runs/moving_digits --prompt="a seven moving up" --frames=64
+python sample.py --workdir=runs/moving_digits --prompt="a one moving left; a two moving left" --num=4 --joint
+python sample.py --workdir=runs/moving_digits --prompt="a six moving down" --from=first.png --out=six.mp4
+python sample.py --workdir=runs/moving_digits --prompt="a six moving up" --frames=100 --save_state=six.npz
+python sample.py --workdir=runs/moving_digits --state=six.npz --frames=100  the hundred frames after those
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from absl import flags
 
@@ -23,7 +29,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run of train.py to sample from."
 CLASSES = flags.DEFINE_list(
     "classes", None, "Class numbers or names, such as 0,1,2 or 0-9 or cat,dog; all by default."
 )
-NUM = flags.DEFINE_integer("num", None, "Images, shared among the classes; the run's own number by default.")
+NUM = flags.DEFINE_integer(
+    "num",
+    None,
+    "Images, shared among the classes; the run's own number by default. Films of each prompt: one.",
+)
 PER_CLASS = flags.DEFINE_integer("per_class", None, "A sheet with a row of so many images for each class.")
 GUIDANCE = flags.DEFINE_list("guidance", None, "Guidance scale, 1 is off; the run's own by default.")
 STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
@@ -33,11 +43,12 @@ SAMPLER = flags.DEFINE_list(
     "euler, heun, ddim, ddpm, dpm++2m or sde; the run's own by default. Several values of --guidance, "
     "--steps or --sampler make a sheet with a column for each.",
 )
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise; image i is the same whatever --num is.")
+SEED = flags.DEFINE_integer("seed", None, "Seed of the noise, 0; image i is the same whatever --num is.")
 OUT = flags.DEFINE_string(
     "out",
     None,
-    ".png a labelled grid, .npz arrays, .gif or .webp an animation; WORKDIR/samples/... by default.",
+    ".png a labelled grid, .npz arrays, .gif or .webp an animation; of films .gif, .webp or .mp4, .npz, or "
+    ".png with their frames side by side. WORKDIR/samples/... by default.",
 )
 EMA = flags.DEFINE_integer("ema", 0, "Which average of the parameters; -1 for none.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest by default.")
@@ -52,22 +63,58 @@ UPSCALE_START = flags.DEFINE_float(
     0.7,
     "Time they are noised to, before the shift: 1 is noise alone, nearer to 0 keeps more.",
 )
-BATCH = flags.DEFINE_integer("batch_size", 256, "Images drawn at once; lower it if memory runs out.")
+BATCH = flags.DEFINE_integer(
+    "batch_size", None, "Images (256) or films (64) drawn at once; lower it if memory runs out."
+)
+PROMPT = flags.DEFINE_multi_string("prompt", [], "Film: what to show; several with ; between, or repeated.")
+FRAMES = flags.DEFINE_integer("frames", None, "Film: how many; as many as the training clips by default.")
+STREAM = flags.DEFINE_bool("stream", False, "Film: frame after frame from a state; where the model can, so.")
+JOINT = flags.DEFINE_bool("joint", False, "Film: all frames at once.")
+CHUNK = flags.DEFINE_integer("chunk", None, "Film: frames that are drawn at a time; as few as can be.")
+SIZE = flags.DEFINE_string("size", None, "Film: HEIGHTxWIDTH of a frame, of pixels or latents.")
+FROM = flags.DEFINE_string("from", None, "Film: its first frames, .png, .gif, .webp or .npz (arr_0).")
+STATE = flags.DEFINE_string("state", None, "Film: goes on from a file of --save_state.")
+SAVE_STATE = flags.DEFINE_string("save_state", None, "Film: .npz to keep the state after the last frame in.")
+FPS = flags.DEFINE_integer("fps", 8, "Film: frames a second.")
+TEXT_ENCODER = flags.DEFINE_string(
+    "text_encoder", None, "Film: folder of the encoder that the captions were embedded with."
+)
+
+OF_IMAGES = (CLASSES, PER_CLASS, UPSCALE_FROM, UPSCALE_START)
+OF_FILMS = (PROMPT, FRAMES, STREAM, JOINT, CHUNK, SIZE, FROM, STATE, SAVE_STATE, FPS, TEXT_ENCODER)
 
 
 def main(argv: Sequence[str]) -> None:
     """Samples what the flags describe."""
     from pom_jax.compilation import keep_programs  # here, so that --help is quick
-    from pom_jax.sampling.command import sample_to_file
+    from pom_jax.models import Polymorpher, family
+    from pom_jax.training.checkpoint import load_config
 
     if len(argv) > 1:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python sample.py --help")
     if WORKDIR.value is None:
         raise InputError("which model? Give --workdir=DIR, a run of train.py such as runs/digits")
     keep_programs()
-    expand_flags("workdir", "out", "autoencoder", "upscale_from")
+    expand_flags(
+        "workdir", "out", "autoencoder", "upscale_from", "text_encoder", "from", "state", "save_state"
+    )
+    films = family(load_config(WORKDIR.value).model) is Polymorpher
+    given = [flag.name for flag in (OF_IMAGES if films else OF_FILMS) if flag.present]
+    if given:
+        kinds = ("films, with --prompt", "images") if films else ("images, with --classes", "films")
+        raise InputError(
+            f"{WORKDIR.value} draws {kinds[0]}; --{', --'.join(given)} {'are' if given[1:] else 'is'} of "
+            f"{kinds[1]}: see python sample.py --help"
+        )
+    (draw_films if films else draw_images)()
+
+
+def draw_images() -> None:
+    """With a model of images and classes."""
+    from pom_jax.sampling.command import sample_to_file
+
     sample_to_file(
-        Path(WORKDIR.value),
+        Path(WORKDIR.value or ""),
         out=OUT.value,
         classes=CLASSES.value,
         num=NUM.value,
@@ -78,10 +125,47 @@ def main(argv: Sequence[str]) -> None:
         guidance=values(GUIDANCE, float),
         steps=values(STEPS, int),
         sampler=values(SAMPLER, str),
-        seed=SEED.value,
+        seed=SEED.value or 0,
         upscale_from=UPSCALE_FROM.value,
         upscale_start=UPSCALE_START.value,
-        batch_size=BATCH.value,
+        batch_size=256 if BATCH.value is None else BATCH.value,
+    )
+
+
+def draw_films() -> None:
+    """With a model of video and text."""
+    from pom_jax.sampling.video_command import sample_video_to_file
+
+    if STREAM.value and JOINT.value:
+        raise InputError("--stream draws frame after frame, --joint all at once: give one of them")
+    settings: dict[str, Any] = {
+        "guidance": values(GUIDANCE, float),
+        "steps": values(STEPS, int),
+        "sampler": values(SAMPLER, str),
+    }
+    for name, value in settings.items():
+        if isinstance(value, list):
+            raise InputError(f"--{name} has several values: films are drawn with one")
+    sample_video_to_file(
+        Path(WORKDIR.value or ""),
+        out=OUT.value,
+        prompts=PROMPT.value,
+        num=NUM.value,
+        frames=FRAMES.value,
+        joint=True if JOINT.value else False if STREAM.value else None,
+        chunk=CHUNK.value,
+        size=SIZE.value,
+        from_file=FROM.value,
+        state=STATE.value,
+        save_state=SAVE_STATE.value,
+        fps=FPS.value,
+        step=STEP.value,
+        ema=None if EMA.value < 0 else EMA.value,
+        autoencoder=AUTOENCODER.value,
+        text_encoder=TEXT_ENCODER.value,
+        seed=SEED.value,
+        batch_size=64 if BATCH.value is None else BATCH.value,
+        **settings,
     )
 
 

@@ -21,7 +21,7 @@ class Progress(Protocol):
         ...
 
     def drawn(self, images: int, total: int) -> None:
-        """So many of all images are done."""
+        """So many of all images (or frames) are done."""
         ...
 
 
@@ -31,10 +31,11 @@ class SamplingProgress:
     Args:
         console: where to; standard output by default.
         title: a line to show first, once a sampler with valid settings is about to be compiled.
+        unit: what is drawn, "images" or "frames".
     """
 
-    def __init__(self, console: Console | None = None, title: str | None = None):
-        self._title = title
+    def __init__(self, console: Console | None = None, title: str | None = None, unit: str = "images"):
+        self._title, self._unit = title, unit
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._bar = None
         if self._console.is_terminal:
@@ -45,7 +46,7 @@ class SamplingProgress:
                 bars.TimeRemainingColumn(),
             )
             self._bar = bars.Progress(*columns, console=self._console)
-            self._task = self._bar.add_task("images", total=None)
+            self._task = self._bar.add_task(unit, total=None)
         self._began = self._told = time.perf_counter()
 
     def __enter__(self) -> "SamplingProgress":
@@ -72,10 +73,10 @@ class SamplingProgress:
         if self._bar is not None:
             self._bar.update(self._task, completed=images, total=total)
         if images == total:
-            self._console.print(f"{total:,} images in {now - self._began:.1f} s")
+            self._console.print(f"{total:,} {self._unit} in {now - self._began:.1f} s")
         elif self._bar is None and now - self._told >= EVERY:
             left = (total - images) * (now - self._began) / images
-            self._console.print(f"{images:,}/{total:,} images | about {left:.0f} s left")
+            self._console.print(f"{images:,}/{total:,} {self._unit} | about {left:.0f} s left")
             self._told = now
 
 

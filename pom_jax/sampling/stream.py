@@ -163,9 +163,10 @@ class Drawing:
     whole: Put
     progress: Progress | None
 
-    def prepare(self) -> None:
+    def prepare(self, total: int | None) -> None:
         """Compiles what draws a chunk; a setting that cannot be is said here, before the first frame."""
-        self._denoise(self.films.batches[0])
+        if total is None or self.given is None or total > self.given.shape[1]:
+            self._denoise(self.films.batches[0])
 
     def frames(self, total: int | None) -> Iterator[StreamedFrames]:
         """Draws `total` frames of each film, the given ones included; None for no end."""

@@ -192,7 +192,7 @@ class VideoGenerator:
                 given=None if given is None else given[part],
                 first=first + start,
                 # All batches are alike, so that nothing compiles twice.
-                size=min(batch_size, count),
+                batch=min(batch_size, count),
                 joint=joint,
                 progress=told,
                 **settings,
@@ -267,8 +267,8 @@ class VideoGenerator:
             captions,
             frames,
             chunk=chunk,
-            size=min(batch_size, len(words.mask)),
-            frame_size=size,
+            batch=min(batch_size, len(words.mask)),
+            size=size,
             given=given,
             state=state,
             guidance=guidance,
@@ -329,10 +329,10 @@ class VideoGenerator:
         captions: tuple[str, ...],
         frames: int | None,
         *,
-        size: int,
+        batch: int,
         joint: bool = False,
         chunk: int | None = None,
-        frame_size: tuple[int, int] | None = None,
+        size: tuple[int, int] | None = None,
         given: np.ndarray | None = None,
         state: StreamState | None = None,
         guidance: float | None = None,
@@ -351,8 +351,8 @@ class VideoGenerator:
         scale = float(defaults.guidance if guidance is None else guidance)
         check_guidance(scale, interval)
         seed = (state.seed if state else 0) if seed is None else seed
-        check_numbers(size, seed, first)
-        shape = (chunk, *(frame_size or self._frame_size(given)), self.model.channels)
+        check_numbers(batch, seed, first)
+        shape = (chunk, *(size or self._frame_size(given)), self.model.channels)
         check_films(self.model, count, frames, shape, given)
         denoise = Denoise(
             model=self.model,
@@ -376,7 +376,7 @@ class VideoGenerator:
             state = going_on(state, seed, text, captions, denoise.guided)
         devices = self.mesh.size
         drawing = Drawing(
-            films=Films(state, -(-size // devices) * devices, self._put),
+            films=Films(state, -(-batch // devices) * devices, self._put),
             given=given,
             denoise=denoise,
             add=None if joint else Add(self.model),
@@ -387,7 +387,7 @@ class VideoGenerator:
             whole=functools.partial(jax.device_put, device=self._whole),
             progress=progress,
         )
-        drawing.prepare()
+        drawing.prepare(frames)
         return drawing.frames(frames)
 
 

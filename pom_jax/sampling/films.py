@@ -1,0 +1,182 @@
+"""Films as files: animations, strips of frames, arrays; and first frames from files."""
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from pom_jax.errors import BROKEN_NPZ, InputError
+from pom_jax.sampling.pictures import grid, sheet
+from pom_jax.sampling.writers import check_place, replace_file
+
+FPS = 8
+SIDE = 160  # pixels that a film measures at least, so that its caption fits
+SMALL_SIDE = 80  # and where there are many
+MANY = 16
+STRIP = 32  # frames of a strip, at most
+
+
+def write_films(
+    path: str | os.PathLike[str], films: np.ndarray, captions: Sequence[str] = (), fps: int = FPS
+) -> None:
+    """Writes films as what the ending of `path` says; only a complete file replaces an older one.
+
+    Args:
+        path: .gif, .webp or .mp4 (with PyAV) the films side by side under their captions; .png a strip, a row
+            for each film with its frames side by side, of many frames some; .npz `arr_0`, the films as they
+            are, and `captions`. Small ones are magnified in pictures. Missing folders are made.
+        films: [N, T, H, W, C] uint8, C 1 or 3; for an .npz of latents float32.
+        captions: of each film; none by default.
+        fps: frames a second.
+
+    Raises:
+        InputError: see `check_films_place` and `grid`; no room on the disk.
+    """
+    path = check_films_place(path)
+    replace_file(path, lambda file: WRITERS[path.suffix](file, np.asarray(films), captions, fps))
+
+
+def check_films_place(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that `write_films` can make.
+
+    Raises:
+        InputError: another ending, a place where nothing can be written, or .mp4 without PyAV.
+    """
+    path = Path(path)
+    if path.suffix not in WRITERS:
+        raise InputError(
+            f"{path}: the ending says what to write: .gif, .webp or .mp4 the films, .png a strip of frames, "
+            ".npz arrays"
+        )
+    if path.suffix == ".mp4":
+        _av()
+    check_place(path)
+    return path
+
+
+def read_frames(path: str | os.PathLike[str], channels: int, pixels: bool) -> np.ndarray:
+    """First frames for films to go on from.
+
+    Args:
+        path: .png one frame, .gif or .webp the frames of a film, .npz `arr_0` of `write_films`, [N, T, H, W,
+            C] or of one film [T, H, W, C].
+        channels: C of the model.
+        pixels: whether it draws pixels; else only an .npz of its latents will do.
+
+    Returns:
+        [N, T, H, W, C] float32 in the space of the model; pixels in [-1, 1].
+
+    Raises:
+        InputError: no such file, a damaged one, or one of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"--from={path}: there is no such file")
+    if path.suffix == ".npz":
+        frames = _read_arrays(path)
+    elif path.suffix in (".png", ".gif", ".webp") and pixels:
+        frames = _read_pictures(path, channels)
+    else:
+        kinds = ".png, .gif, .webp or .npz (arr_0)" if pixels else ".npz (arr_0, float32) of latents"
+        raise InputError(f"--from={path}: first frames for this model come from {kinds}")
+    if frames.ndim != 5 or frames.shape[-1] != channels or (frames.dtype == np.uint8) != pixels:
+        wanted = "uint8 pixels" if pixels else "float32 latents"
+        raise InputError(
+            f"--from={path} holds {frames.dtype} of shape {frames.shape}, and the model draws {wanted} "
+            f"[N, T, H, W, {channels}]"
+        )
+    return (frames / 127.5 - 1 if pixels else frames).astype(np.float32)
+
+
+def _read_arrays(path: Path) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            frames = content["arr_0"]
+    except BROKEN_NPZ as error:
+        raise InputError(f"--from={path} is no .npz with arr_0: {error}") from error
+    return frames[None] if frames.ndim == 4 else frames
+
+
+def _read_pictures(path: Path, channels: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            mode = "L" if channels == 1 else "RGB"
+            frames = [np.asarray(frame.convert(mode)) for frame in ImageSequence.Iterator(image)]
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise InputError(f"--from={path} cannot be read as a picture: {error}") from error
+    return np.stack(frames).reshape(1, len(frames), *frames[0].shape[:2], channels)
+
+
+def _shown(films: np.ndarray, captions: Sequence[str]) -> list[Image.Image]:
+    """Pictures of all films, frame after frame."""
+    side = SIDE if len(films) <= MANY else SMALL_SIDE
+    times = max(1, -(-side // min(films.shape[2:4])))
+    labels = np.arange(len(films)) if captions else None
+    return [
+        grid(frame.repeat(times, axis=1).repeat(times, axis=2), labels, names=captions or None)
+        for frame in films.swapaxes(0, 1)
+    ]
+
+
+def _write_animation(file: Path, films: np.ndarray, captions: Sequence[str], fps: int) -> None:
+    first, *rest = _shown(films, captions)
+    # GIF counts in hundredths of a second; browsers slow down what has fewer than two.
+    options: dict[str, Any] = {"duration": max(20, round(1_000 / fps)), "loop": 0, "append_images": rest}
+    if file.suffix == ".webp":
+        options["lossless"] = True
+    first.save(file, file.suffix[1:], save_all=True, **options)
+
+
+def _write_mp4(file: Path, films: np.ndarray, captions: Sequence[str], fps: int) -> None:
+    av = _av()
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    with av.open(str(file), "w") as container:
+        stream = None
+        for picture in _shown(films, captions):
+            frame = np.asarray(picture.convert("RGB"))
+            # Colours at half the resolution, which every player shows, need even sides.
+            odd = [(0, side % 2) for side in frame.shape[:2]]
+            frame = np.pad(frame, [*odd, (0, 0)], constant_values=255)
+            if stream is None:
+                stream = container.add_stream(codec, rate=fps)
+                stream.height, stream.width = frame.shape[:2]
+                stream.pix_fmt = "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        if stream is not None:
+            container.mux(stream.encode())
+
+
+def _write_strip(file: Path, films: np.ndarray, captions: Sequence[str], fps: int) -> None:
+    del fps
+    frames = films.shape[1]
+    chosen = np.unique(np.linspace(0, frames - 1, min(frames, STRIP)).round().astype(int))
+    names = captions or [f"film {number}" for number in range(len(films))]
+    sheet(films[:, chosen], names, [str(number) for number in chosen]).save(file, "png")
+
+
+def _write_npz(file: Path, films: np.ndarray, captions: Sequence[str], fps: int) -> None:
+    del fps
+    with file.open("wb") as out:
+        np.savez_compressed(out, arr_0=films, captions=np.array(captions, np.str_))
+
+
+def _av() -> Any:
+    try:
+        return importlib.import_module("av")
+    except ImportError as error:
+        raise InputError(
+            "an .mp4 is written with PyAV: pip install av; or write a .gif or .webp, which need nothing"
+        ) from error
+
+
+WRITERS: dict[str, Callable[[Path, np.ndarray, Sequence[str], int], None]] = {
+    ".gif": _write_animation,
+    ".webp": _write_animation,
+    ".mp4": _write_mp4,
+    ".png": _write_strip,
+    ".npz": _write_npz,
+}

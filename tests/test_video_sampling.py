@@ -1,0 +1,357 @@
+"""Films from a model: what streams promise, and what sample.py makes of them."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image, ImageSequence
+
+from configs import common
+from pom_jax import models
+from pom_jax.data.moving_digits import WORDS
+from pom_jax.diffusion import SDE, guide
+from pom_jax.errors import InputError
+from pom_jax.models import Text
+from pom_jax.sampling import VideoGenerator, load, load_video
+from pom_jax.sampling.films import read_frames, write_films
+from pom_jax.sampling.video_command import sample_video_to_file
+from pom_jax.training import checkpoint
+from pom_jax.training.config import keep_config
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "family": "polymorpher",
+    "frames": 3,
+    "frame_height": 4,
+    "frame_width": 4,
+    "channels": 1,
+    "text_length": 4,
+    "text_width": 4,
+    "vocabulary": 17,
+    "patch_size": 2,
+    "width": 8,
+    "depth": 1,
+    "expansion": 1,
+    "ffn_expansion": 1,
+    "frame_causal": True,
+    "positions": "sincos_grid",
+}
+POM = {"reads": ("own", "last"), "phase_periods": (4.0,)}
+PROMPTS = ["a seven moving up", "a one moving left", "a three moving down"]
+
+
+def tiny_config(**model: Any) -> ConfigDict:
+    config = common.base()
+    config.name, config.dtype = "tiny", "float32"
+    with config.unlocked():
+        config.model = ConfigDict(TINY | model)
+        config.data.words = WORDS["digit"]
+    config.data.dir = "nowhere"
+    config.sampling.update({"sampler": "euler", "steps": 2, "guidance": 2.0, "num": 3})
+    return config
+
+
+def random_params(model: Any, seed: int = 0) -> Any:
+    """Unlike fresh ones, these make every part of the network count."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+    return jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
+
+
+def tiny_generator(still: bool = False, **model: Any) -> VideoGenerator:
+    """With random parameters, or one that predicts no velocity at all."""
+    config = tiny_config(**model)
+    network: Any = models.build(config.model, config.dtype)
+    params = random_params(network)
+    if still:
+        params["out"] = jax.tree.map(np.zeros_like, params["out"])
+    return VideoGenerator(config, network, params, words=WORDS["digit"])
+
+
+@pytest.fixture(scope="module")
+def generator() -> VideoGenerator:
+    return tiny_generator(**POM)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a finished run of train.py leaves, as far as sampling looks at it."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny_config(**POM)
+    network = models.build(config.model, config.dtype)
+    keep_config(folder, config)
+    checkpoints = checkpoint.Checkpoints(folder, keep_last=1, keep_best=0)
+    checkpoints.save(10, {"params": random_params(network, 1), "ema": [random_params(network)]})
+    checkpoints.close()
+    return folder
+
+
+def joined(stream: Any) -> np.ndarray:
+    return np.concatenate([piece.frames for piece in stream], axis=1)
+
+
+def test_noise_depends_on_seed_film_and_frame_alone() -> None:
+    noisy = tiny_generator(still=True)  # what comes out is the noise
+    plain: dict[str, Any] = {"guidance": 1.0, "steps": 1, "seed": 5, "batch_size": 2}
+    one = noisy.sample_array(PROMPTS, 4, **plain)
+    assert len(np.unique(one)) > one.size / 2
+    np.testing.assert_array_equal(one, noisy.sample_array(PROMPTS, 4, chunk=3, **plain))
+    np.testing.assert_array_equal(one, noisy.sample_array(PROMPTS, 4, joint=True, **plain))
+    np.testing.assert_array_equal(one[1:], noisy.sample_array(PROMPTS[1:], 4, first=1, **plain))
+    assert np.abs(one - noisy.sample_array(PROMPTS, 4, **plain | {"seed": 6})).max() > 0.1
+
+
+def test_a_stream_is_the_plain_loop_over_frames_and_steps(generator: VideoGenerator) -> None:
+    """Euler's method with both halves written out, past at time 0."""
+    model, params = generator.model, generator.params
+    text = generator.texts(PROMPTS)
+    nothing = text._replace(mask=0 * text.mask)
+    call: Any = jax.jit(lambda *given: model.apply({"params": params}, *given))
+    halves = [(text, model.init_states(3)), (nothing, model.init_states(3))]
+    for piece in generator.stream(text, 2, guidance=3.0, seed=1):
+        number = piece.first
+        keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(1), i), number) for i in range(3)]
+        x = jnp.stack([jax.random.normal(jax.random.split(key)[0], (1, 4, 4, 1)) for key in keys])
+        for t in (1.0, 0.5):
+            with_text, without = (call(x, jnp.full(3, t), say, state, number)[0] for say, state in halves)
+            x -= 0.5 * (without + 3.0 * (with_text - without))
+        x = jnp.clip(x, -1, 1)
+        halves = [(say, call(x, jnp.zeros(3), say, state, number)[1]) for say, state in halves]
+        np.testing.assert_allclose(piece.frames, x, atol=2e-5)
+
+
+def test_given_frames_stay_and_leave_the_same_states_in_chunks_of_any_length(
+    generator: VideoGenerator,
+) -> None:
+    given = np.random.default_rng(0).uniform(-1, 1, (3, 4, 4, 4, 1)).astype(np.float32)
+    states = []
+    for chunk in (1, 3):
+        pieces = []
+        for piece in generator.stream(PROMPTS, 4, chunk=chunk, given=given):
+            pieces.append(piece.frames)
+        np.testing.assert_array_equal(np.concatenate(pieces, axis=1), given)
+        states.append(piece.state.halves)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), *states)
+    went_on = generator.sample_array(PROMPTS, 5, given=given)
+    np.testing.assert_array_equal(went_on[:, :4], given)
+    shuffled = generator.sample_array(PROMPTS, 5, given=given[:, ::-1])
+    assert np.abs(went_on - shuffled)[:, 4].max() > 1e-3
+
+
+def test_a_stream_that_was_put_on_disk_goes_on_bit_for_bit(generator: VideoGenerator, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"sampler": SDE(), "guidance": 2.0, "seed": 3, "batch_size": 2}
+    whole = joined(generator.stream(PROMPTS, 5, **settings))
+    begun = generator.stream(PROMPTS, None, **settings)
+    pieces = [next(begun) for _ in range(3)]
+    file = tmp_path / "stream.npz"
+    generator.save_state(file, pieces[-1].state)
+    with pytest.raises(InputError, match="the state after frame 1 is gone"):
+        _ = pieces[0].state
+    state = generator.load_state(file)
+    assert (state.frame, state.seed, state.captions) == (3, 3, tuple(PROMPTS))
+    later = joined(generator.stream(frames=2, state=state, **settings | {"seed": None}))
+    np.testing.assert_array_equal(np.concatenate([joined(pieces), later], axis=1), whole)
+
+    with pytest.raises(InputError, match="another model or checkpoint"):
+        tiny_generator(still=True, **POM).load_state(file)
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(InputError, match="damaged, or no state"):
+        generator.load_state(file)
+    with pytest.raises(InputError, match="no such state"):
+        generator.load_state(tmp_path / "none.npz")
+    with pytest.raises(InputError, match=r"ends in \.npz"):
+        generator.save_state(tmp_path / "stream.pkl", state)
+
+
+def test_frame_1000_takes_the_memory_of_frame_2_and_the_same_programs(generator: VideoGenerator) -> None:
+    compiled, seen = len(generator.programs), {}
+    stream = generator.stream(PROMPTS[:1], None, steps=1)
+    for piece in itertools.islice(stream, 1000):
+        if piece.first + 1 in (2, 1000):
+            live = sum(array.nbytes for array in jax.live_arrays())
+            seen[piece.first + 1] = piece.state_bytes, piece.working_bytes, live
+    assert seen[2] == seen[1000]
+    assert len(generator.programs) == compiled + 2
+
+
+def test_attention_carries_a_cache_that_grows() -> None:
+    attention = tiny_generator(mixer="attention", num_heads=2)
+    pieces = list(attention.stream(PROMPTS[:1], 2, guidance=1.0, steps=1))
+    assert pieces[1].state_bytes == 2 * pieces[0].state_bytes
+    state = pieces[-1].state
+    assert joined(attention.stream(frames=1, state=state, guidance=1.0, steps=1)).shape == (1, 1, 4, 4, 1)
+
+
+def test_guidance_takes_any_condition() -> None:
+    rng = np.random.default_rng(0)
+    x, words, mask = (jnp.asarray(rng.normal(size=(2, 3)), jnp.float32) for _ in range(3))
+    t = jnp.ones(2)
+
+    def network(x: jax.Array, t: jax.Array, given: Any) -> jax.Array:
+        text, number = given
+        return x * t[:, None] + jnp.sin(text.tokens) * text.mask + number[:, None]
+
+    given = (Text(words, mask), jnp.arange(2.0))
+    null = (Text(words, jnp.zeros_like(mask)), jnp.zeros(2))
+    conditional, without = network(x, t, given), network(x, t, null)
+    np.testing.assert_allclose(
+        guide(network, given, null, 3.0)(x, t), without + 3 * (conditional - without), 1e-5
+    )
+    np.testing.assert_allclose(guide(network, given, null, jnp.float32(1))(x, t), conditional, rtol=1e-5)
+    np.testing.assert_array_equal(guide(network, given, null)(x, t), conditional)
+    with pytest.raises(InputError, match="null like the condition"):
+        guide(network, given, 10, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ([], {}, "at least one text"),
+        ("a seven moving up", {}, "list"),
+        ([" "], {}, "empty"),
+        (["a seven moving pu"], {}, "Did you mean 'up'"),
+        (["a seven moving up up"], {}, "5 words, this model reads at most 4"),
+        (PROMPTS, {"frames": 0}, "frames=0"),
+        (PROMPTS, {"chunk": -1}, "chunk=-1"),
+        (PROMPTS, {"size": (5, 4)}, "multiples of 2"),
+        (PROMPTS, {"given": np.zeros((3, 1, 8, 8, 3))}, r"given frames must be \[3, T0, 8, 8, 1\]"),
+        (PROMPTS, {"given": np.full((3, 1, 4, 4, 1), np.nan)}, "not finite"),
+        (PROMPTS, {"frames": 2, "given": np.zeros((3, 3, 4, 4, 1))}, "include its 3 given"),
+        (PROMPTS, {"guidance": -1.0}, "guidance"),
+        (PROMPTS, {"steps": 0}, "steps"),
+        (PROMPTS, {"sampler": "hein"}, "Did you mean 'heun'"),
+        (PROMPTS, {"batch_size": 0}, "batch_size"),
+        (PROMPTS, {"seed": -1}, "seed"),
+        (None, {}, "which films"),
+    ],
+)
+def test_mistakes_are_explained_before_anything_compiles(
+    generator: VideoGenerator, text: Any, settings: Any, message: str
+) -> None:
+    class Never:
+        def compiling(self, what: str) -> None:
+            raise AssertionError("compiled")
+
+    asked: dict[str, Any] = {"frames": 3, "progress": Never(), **settings}
+    with pytest.raises(InputError, match=message):
+        generator.stream(text, **asked)
+
+
+def test_what_a_model_cannot_is_explained() -> None:
+    whole = tiny_generator(frame_causal=False)
+    with pytest.raises(InputError, match="frame_causal"):
+        whole.stream(PROMPTS, 3)
+    with pytest.raises(InputError, match="no given frames"):
+        whole.sample_array(PROMPTS, 3, given=np.zeros((3, 1, 4, 4, 1)))
+    embedded = tiny_generator(vocabulary=0)
+    with pytest.raises(InputError, match="--text_encoder=DIR"):
+        embedded.texts(PROMPTS)
+    with pytest.raises(InputError, match=r"text\.tokens must be \[B, M, 4\]"):
+        embedded.stream(Text(jnp.zeros((1, 3, 5)), jnp.ones((1, 3))), 3)
+    with pytest.raises(InputError, match="--autoencoder=DIR"):
+        tiny_generator(channels=16).sample(PROMPTS)
+
+
+def test_from_a_workdir_to_files(
+    workdir: Path, tmp_path: Path, generator: VideoGenerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, begun, later = (str(tmp_path / name) for name in ("state.npz", "begun.npz", "later.npz"))
+    sample_video_to_file(workdir, out=begun, prompts=["; ".join(PROMPTS)], frames=2, save_state=state)
+    assert "6 frames in" in capsys.readouterr().out
+    sample_video_to_file(workdir, out=later, frames=1, state=state)
+    whole = generator.sample(PROMPTS, 3)
+    with np.load(begun) as first, np.load(later) as second:
+        films = np.concatenate([first["arr_0"], second["arr_0"]], axis=1)
+        assert first["captions"].tolist() == second["captions"].tolist() == PROMPTS
+    np.testing.assert_array_equal(films, whole)
+    gif = sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=3, from_file=begun, seed=1)
+    assert gif.parent == workdir / "samples"
+    assert gif.name == "step_0000010_a-seven-moving-up_3_frames_continued_guidance_2_seed_1.gif"
+    assert len(list(ImageSequence.Iterator(Image.open(gif)))) == 3
+    assert Image.open(gif.with_suffix(".png")).size[1] > 3 * 48
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompts": ()}, "which films"),
+        ({"prompts": ("a seven", "")}, "empty"),
+        ({"num": 0}, "at least one film"),
+        ({"fps": 0}, "--fps=0"),
+        ({"out": "film.avi"}, "ending"),
+        ({"joint": True, "save_state": "s.npz"}, "leave out --joint"),
+        ({"from_file": "none.png"}, "no such file"),
+        ({"state": "none.npz"}, "no such state"),
+        ({"size": "16"}, "HEIGHTxWIDTH"),
+        ({"ema": 3}, "--ema=3"),
+        ({"text_encoder": "t5"}, "knows 16 words by itself"),
+        ({"autoencoder": "vae"}, "no autoencoder in diffusers' format"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_explained(
+    workdir: Path, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    flags: dict[str, Any] = {"prompts": PROMPTS, **given}
+    for name in {"out", "save_state", "from_file", "state"} & flags.keys():
+        flags[name] = str(tmp_path / flags[name])
+    flags.setdefault("out", str(tmp_path / "film.gif"))
+    with pytest.raises(InputError, match=message):
+        sample_video_to_file(workdir, **flags)
+    assert not any(tmp_path.iterdir())
+
+
+def test_flags_and_workdirs_of_the_other_kind_are_explained(workdir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "sample.py", f"--workdir={workdir}", "--classes=0,1"]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert "draws films, with --prompt; --classes is of images" in ended.stderr
+    with pytest.raises(InputError, match="load_video"):
+        load(workdir)
+    images = common.base()
+    keep_config(tmp_path / "images", images)
+    with pytest.raises(InputError, match=r"pom_jax\.load"):
+        load_video(tmp_path / "images")
+
+
+def test_first_frames_come_from_pictures_and_arrays(tmp_path: Path) -> None:
+    films = np.random.default_rng(0).integers(0, 255, (2, 3, 4, 4, 1), dtype=np.uint8)
+    write_films(tmp_path / "films.npz", films)
+    np.testing.assert_allclose(read_frames(tmp_path / "films.npz", 1, True), films / 127.5 - 1, atol=1e-6)
+    Image.fromarray(films[0, 0, ..., 0]).save(tmp_path / "one.png")
+    found = read_frames(tmp_path / "one.png", 1, True)
+    np.testing.assert_allclose(found, films[:1, :1] / 127.5 - 1, atol=1e-6)
+    (tmp_path / "bad.gif").write_bytes(b"GIF89a")
+    for name, message in (("bad.gif", "cannot be read"), ("one.png", "come from .npz")):
+        with pytest.raises(InputError, match=message):
+            read_frames(tmp_path / name, 16 if name == "one.png" else 1, name != "one.png")
+    with pytest.raises(InputError, match="float32 latents"):
+        read_frames(tmp_path / "films.npz", 16, False)
+
+
+def test_films_are_written_in_every_format(tmp_path: Path) -> None:
+    films = np.random.default_rng(0).integers(0, 255, (3, 5, 7, 9, 1), dtype=np.uint8)
+    for name in ("films.gif", "films.webp", "films.png"):
+        write_films(tmp_path / name, films, PROMPTS, fps=10)
+        assert len(list(ImageSequence.Iterator(Image.open(tmp_path / name)))) == (
+            1 if name[-3:] == "png" else 5
+        )
+    try:
+        import av
+    except ImportError:
+        with pytest.raises(InputError, match="pip install av"):
+            write_films(tmp_path / "films.mp4", films, PROMPTS)
+    else:
+        write_films(tmp_path / "films.mp4", films, PROMPTS)
+        with av.open(str(tmp_path / "films.mp4")) as container:
+            frames = list(container.decode(video=0))
+        assert (len(frames), frames[0].format.name) == (5, "yuv420p")
