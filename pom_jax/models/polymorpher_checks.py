@@ -22,7 +22,7 @@ WORDS = CHOICES | {
 def check_polymorpher(m: Any) -> None:
     """Raises an InputError for the first field of a `Polymorpher` that is wrong, or does not fit another."""
     check_values(m, WORDS)
-    has_pom = m.mixer == "pom"
+    has_pom, expanded = m.mixer == "pom", m.expansion * m.width
     rules = [
         (m.frames % m.frame_patch, "frames", m.frames, "frame_patch", m.frame_patch),
         (m.frame_height % m.patch_size, "frame_height", m.frame_height, "patch_size", m.patch_size),
@@ -30,22 +30,24 @@ def check_polymorpher(m: Any) -> None:
     ]
     if not has_pom and not m.head_width:
         rules.append((m.width % m.num_heads, "width", m.width, "num_heads", m.num_heads))
+    if has_pom and m.form == "power":
+        heads = max(m.gate_heads, 1)
+        rules.append((m.width % m.groups, "width", m.width, "groups", m.groups))
+        rules.append((expanded % heads, "expansion * width", expanded, "gate_heads", heads))
     if has_pom and m.rotary:
-        rules.append(
-            (
-                m.expansion * m.width % 6,
-                "expansion * width",
-                m.expansion * m.width,
-                "rotary pairs on three axes",
-                6,
-            )
-        )
+        rules.append((expanded % 6, "expansion * width", expanded, "rotary pairs on three axes", 6))
     check_divisors(rules)
     check_pom_form(m)
     if m.positions == "sincos_phase" and m.width % 8:
         raise InputError(f"model.width={m.width} must be a multiple of 8 for positions='sincos_phase'")
     if m.positions == "sincos_grid" and m.width % 4:
         raise InputError(f"model.width={m.width} must be a multiple of 4 for positions='sincos_grid'")
+    if m.width % 2:
+        raise InputError(f"model.width={m.width} must be even: time features come in pairs")
+    if m.head_width and has_pom:
+        raise InputError(
+            f"model.head_width={m.head_width} is of attention: leave it 0, or say model.mixer='attention'"
+        )
     if m.phase_periods and not has_pom:
         raise InputError(
             f"model.phase_periods={m.phase_periods} is of PoM: leave it out, or set model.mixer to 'pom'"
