@@ -54,7 +54,7 @@ def test_real_clips_have_the_known_floors(reference, drawn, real):
     assert real["identity"] == pytest.approx(0.32, abs=0.03)
     assert [real[name] for name in (*STEPS, "likeness")] == pytest.approx([1, 1, 1, 1])
     assert 0 < real["frechet"] < 0.5  # 1 is what the training digits have
-    assert reference.floor == pytest.approx(0.081, abs=0.002)
+    assert reference.floor == pytest.approx(0.0831, abs=0.002)
     # At 8 times the length, where the start has to be found, each step is still right.
     long = means(
         scores.score(
@@ -71,6 +71,13 @@ def test_pixels_in_bytes_score_alike(reference, drawn, real):
     found = means(scores.score(reference, pixels, asked_of(drawn, digit=drawn[2].digit)))
     for name, value in real.items():
         assert found[name] == pytest.approx(value, abs=5e-3), name
+
+
+def test_faint_noise_does_not_count_as_a_fault(reference, drawn, real):
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(CLIPS, FRAMES, SIZE, SIZE, 1))
+    found = means(scores.score(reference, true_clips(drawn) + noise, asked_of(drawn, digit=drawn[2].digit)))
+    for name in ("recognised", *STEPS):
+        assert found[name] == pytest.approx(real[name], abs=0.02), name
 
 
 def test_a_perfect_continuation_has_it_all(reference, drawn, real):
@@ -148,7 +155,7 @@ def test_what_is_too_slow_has_the_wrong_speed_and_the_right_direction(reference,
     places = clips_along(images, data.path(start, clips.direction, 2, ROOM))
     parts = np.linspace(0, 1, 4)[:, None, None, None]  # a third of a pixel a frame
     found = means(scores.score(reference, places[:, :1] * (1 - parts) + places[:, 1:] * parts, asked))
-    assert found["speed"] == 0
+    assert found["speed"] < 0.02
     assert found["direction"] > 0.97
     assert found["recognised"] > 0.9
 

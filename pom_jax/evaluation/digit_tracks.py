@@ -8,7 +8,7 @@ import numpy as np
 from pom_jax.data.moving_digits import SIDE, STEPS, path
 
 HIGHEST = 16.0  # brightest pixel
-FAINT = 1.0  # what is no brighter is no ink
+FAINT = 2.5  # what is no brighter is no ink, so that noise which the eye hardly sees moves no centroid
 MIDDLE = (SIDE - 1) / 2  # of a digit's square, from its upper left pixel
 REACH = 1.25  # pixels from there to the centroid of its ink: no real digit has more
 
@@ -30,7 +30,7 @@ def frames_of(clips: np.ndarray) -> np.ndarray:
 def locate(frames: np.ndarray) -> np.ndarray:
     """The centroid of the ink: frames [..., S, S] -> [..., 2], NaN where there is no ink.
 
-    Ink is what is brighter than 1 of 16, weighed by its brightness.
+    Ink is what is brighter than 2.5 of 16, weighed by its brightness.
     """
     ink = np.where(frames > FAINT, frames, 0).astype(np.float64)
     places = np.arange(frames.shape[-1])

@@ -29,8 +29,8 @@ def save(report: VideoReport, out: str | os.PathLike[str], name: str) -> list[st
         name: how the files' names begin.
 
     Returns:
-        The names of the files: .json, .md, .txt, _<protocol>.png (strips), _<protocol>.gif, and where
-        matplotlib is installed .png, the scores against the frame.
+        The names of the files: .json, .md, .txt, of each protocol _strip.png and .gif, and, where matplotlib
+        is installed, _by_frame.png, the scores against the frame.
 
     Raises:
         InputError: nothing can be written there.
@@ -42,16 +42,15 @@ def save(report: VideoReport, out: str | os.PathLike[str], name: str) -> list[st
         for ending, text in texts.items():
             (out / f"{name}{ending}").write_text(text)
             written.append(f"{name}{ending}")
-        if plot(report, out / f"{name}.png"):
-            written.append(f"{name}.png")
+        if plot(report, out / f"{name}_by_frame.png"):
+            written.append(f"{name}_by_frame.png")
     except OSError as error:
         raise InputError(f"the scores cannot be written to {out}: {error}") from error
     for found in report.found:
-        path = out / f"{name}_{found.protocol}.png"
-        replace_file(path, lambda file, found=found: strip(found).save(file, "png"))
-        moving = path.with_suffix(".gif")
-        replace_file(moving, lambda file, found=found: animation(found, file))
-        written += [path.name, moving.name]
+        own = name if name.endswith(found.protocol) else f"{name}_{found.protocol}"
+        replace_file(out / f"{own}_strip.png", lambda file, found=found: strip(found).save(file, "png"))
+        replace_file(out / f"{own}.gif", lambda file, found=found: animation(found, file))
+        written += [f"{own}_strip.png", f"{own}.gif"]
     return written
 
 

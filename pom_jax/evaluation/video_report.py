@@ -140,18 +140,23 @@ def table(found: Found) -> list[list[str]]:
 def lost(column: Column, name: str, found: Found) -> float:
     """Points of a score lost from the last but one part to the last."""
     first, last = (column.scores.mean(name, part.frames)[0] for part in found.parts[-2:])
-    return 100 * (first - last)
+    return round(100 * (first - last), 2) + 0.0  # no -0.0
 
 
 def in_short(found: Found) -> str:
     """One sentence: the first column beside the real clips."""
     ours, real = found.columns[0], found.columns[-1]
     part = found.parts[-1 if found.protocol == "length" else 0]
-    names = [name for name in ("recognised", "direction", "speed", "identity") if name in by_name(ours)]
+    wanted = ("recognised", "direction", "speed", "identity", "true_frame")
+    names = [name for name in wanted if name in by_name(ours)]
     scores = [
         f"{VIDEO_METRICS[name].title} {_plain(ours, name, part)} (real {_plain(real, name, part)})"
         for name in names
     ]
+    if found.protocol != "text":
+        first, last = (part.name for part in found.parts[-2:])
+        points = lost(ours, "recognised", found)
+        scores.append(f"{points:.1f} points of recognised lost from {first} to {last}")
     return f"In short, {ours.name}{part.name and ', ' + part.name}: {', '.join(scores)}."
 
 
