@@ -13,3 +13,4 @@ from pom_jax.interop.image_models import Imported as Imported
 from pom_jax.interop.image_models import import_model as import_model
 from pom_jax.interop.layers import import_layer as import_layer
 from pom_jax.interop.names import find_layers as find_layers
+from pom_jax.interop.video_models import import_video_model as import_video_model

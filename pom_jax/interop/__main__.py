@@ -2,6 +2,7 @@
 
 python -m pom_jax.interop list FILE
 python -m pom_jax.interop import FILE --out=WORKDIR --objective=flow --model=DiPoM-XL/2 --image_size=32
+python -m pom_jax.interop import FILE --out=WORKDIR --objective=flow --model=Polymorpher-B/2 --clip=20x16x30
 python -m pom_jax.interop export WORKDIR --out=FILE.safetensors
 
 FILE is .safetensors, or .pt, .pth, .ckpt or .bin where torch is installed. `list` says what is in it and what
@@ -15,6 +16,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
+from pom_jax import models
 from pom_jax.errors import InputError, run_command
 
 OUT = flags.DEFINE_string("out", None, "import: the workdir to make; export: the .safetensors file to write.")
@@ -31,6 +33,17 @@ WEIGHTS = flags.DEFINE_enum(
 )
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "import: side of the latents, 32 for pictures of 256 pixels, where no table tells it."
+)
+CLIP = flags.DEFINE_string(
+    "clip", None, "import: frames, height and width of the latents of a model for video, such as 20x16x30."
+)
+TEXT_LENGTH = flags.DEFINE_integer("text_length", None, "import: most tokens of a text, 64 by default.")
+FRAME_CAUSAL = flags.DEFINE_bool("frame_causal", False, "import: a model for video with their block_causal.")
+PATCH_SIZE = flags.DEFINE_integer(
+    "patch_size", None, "import: side of a patch of video, where no preset tells it."
+)
+FRAME_PATCH = flags.DEFINE_integer(
+    "frame_patch", None, "import: frames of a patch of video, where no preset tells it."
 )
 DEGREE = flags.DEFINE_integer("degree", None, "import: degree of the polynomials, where no preset tells it.")
 NUM_HEADS = flags.DEFINE_integer("num_heads", None, "import: heads of attention, where no preset tells them.")
@@ -70,7 +83,9 @@ def _list(file: str) -> None:
 def _import(file: str, out: str) -> None:
     from pom_jax.interop.workdirs import import_workdir, overrides
 
-    recipe = _recipe(MODEL.value, Path(file).stem)
+    clip = None if CLIP.value is None else _clip(CLIP.value)
+    recipe = _recipe(MODEL.value, Path(file).stem, clip)
+    frames, height, width = clip or (None, None, None)
     found, config = import_workdir(
         file,
         out,
@@ -82,27 +97,46 @@ def _import(file: str, out: str) -> None:
         degree=DEGREE.value,
         num_heads=NUM_HEADS.value,
         drop_variance=DROP_VARIANCE.value,
+        frames=frames,
+        frame_height=height,
+        frame_width=width,
+        text_length=TEXT_LENGTH.value,
+        frame_causal=FRAME_CAUSAL.value,
+        patch_size=PATCH_SIZE.value,
+        frame_patch=FRAME_PATCH.value,
     )
     m = found.model
+    of = f"texts of {m.text_width} channels" if clip else f"{m.num_classes} classes"
     print(
         f"{out}: {found.layout} ({found.weights}), {m.depth} layers of width {m.width}, "
-        f"{m.num_classes} classes, {m.image_size} x {m.image_size} x {m.channels}\n"
-        f"next: python sample.py --workdir={out}"
+        f"{of}, {' x '.join(map(str, models.sample_shape(m)))}\n"
+        f"next: python sample.py --workdir={out}" + (" --prompt=..." if clip else "")
     )
     if Path("configs", f"{config.name}.py").is_file():
         words = [f"--config=configs/{config.name}.py", *overrides(recipe, config), "--config.data.dir=DIR"]
         print(f"      python train.py {' '.join(words)} --workdir={out}")
 
 
-def _recipe(preset: str | None, name: str) -> ConfigDict:
-    """The recipe of ImageNet, of a preset where one is named."""
+def _clip(text: str) -> tuple[int, ...]:
+    sizes = text.split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
+        raise InputError(f"--clip={text}: give frames, height and width of the latents, such as 20x16x30")
+    return tuple(map(int, sizes))
+
+
+def _recipe(preset: str | None, name: str, clip: tuple[int, ...] | None) -> ConfigDict:
+    """The recipe of ImageNet or of video, of a preset where one is named."""
     try:
         from configs import common
     except ImportError as error:
         raise InputError("there is no folder configs here; call this where train.py is") from error
+    if (preset in models.VIDEO_NAMES) != (clip is not None) and preset is not None:
+        raise InputError(
+            f"--model={preset} and --clip={CLIP.value}: a preset for video needs --clip, no other has it"
+        )
     if preset is not None:
-        return common.imagenet(preset)
-    config = common.base()
+        return common.video(preset, None, *clip) if clip else common.imagenet(preset)
+    config = common.video_base() if clip else common.base()
     config.name = "".join(letter if letter.isalnum() or letter in "._+-" else "_" for letter in name)
     return config
 

@@ -1,4 +1,4 @@
-"""`DiPoM` and its parameters -> the tensors of the authors' image models, or of facebookresearch's."""
+"""A model and its parameters -> the tensors of the authors' models, or of facebookresearch's."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,18 +11,17 @@ from pom_jax import models
 from pom_jax.errors import InputError
 from pom_jax.interop import layouts, model_layouts
 from pom_jax.interop.arrays import to_numpy
-from pom_jax.interop.model_layouts import WHOSE
-from pom_jax.models.checks import check_fields
+from pom_jax.interop.model_layouts import VIDEO, WHOSE
 from pom_jax.training.digest import path_name
 
 
-def export_model(model: models.DiPoM, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The state dict of the model of theirs that computes the same; `import_model` gives the same bits back.
+def export_model(model: models.Model, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict of the model of theirs that computes the same; importing it gives the same bits back.
 
     Args:
         model: one that they have too: DiPoM is HoMM's DiH, DiPoM-R its DiH++, DiT its DiT, and with the
             positions, time embedding and activation of facebookresearch's DiT and SiT it is one of these,
-            with `learn_sigma=False`.
+            with `learn_sigma=False`. Polymorpher is HoMM's TextVideoDiH.
         variables: {"params": ...}, or the tree inside.
 
     Returns:
@@ -34,7 +33,7 @@ def export_model(model: models.DiPoM, variables: Mapping[str, Any]) -> dict[str,
         InputError: a field that no model of theirs has; or in one message all parameters that are missing or
             in excess, and all shapes that do not fit the model.
     """
-    check_fields(model)
+    models.CHECKS[type(model)](model)
     layout = _layout(model)
     for name, value in model_layouts.FIXED[layout].items():
         if getattr(model, name) != value:
@@ -52,7 +51,9 @@ def export_model(model: models.DiPoM, variables: Mapping[str, Any]) -> dict[str,
     return layouts.to_theirs(pieces, table) | model_layouts.computed(layout, model)
 
 
-def _layout(model: models.DiPoM) -> str:
+def _layout(model: models.Model) -> str:
+    if isinstance(model, models.Polymorpher):
+        return VIDEO
     if model.mixer == "pom":
         return "dihpp" if model.positions == "learned" else "dih"
     if model.positions == "dit" and model.time_embedding != "homm":
@@ -60,7 +61,7 @@ def _layout(model: models.DiPoM) -> str:
     return "homm_dit"
 
 
-def _wrong_arrays(model: models.DiPoM, params: Mapping[str, Any]) -> Iterable[str]:
+def _wrong_arrays(model: models.Model, params: Mapping[str, Any]) -> Iterable[str]:
     wanted, found = (
         _by_path(jax.eval_shape(lambda k: models.init(model, k), jax.random.key(0))),
         _by_path(params),

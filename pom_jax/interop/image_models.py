@@ -1,4 +1,7 @@
-"""The tensors of the authors' image models and of facebookresearch's -> `DiPoM` and its parameters."""
+"""The tensors of the authors' image models and of facebookresearch's -> `DiPoM` and its parameters.
+
+What is the same for video is here too, see `interop.video_models`.
+"""
 
 import dataclasses
 import re
@@ -13,7 +16,7 @@ from pom_jax import models
 from pom_jax.errors import InputError, choose
 from pom_jax.interop import layouts, model_layouts, model_sizes
 from pom_jax.interop.arrays import to_numpy
-from pom_jax.interop.model_layouts import CONSTANTS, FACEBOOK, MARKS, WHOSE
+from pom_jax.interop.model_layouts import CONSTANTS, FACEBOOK, MARKS, VIDEO, WHOSE
 from pom_jax.interop.names import plain_names
 
 PREFIXES = {"ema": ("ema.ema_model.", "ema."), "online": ("model.", "module.", "")}
@@ -26,14 +29,14 @@ class Imported:
     """A model from elsewhere.
 
     Attributes:
-        model: the network; `model.clone(dtype=...)` computes in another dtype.
+        model: the network, `DiPoM` or `Polymorpher`; `model.clone(dtype=...)` computes in another dtype.
         fields: those of its fields that were told, by the tensors or by the caller.
         params: its parameters, nested dicts of float32.
         layout: whose it was, one of `model_layouts.WHOSE`.
         weights: "ema" or "online", which of a file's parameters these are.
     """
 
-    model: models.DiPoM
+    model: Any
     fields: dict[str, Any]
     params: dict[str, Any]
     layout: str
@@ -78,17 +81,23 @@ def import_model(
     """
     found, weights = select_weights(tensors, weights)
     layout = find_layout(found, objective)
-    _refuse(layout, wrong_tensors(found, layout))
+    if layout == VIDEO:
+        raise InputError(f"the tensors are of {WHOSE[layout]}: import_video_model makes a model of them")
+    refuse(layout, wrong_tensors(found, layout))
     told = {"image_size": image_size, "degree": degree, "num_heads": num_heads}
     fields = model_sizes.fields(found, layout, told, preset)
     if layout in FACEBOOK:
         found = _without_variance(found, fields, drop_variance)
+    return converted(found, layout, fields, weights)
+
+
+def converted(found: Arrays, layout: str, fields: dict[str, Any], weights: str) -> Imported:
+    """The model of these fields with these tensors; raises an InputError if their shapes do not fit."""
     model = models.build(fields)
-    assert isinstance(model, models.DiPoM)
     table, constants = model_layouts.entries(layout, model), model_layouts.computed(layout, model)
     wanted = layouts.shapes(table) | {name: array.shape for name, array in constants.items()}
-    _refuse(layout, _wrong_shapes(found, wanted))
-    _refuse(
+    refuse(layout, _wrong_shapes(found, wanted))
+    refuse(
         layout,
         (
             f"values of {n}: not as {WHOSE[layout]} computes them"
@@ -141,12 +150,15 @@ def find_layout(found: Arrays, objective: str | None) -> str:
         raise InputError(
             f"objective = {objective!r}, but the tensors are of HoMM's models: 'flow' or 'noise'"
         )
+    if MARKS[2] in found:
+        return VIDEO
     if any(re.match(r"layers\.\d+\.mha\.", name) for name in found):
         return "homm_dit"
     return "dihpp" if "pos_emb" in found or "registers" in found else "dih"
 
 
-def _refuse(layout: str, problems: Iterable[str]) -> None:
+def refuse(layout: str, problems: Iterable[str]) -> None:
+    """Raises an InputError that lists the problems, if there are any."""
     lines = list(problems)
     if lines:
         more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
@@ -160,8 +172,12 @@ def wrong_tensors(found: Arrays, layout: str) -> list[str]:
 
 
 def _wrong_names(found: Arrays, layout: str) -> Iterable[str]:
-    fields: dict[str, Any] = {"registers": int("registers" in found)} | model_layouts.FIXED[layout]
-    model = models.DiPoM(1, 1, 1, 1, 1, max(1, model_sizes.depth(found)), **fields)
+    depth = max(1, model_sizes.depth(found))
+    if layout == VIDEO:
+        model = models.Polymorpher(1, 1, 1, 1, 1, 1, 1, 1, depth)
+    else:
+        fields: dict[str, Any] = {"registers": int("registers" in found)} | model_layouts.FIXED[layout]
+        model = models.DiPoM(1, 1, 1, 1, 1, depth, **fields)
     names = {entry.theirs for entry in model_layouts.entries(layout, model)} | {CONSTANTS[layout]}
     shapes = _told_shapes(found, layout)
     for name in sorted(names - found.keys()):
@@ -174,6 +190,10 @@ def _told_shapes(found: Arrays, layout: str) -> dict[str, tuple[int, ...]]:
     if any(_wrong_arrays(found)):
         return {}
     try:
+        if layout == VIDEO:
+            # No shape of theirs depends on what the product of sizes is made of.
+            fields = model_sizes.measure(found, layout, dict.fromkeys(model_sizes.OF_CLIPS, 1))
+            return layouts.shapes(model_layouts.entries(layout, models.build(fields)))
         fields = model_sizes.measure(found, layout, model_sizes.NOTHING_TOLD)
     except (KeyError, InputError):
         return {}

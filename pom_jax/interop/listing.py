@@ -12,7 +12,8 @@ from pom_jax.interop.names import find_layers
 
 SIZES = (
     "width", "depth", "patch_size", "image_size", "channels", "num_classes", "degree", "expansion",
-    "degree * expansion", "num_heads", "ffn_expansion", "registers",
+    "degree * expansion", "num_heads", "ffn_expansion", "registers", "frames", "frame_height", "frame_width",
+    "frame_patch", "frame_patch * patch_size^2 * channels", "text_width",
 )  # fmt: skip
 
 
@@ -49,6 +50,9 @@ def _model(tensors: Mapping[str, np.ndarray], weights: str) -> Iterator[str]:
         return
     if sizes.get("degree", 1) is None:  # a degree of 1 was taken for it
         sizes["degree * expansion"] = sizes.pop("expansion")
+    if sizes["channels"] is None:
+        sizes["frame_patch * patch_size^2 * channels"] = found["in_proj.weight"].shape[1]
+        del sizes["channels"]
     known = {name: sizes[name] for name in SIZES if name in sizes}
     yield f"{weights}: {whose}: " + ", ".join(f"{n} {v}" for n, v in known.items() if v is not None)
     yield "  to be given: " + ", ".join(

@@ -61,6 +61,7 @@ WHOSE = {
     "text_video": "HoMM's TextVideoDiH",
 }
 FACEBOOK = ("dit", "sit")
+VIDEO = "text_video"
 # Each model has one of these, HoMM's for images, facebookresearch's and HoMM's for video, behind what its
 # wrappers add.
 MARKS = ("in_conv.weight", "x_embedder.proj.weight", "text_emb.weight")

@@ -10,7 +10,7 @@ import numpy as np
 
 from pom_jax import models
 from pom_jax.errors import InputError
-from pom_jax.interop.model_layouts import FACEBOOK, FIXED, MARKS, WHOSE
+from pom_jax.interop.model_layouts import FACEBOOK, FIXED, MARKS, VIDEO, WHOSE
 from pom_jax.nn.embeddings import time_frequencies
 
 # The axes of the tensors that are read here.
@@ -27,10 +27,24 @@ RANKS = {
     "blocks.0.mlp.fc1.weight": 2,
     "pos_embed": 3,
     "final_layer.linear.weight": 2,
+    "in_proj.weight": 2,
+    "text_emb.weight": 2,
 }
 # What a preset says of a model's sizes.
 COMPARED = ("mixer", "width", "depth", "patch_size", "ffn_expansion", "registers")
 NOTHING_TOLD = {"image_size": None, "degree": None, "num_heads": None}
+# What has to be told of a model for video, and what a preset says of its sizes.
+OF_CLIPS = ("frames", "frame_height", "frame_width", "patch_size", "frame_patch", "degree")
+COMPARED_CLIPS = (
+    "mixer",
+    "width",
+    "depth",
+    "patch_size",
+    "frame_patch",
+    "ffn_expansion",
+    "degree",
+    "expansion",
+)
 Arrays = Mapping[str, np.ndarray]
 Told = Mapping[str, int | None]
 
@@ -41,12 +55,13 @@ def depth(names: Mapping[str, Any]) -> int:
 
 
 def fields(found: Arrays, layout: str, told: Told, preset: str | None) -> dict[str, Any]:
-    """The fields of `DiPoM`.
+    """The fields of `DiPoM`, or of `Polymorpher` with its family.
 
     Args:
         found: all tensors of the layout, each with as many axes as `RANKS` says.
         layout: of `model_layouts.FIXED`.
-        told: image_size, degree and num_heads, None for what is not known.
+        told: image_size, degree and num_heads, or for video `OF_CLIPS` and text_length and frame_causal;
+            None for what is not known.
         preset: the name of one, or None.
 
     Raises:
@@ -57,12 +72,17 @@ def fields(found: Arrays, layout: str, told: Told, preset: str | None) -> dict[s
     measured = measure(found, layout, given)
     needed = [name for name, value in measured.items() if value is None]
     if needed:
+        video = layout == VIDEO
+        what = "frames, height and width are" if video else "image_size is the side"
+        example = "" if video else ", 32 for pictures of 256 pixels"
         raise InputError(
             f"the tensors of {WHOSE[layout]} do not tell {' and '.join(needed)}; pass {'=, '.join(needed)}=: "
-            "image_size is the side of the latents, 32 for pictures of 256 pixels; a preset such as "
-            "'DiPoM-XL/2' tells the others too"
+            f"{what} of the latents{example}; a preset such as "
+            f"{'Polymorpher-B/2' if video else 'DiPoM-XL/2'!r} tells the others too"
         )
     compared = (*COMPARED, *(("num_heads",) if "num_heads" in measured else ("degree", "expansion")))
+    if layout == VIDEO:
+        compared = COMPARED_CLIPS
     wanted = {name: value for name, value in told.items() if value is not None}
     for source, expected in ((preset, {n: usual[n] for n in compared if usual}), ("the caller", wanted)):
         for name, value in expected.items():
@@ -76,6 +96,8 @@ def fields(found: Arrays, layout: str, told: Told, preset: str | None) -> dict[s
 
 def measure(found: Arrays, layout: str, told: Told) -> dict[str, Any]:
     """The fields as `fields` gives them, but None where nothing tells."""
+    if layout == VIDEO:
+        return _measure_clips(found, told)
     facebook = layout in FACEBOOK
     width, channels, patch, _ = found[MARKS[facebook]].shape
     classes = "y_embedder.embedding_table.weight" if facebook else "classes_emb.weight"
@@ -103,6 +125,30 @@ def measure(found: Arrays, layout: str, told: Told) -> dict[str, Any]:
     else:
         measured["num_heads"] = told["num_heads"]
     return measured
+
+
+def _measure_clips(found: Arrays, told: Told) -> dict[str, Any]:
+    width, values = found["in_proj.weight"].shape
+    degree, patch, frame_patch = (told.get(name) for name in ("degree", "patch_size", "frame_patch"))
+    cells = frame_patch * patch**2 if patch and frame_patch else None
+    if cells and values % cells:
+        raise InputError(
+            f"in_proj.weight has {values} columns, not a multiple of frame_patch * patch_size^2 = {cells}"
+        )
+    return FIXED[VIDEO] | {
+        "family": "polymorpher",
+        **{name: told.get(name) for name in OF_CLIPS},
+        "text_length": told.get("text_length") or 1,
+        "frame_causal": bool(told.get("frame_causal")),
+        "channels": values // cells if cells else None,
+        "text_width": found["text_emb.weight"].shape[1],
+        "width": width,
+        "depth": depth(found),
+        "ffn_expansion": _times(found, "layers.0.ffw.0.weight", width),
+        "expansion": _times(found, "layers.0.hom.ho_proj.weight", width * (degree or 1)),
+        "n_timesteps": _timesteps(found["freqs"], width),
+        "unit_gates": found["layers.0.gate_mlp.1.bias"].dtype != np.float64,
+    }
 
 
 def _side(found: Arrays, name: str) -> int:

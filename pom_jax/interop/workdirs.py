@@ -1,6 +1,8 @@
 """Checkpoints of others -> workdirs that train.py, sample.py and eval.py take, and back."""
 
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pom_jax.errors import InputError, choose
 from pom_jax.interop.export_model import export_model
 from pom_jax.interop.files import check_output, read_tensors, write_tensors
 from pom_jax.interop.image_models import Imported, import_model
+from pom_jax.interop.video_models import import_video_model, of_clips
 from pom_jax.training import checkpoint
 from pom_jax.training.config import check_config, write_config
 from pom_jax.training.optim import make_optimizer
@@ -42,7 +45,8 @@ def import_workdir(
         out: the workdir; must not exist, or be empty.
         recipe: what the file does not tell: training, data, sampling.
         objective: a name of `OBJECTIVES`.
-        told: the other arguments of `import_model`.
+        told: the other arguments of `import_model`, or of `import_video_model` where the file holds one for
+            video; those of the other must be None or False.
 
     Returns:
         The model, and the configuration of the workdir.
@@ -54,7 +58,9 @@ def import_workdir(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there and not empty; choose another --out")
     choose("objective", objective, OBJECTIVES)
-    imported = import_model(read_tensors(file), objective=objective, **told)
+    tensors = read_tensors(file)
+    make = import_video_model if of_clips(tensors) else import_model
+    imported = make(tensors, objective=objective, **_fitting(make, told))
     config = recipe.copy_and_resolve_references()
     config.model.update(imported.fields)
     config.diffusion.update(OBJECTIVES[str(objective)])
@@ -96,11 +102,20 @@ def export_workdir(
     check_output(file)
     config = checkpoint.load_config(workdir)
     model = models.build(config.model)
-    if not isinstance(model, models.DiPoM):
-        raise InputError(f"{workdir} is of a text-to-video model: only image models are exported")
     params, step = checkpoint.restore_params(workdir, step, ema)
     write_tensors(file, export_model(model, params))
     return step
+
+
+def _fitting(make: Callable[..., Imported], told: dict[str, Any]) -> dict[str, Any]:
+    """What is told to a function that makes a model, but for what is None or False."""
+    given = {name: value for name, value in told.items() if value is not None and value is not False}
+    known = inspect.signature(make).parameters
+    for name, value in given.items():
+        if name not in known:
+            what = "video" if make is import_video_model else "images"
+            raise InputError(f"{name} = {value!r}, but the file holds a model for {what}: leave it out")
+    return given
 
 
 def overrides(recipe: ConfigDict, config: ConfigDict) -> list[str]:
