@@ -1,5 +1,6 @@
 """Films from a model: what streams promise, and what sample.py makes of them."""
 
+import importlib.util
 import itertools
 import os
 import subprocess
@@ -172,22 +173,21 @@ def test_a_stream_that_was_put_on_disk_goes_on_bit_for_bit(generator: VideoGener
 
 
 def test_frame_1000_takes_the_memory_of_frame_2_and_the_same_programs(generator: VideoGenerator) -> None:
-    compiled, seen = len(generator.programs), {}
-    stream = generator.stream(PROMPTS[:1], None, steps=1)
-    for piece in itertools.islice(stream, 1000):
+    seen = {}
+    for piece in itertools.islice(generator.stream(PROMPTS, None), 1000):
         if piece.first + 1 in (2, 1000):
             live = sum(array.nbytes for array in jax.live_arrays())
-            seen[piece.first + 1] = piece.state_bytes, piece.working_bytes, live
+            needed = piece.state_bytes, piece.working_bytes
+            seen[piece.first + 1] = *needed, live, len(generator.programs)
     assert seen[2] == seen[1000]
-    assert len(generator.programs) == compiled + 2
+    assert min(seen[2]) > 0
 
 
 def test_attention_carries_a_cache_that_grows() -> None:
     attention = tiny_generator(mixer="attention", num_heads=2)
-    pieces = list(attention.stream(PROMPTS[:1], 2, guidance=1.0, steps=1))
-    assert pieces[1].state_bytes == 2 * pieces[0].state_bytes
-    state = pieces[-1].state
-    assert joined(attention.stream(frames=1, state=state, guidance=1.0, steps=1)).shape == (1, 1, 4, 4, 1)
+    (first,) = attention.stream(PROMPTS[:1], 1, guidance=1.0, steps=1)
+    (second,) = attention.stream(frames=1, state=first.state, guidance=1.0, steps=1)
+    assert second.state_bytes == 2 * first.state_bytes > 0
 
 
 def test_guidance_takes_any_condition() -> None:
@@ -345,13 +345,11 @@ def test_films_are_written_in_every_format(tmp_path: Path) -> None:
         assert len(list(ImageSequence.Iterator(Image.open(tmp_path / name)))) == (
             1 if name[-3:] == "png" else 5
         )
-    try:
-        import av
-    except ImportError:
+    if importlib.util.find_spec("av") is None:
         with pytest.raises(InputError, match="pip install av"):
             write_films(tmp_path / "films.mp4", films, PROMPTS)
-    else:
-        write_films(tmp_path / "films.mp4", films, PROMPTS)
-        with av.open(str(tmp_path / "films.mp4")) as container:
-            frames = list(container.decode(video=0))
-        assert (len(frames), frames[0].format.name) == (5, "yuv420p")
+        return
+    write_films(tmp_path / "films.mp4", films, PROMPTS)
+    with importlib.import_module("av").open(str(tmp_path / "films.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert (len(frames), frames[0].format.name) == (5, "yuv420p")

@@ -9,7 +9,7 @@ clean, which a model must have been trained for, with a time for each frame (`di
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +143,13 @@ class Add:
         return tuple(jax.tree.map(lambda leaf, half=half: jnp.split(leaf, 2)[half], after) for half in (0, 1))
 
 
+class Program(NamedTuple):
+    """A compiled program, and what it needs beside its arguments and results."""
+
+    run: Callable[..., Any]
+    working_bytes: int
+
+
 class Programs:
     """Compiled programs, by what they depend on and by the shapes of their arguments.
 
@@ -152,13 +159,15 @@ class Programs:
 
     def __init__(self, sharding: NamedSharding):
         self._sharding = sharding
-        self._compiled: dict[Any, Any] = {}
+        self._compiled: dict[Any, Program] = {}
         self._announced: set[Denoise | Add] = set()
 
     def __len__(self) -> int:
         return len(self._compiled)
 
-    def compile(self, program: Denoise | Add, arguments: tuple[Any, ...], progress: Progress | None) -> Any:
+    def compile(
+        self, program: Denoise | Add, arguments: tuple[Any, ...], progress: Progress | None
+    ) -> Program:
         """The program for arguments like these; `progress` hears of a program once, whatever its lengths."""
         leaves, structure = jax.tree.flatten(arguments)
         key = (program, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
@@ -170,7 +179,9 @@ class Programs:
             if told is not None:
                 told.compiling(program.name)
             began = time.perf_counter()
-            self._compiled[key] = lowered.compile()
+            compiled = lowered.compile()
+            memory = compiled.memory_analysis()  # takes its time, so once
+            self._compiled[key] = Program(compiled, memory.temp_size_in_bytes if memory else 0)
             if told is not None:
                 told.compiled(time.perf_counter() - began)
         return self._compiled[key]

@@ -12,7 +12,7 @@ import numpy as np
 
 from pom_jax.errors import InputError
 from pom_jax.models import Polymorpher, Text
-from pom_jax.sampling.film_programs import Add, Denoise, Halves, Programs
+from pom_jax.sampling.film_programs import Add, Denoise, Halves, Program, Programs
 from pom_jax.sampling.progress import Progress
 
 Put = Callable[[Any], Any]  # arrays to the devices
@@ -180,10 +180,10 @@ class Drawing:
                     assert self.given is not None
                     x = self.put(batch.place.cut(self.given[:, done : done + length]).astype(np.float32))
                 else:
-                    run, arguments = self._denoise(batch)
-                    x = run(*arguments)
+                    program, arguments = self._denoise(batch)
+                    x = program.run(*arguments)
                     x = x if x.shape[1] == length else x[:, :length]
-                    working = max(working, run.memory_analysis().temp_size_in_bytes)
+                    working = max(working, program.working_bytes)
                 if self.add is not None:
                     batch.halves = self._added(self.add, batch, x)
                 parts.append(np.asarray(x)[: batch.place.count])
@@ -195,7 +195,7 @@ class Drawing:
                 self.progress.drawn(done * count, total * count)
             yield StreamedFrames(found, films, working)
 
-    def _denoise(self, batch: Batch) -> tuple[Any, tuple[Any, ...]]:
+    def _denoise(self, batch: Batch) -> tuple[Program, tuple[Any, ...]]:
         """The compiled program that draws a chunk, and its arguments now."""
         scale, first = self.whole((np.float32(self.scale), np.int32(self.films.frame)))
         arguments = (self.params, scale, batch.keys, batch.text, batch.halves, first)
@@ -204,7 +204,7 @@ class Drawing:
     def _added(self, add: Add, batch: Batch, x: jax.Array) -> Halves:
         """The states of a batch after its frames x; the ones before are gone."""
         arguments = (self.params, x, batch.text, batch.halves, self.whole(np.int32(self.films.frame)))
-        return self.programs.compile(add, arguments, self.progress)(*arguments)
+        return self.programs.compile(add, arguments, self.progress).run(*arguments)
 
     def _check(self, found: np.ndarray) -> None:
         if not np.isfinite(found).all():
