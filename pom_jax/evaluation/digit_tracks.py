@@ -95,7 +95,8 @@ def score_steps(centroids: np.ndarray, paths: np.ndarray) -> dict[str, np.ndarra
 
     direction: along the way of the true step, at least a quarter of a pixel to the same side; across it, less
         than half a pixel to either.
-    speed: the step is 1 pixel long, give or take less than half a pixel, wherever it leads.
+    speed: the step is 1 pixel long, give or take less than half a pixel, wherever it leads. Centroids of
+        noise make many such steps: read it beside `direction`, or take `on_path`.
     on_path: in both axes less than half a pixel off the true step.
 
     All are False where there is no ink in one of the two frames.

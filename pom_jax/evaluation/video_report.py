@@ -14,7 +14,12 @@ VIDEO_METRICS = {
         "recognised", "{:.1%}", "↑", "frames whose digit a classifier of real digits reads as asked"
     ),
     "direction": Metric("direction", "{:.1%}", "↑", "steps to the side where the true path leads"),
-    "speed": Metric("speed", "{:.1%}", "↑", "steps of 1 pixel, give or take half of one, wherever they lead"),
+    "speed": Metric(
+        "speed",
+        "{:.1%}",
+        "↑",
+        "steps of 1 pixel, give or take half of one, wherever they lead, as noise does too",
+    ),
     "on_path": Metric(
         "on path", "{:.1%}", "↑", "steps less than half a pixel off the true one, in both axes"
     ),
