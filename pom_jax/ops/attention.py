@@ -81,5 +81,7 @@ def frame_mask(frames: Sequence[int], context_frames: Sequence[int], own: bool =
             f"frames are {len(frames)} and context_frames {len(context_frames)}: they must be as many"
         )
     of_query, of_key = (np.repeat(np.arange(len(each)), each) for each in (frames, context_frames))
-    compare = np.equal if own else np.greater_equal
-    return jnp.asarray(compare(of_query[:, None], of_key[None]))
+    # Behind the barrier, for the compiler would else make the whole mask itself and keep it as a constant.
+    of_query, of_key = lax.optimization_barrier((jnp.asarray(of_query), jnp.asarray(of_key)))
+    compare = jnp.equal if own else jnp.greater_equal
+    return compare(of_query[:, None], of_key[None])
