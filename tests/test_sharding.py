@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
@@ -19,6 +20,7 @@ from pom_jax import models
 from pom_jax.errors import InputError
 from pom_jax.ops.mesh import MESH_AXES
 from pom_jax.training import checkpoint, digest, metrics, sharding
+from pom_jax.training.collectives import collectives, total_bytes
 from tests.layers import normal
 from tests.mesh_agreement import awake
 
@@ -237,6 +239,7 @@ def test_data_is_cut_over_slices_first() -> None:
 PROCESS = """
 import sys
 import jax
+import jax.numpy as jnp
 address, number, folder, workdir = sys.argv[1:]
 jax.distributed.initialize(address, num_processes=2, process_id=int(number))
 from configs import digits as recipe
@@ -278,3 +281,39 @@ def test_two_processes_that_share_the_tokens_write_one_run(tmp_path: Path, digit
     assert (workdir / "log.txt").read_text().count("step 4/4") == 1
     assert checkpoint.saved_steps(workdir) == [2, 4]
     assert [path.name for path in (workdir / "samples").iterdir()] == ["step_0000004.png"]
+
+
+def run_clips() -> None:
+    """Prints how far a block-causal model for video on 8 devices is from one, and what these send."""
+    fields = {"family": "polymorpher", "frames": 4, "channels": 2, "text_length": 3, "text_width": 8}
+    fields |= {"patch_size": 1, "width": 16, "depth": 2, "ffn_expansion": 1, "frame_causal": True}
+    fields |= {"reads": ("own", "past"), "rotary": True, "expansion": 3}
+    mesh = sharding.make_mesh({"data": 1, "context": 8})
+    sent = []
+    for side in (4, 8):  # four times the tokens
+        model = models.build(fields | {"frame_height": side, "frame_width": side})
+        sharding.check_model(model, mesh)
+        params = awake(model, models.dummy_inputs(model))
+        x, text = normal(1, 2, 4, side, side, 2), models.Text(normal(2, 2, 3, 8), jnp.eye(2, 3))
+        t = np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4)
+
+        def slopes(params: Any, *inputs: Any, model: Any = model) -> Any:
+            return jax.value_and_grad(lambda p: (model.apply({"params": p}, *inputs) ** 2).mean())(params)
+
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, sharding.parameter_shardings(params, mesh))
+            compiled: Any = jax.jit(slopes).lower(placed, x, t, text).compile()
+            many = jax.device_get(compiled(placed, x, t, text))
+        sent.append(total_bytes(collectives(compiled.as_text())))
+    one = jax.device_get(jax.jit(slopes)(params, x, t, text))
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True)
+    print(
+        json.dumps({"gap": max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs), "sent": sent})
+    )
+
+
+def test_clips_are_cut_over_devices_and_no_token_is_sent() -> None:
+    """Losses and slopes are those of one device, and four times the tokens send not a byte more."""
+    found = said_last(in_process("-c", "from tests.test_sharding import run_clips; run_clips()"))
+    assert found["gap"] < 1e-5
+    assert found["sent"][0] == found["sent"][1] > 0
