@@ -1,6 +1,8 @@
 """Checkpoints: what is read is what was written, on any mesh, or it is refused and the one before is used."""
 
 import dataclasses
+import errno
+import gc
 import json
 import math
 import os
@@ -21,7 +23,8 @@ import pytest
 
 from pom_jax.errors import InputError
 from pom_jax.training import checkpoint, digest
-from pom_jax.training.checkpoint import files
+from pom_jax.training.checkpoint import DamagedCheckpoint, files
+from pom_jax.training.checkpoint.trouble import reading
 from pom_jax.training.state import TrainState, initial_state
 
 
@@ -99,6 +102,41 @@ def of_arrays(step: Path) -> Path:
     return max((path for path in step.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TimeoutError("Timed out"), "a file of the checkpoints cannot be read: no answer in time"),
+        (OSError(errno.EIO, "Input/output error", "/mnt/a"), "/mnt/a cannot be read: Input/output error"),
+        (
+            ValueError('"/mnt/b": Stale file handle [os_error_code=\'116\'] ["/c"]'),
+            "/mnt/b cannot be read: Stale",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/mnt/a"), None),
+        (ValueError("NOT_FOUND: \"/mnt/b\": No such file or directory [os_error_code='2']"), None),
+        (ValueError("DATA_LOSS: the checksum is wrong"), None),
+    ],
+)
+def test_what_the_storage_says_is_of_the_disk_or_of_the_file(error: Exception, said: str | None) -> None:
+    @reading()
+    def read() -> None:
+        raise DamagedCheckpoint("the arrays cannot be read") from error
+
+    with pytest.raises(InputError if said else DamagedCheckpoint, match=said):
+        read()
+
+
+def test_a_step_is_not_touched_before_its_files_are_listed(tmp_path: Path) -> None:
+    saver = checkpoint.Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    saver.save(1, make_state(1))
+    saver._manager.wait_until_finished()
+    step = tmp_path / "checkpoints" / "1"
+    for number in range(5000):
+        (step / str(number)).touch()
+    saver.save(2, make_state(2))  # from here on the storage may delete the other
+    assert (step / files.FILE).exists()
+    saver.close()
+
+
 @pytest.mark.filterwarnings("ignore")  # of coroutines and event loops that the storage left half made
 def test_a_file_system_in_trouble_is_not_taken_for_damage(two_steps: Path, tmp_path: Path) -> None:
     shutil.copytree(two_steps, tmp_path / "run")
@@ -128,6 +166,7 @@ def test_a_file_system_in_trouble_is_not_taken_for_damage(two_steps: Path, tmp_p
     assert (checkpoint.restore_state(tmp_path / "run", target(make_state())) or pytest.fail("nothing"))[
         1
     ] == 2
+    gc.collect()  # the halves
 
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])

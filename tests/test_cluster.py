@@ -24,7 +24,7 @@ from pom_jax.training import checkpoint, metrics
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "scripts" / "launch.py"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-STEPS, EVERY = 500, 80
+STEPS, EVERY = 240, 40
 DEVICES = 4  # of all processes together, so that the mesh is the same
 
 
@@ -158,6 +158,7 @@ TOGETHER = """
 import sys, time
 number = int(sys.argv[-1].removeprefix("--process="))
 print("hello")
+time.sleep(2 - time.time() % 1)  # all end at once
 {}
 """
 
@@ -240,7 +241,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], sub
         "optimizer.warmup_steps": 5,
         "train.steps": STEPS,
         "train.checkpoint_every": EVERY,
-        "train.eval_every": 250,
+        "train.eval_every": 120,
         "train.eval_size": 8,
         "train.sample_every": 0,
         "mesh.data": 2,
@@ -345,6 +346,7 @@ def test_two_four_two_and_one_process_end_like_two_undisturbed(
     assert rows(broken) == rows(whole), f"killed after {resumed}, stopped at {stopped}"
     assert [row["step"] for row in rows(broken)] == list(range(1, STEPS + 1))
     assert leaves(broken) == leaves(whole), f"killed after {resumed}, stopped at {stopped}"
+    assert not [path.name for path in broken.iterdir() if path.name.startswith(".")], "nothing is left behind"
 
 
 def test_paths_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
