@@ -71,6 +71,10 @@ class TextEncoder:
             for name, field in self.fields.items()
         }
 
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption, which is cut if there are more than M."""
+        return [len(ids) for ids in self._tokenizer(list(captions), verbose=False).input_ids]
+
     def _encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         torch = require("torch", FLAG)
         tokens = self._tokenizer(

@@ -14,7 +14,7 @@ from pom_jax.sampling.pictures import grid, sheet
 from pom_jax.sampling.writers import check_place, replace_file
 
 FPS = 8
-SIDE = 160  # pixels that a film measures at least, so that its caption fits
+SIDE = 192  # pixels that a film measures at least, so that its caption fits
 SMALL_SIDE = 80  # and where there are many
 MANY = 16
 STRIP = 32  # frames of a strip, at most

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from pom_jax import models
 from pom_jax.data import read_manifest
+from pom_jax.data.text_encoder import TextEncoder
 from pom_jax.data.words import encode
 from pom_jax.diffusion.guidance import check_guidance
 from pom_jax.diffusion.paths import make_path
@@ -45,7 +46,7 @@ class VideoGenerator:
         ema: which of the averages they are; None for those that were trained.
         words: the table of a model with a vocabulary.
         decoder: makes pixels uint8 [N, T, H, W, 3] of what the model draws; None for a model of pixels.
-        text_encoder: embeds the prompts of a model without a vocabulary, as `data.text_encoder` does.
+        text_encoder: embeds the prompts of a model without a vocabulary.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class VideoGenerator:
         ema: int | None = None,
         words: Sequence[str] = (),
         decoder: Any = None,
-        text_encoder: Any = None,
+        text_encoder: TextEncoder | None = None,
     ):
         self.config, self.model, self.step, self.ema = config, model, step, ema
         self.words, self.decoder, self.text_encoder = tuple(words), decoder, text_encoder
@@ -134,7 +135,13 @@ class VideoGenerator:
                 f"this model reads embeddings of {self.model.text_width} channels: give the encoder that its "
                 "captions were embedded with, --text_encoder=DIR, or load_video(..., text_encoder=DIR)"
             )
-        found = self.text_encoder(prompts)
+        for prompt, length in zip(prompts, self.text_encoder.lengths(prompts), strict=True):
+            if length > self.model.text_length:
+                raise InputError(
+                    f"prompt {prompt!r} has {length} tokens, this model reads at most "
+                    f"{self.model.text_length}"
+                )
+        found: Any = self.text_encoder(prompts)
         return Text(found["text"].astype(np.float32), found["text_mask"].astype(np.float32))
 
     def sample(self, text: Prompts, frames: int | None = None, **settings: Any) -> np.ndarray:

@@ -110,7 +110,7 @@ def sample_video_to_file(
                 pieces.append(piece.frames)
             if save_state is not None:
                 generator.save_state(save_state, piece.state)
-                print(f"state of {piece.state_bytes / 1e6:.3g} MB: {save_state}", flush=True)
+                print(f"state of {piece.state_bytes:,} bytes: {save_state}", flush=True)
             x = np.concatenate(pieces, axis=1)
     shown = generator.pixels(x) if generator.makes_pixels else x
     write_films(path, shown, captions, fps)
