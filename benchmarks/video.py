@@ -21,7 +21,13 @@ from pom_jax import models
 from pom_jax.host_memory import keep_freed_memory
 from pom_jax.models import Polymorpher, Text
 
-SIZES = {"frame_height": 16, "frame_width": 16, "channels": 4, "text_length": 8, "text_width": 64}
+SIZES: dict[str, Any] = {
+    "frame_height": 16,
+    "frame_width": 16,
+    "channels": 4,
+    "text_length": 8,
+    "text_width": 64,
+}
 SIZES |= {"patch_size": 2, "width": 192, "depth": 4, "num_heads": 3}
 FRAMES = 8  # of a training clip
 
@@ -67,6 +73,7 @@ def measure_film(frames: int, rounds: int) -> list[dict[str, float]]:
     x, t, text = inputs(1)
     calls: dict[str, Any] = {}
     memory: dict[str, float] = {}
+    compiled: Any = None
     for mixer in ("pom", "attention"):
         model = network(mixer)
         params = models.init(model, jax.random.key(1))
