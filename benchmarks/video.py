@@ -67,6 +67,11 @@ def measure_steps(rounds: int) -> dict[str, float]:
     return report.in_turns(calls, rounds)
 
 
+def temporaries(compiled: Any) -> float:
+    """Megabytes that a compiled program needs besides what it is given and gives."""
+    return compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+
 def measure_film(frames: int, rounds: int) -> list[dict[str, float]]:
     """Time and memory of single frames of a film, by their number."""
     wanted = [n for n in (2, 5, 10, 20, 50, 100, 200, 500) if n < frames] + [frames]
@@ -92,7 +97,7 @@ def measure_film(frames: int, rounds: int) -> list[dict[str, float]]:
             if number in wanted:
                 name = f"{mixer} {number}"
                 calls[name] = functools.partial(compiled, params, state, jnp.int32(number))
-                memory[name] = megabytes(state) + compiled.memory_analysis().temp_size_in_bytes / 1e6
+                memory[name] = megabytes(state) + temporaries(compiled)
                 print(f"{mixer}: frame {number} of {frames}", flush=True)
             if mixer == "pom":
                 state = compiled(params, state, jnp.int32(number))[1]
