@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -323,9 +322,6 @@ def test_two_four_two_and_one_process_end_like_two_undisturbed(
         os.kill(children(launcher)[1], signal.SIGKILL)
         assert launcher.wait() == 137
         assert f"launch: process 1 of {processes} " in said.read_text()
-        assert re.search(
-            rf"error: process 0 of {processes} on \S+: another process is gone", said.read_text()
-        )
 
     resumed, damaged = checkpoint.saved_steps(broken)[-2:]
     (broken / checkpoint.FOLDER / str(damaged) / "leaves" / "metadata").write_text("{}")
