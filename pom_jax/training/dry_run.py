@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from pom_jax.data.manifest import FILE as MANIFEST
 from pom_jax.errors import InputError
 from pom_jax.ops.mesh import tracing_for
-from pom_jax.training import flops, memory
+from pom_jax.training import memory
 from pom_jax.training.collectives import Collective, collectives
 from pom_jax.training.estimate import estimate
 from pom_jax.training.run import Run, make_run
@@ -44,7 +44,7 @@ def plan(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ite
     """
     run = make_run(with_data(config), devices)
     yield run.describe()
-    step = flops.step_flops(config.model, config.data.batch_size)
+    step = run.flops
     yield (
         f"arithmetic of a step: {step / 1e12:,.3f} TFLOP, {step / run.mesh.size / 1e12:,.3f} of each device; "
         f"of the whole run {step * config.train.steps / 1e18:,.3f} EFLOP"

@@ -76,7 +76,7 @@ class Recorder:
             start=start,
             steps=config.train.steps,
             batch_size=config.data.batch_size,
-            step_flops=flops.step_flops(config.model, config.data.batch_size),
+            step_flops=run.flops,
             peak=flops.peak_flops(config.dtype),
             every=config.train.log_every,
         )

@@ -18,7 +18,7 @@ from pom_jax.training import flops, sharding
 from pom_jax.training.config import check_config
 from pom_jax.training.optim import make_optimizer
 from pom_jax.training.state import TrainState, initial_state
-from pom_jax.training.step import TrainStep, make_train_step
+from pom_jax.training.step import TrainStep, frame_times, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +65,22 @@ class Run:
         cached = " (from the cache)" if compilation.read_from_cache(before) else ""
         return compiled, f"compiled the training step in {time.perf_counter() - began:.1f} s{cached}"
 
+    @property
+    def flops(self) -> int:
+        """Operations of a training step."""
+        frames, count = frame_times(self.config)
+        times = 1 if frames is None or frames.kind == "shared" else count
+        return flops.step_flops(self.config.model, self.config.data.batch_size, times)
+
     def describe(self) -> str:
         """What is about to be trained, on what, with what, for people."""
         config, data = self.config, self.train.manifest
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        operations = flops.step_flops(config.model, config.data.batch_size)
         samples = "images" if len(data.sample_shape) == 3 else "clips"
         mesh = ", ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         return (
             f"{config.name}: {count:,} parameters, {config.train.steps:,} steps of {config.data.batch_size} "
-            f"{samples} ({operations / 1e9:,.1f} GFLOP a step, products in {config.dtype})\n"
+            f"{samples} ({self.flops / 1e9:,.1f} GFLOP a step, products in {config.dtype})\n"
             f"devices: {self.mesh.size} x {jax.devices()[0].device_kind} (mesh: {mesh})\n"
             f"data: {data.name}, {len(self.train):,} training and {len(self.heldout):,} held-out {samples}"
         )
