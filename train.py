@@ -6,12 +6,15 @@ Everything the run writes is in its workdir. A second run of the command resumes
 
 Recipes: configs/digits.py (variants pom, power, attention, hybrid, quick) on a CPU; for ImageNet latents
 configs/dipom_s2.py, dipom_b2.py, dipom_l2.py, dipom_xl2.py, dipom_xl2_512.py, dipom_xl2_1024.py and
-dit_xl2.py. configs/common.py lists the fields that can be set with their meaning, the sizes of the network
-are in pom_jax/models/dipom.py.
+dit_xl2.py; configs/moving_digits.py (variants pom, attention, quick) for text to video on a CPU, and for
+latents of clips and captioned pictures configs/video_s2.py, video_b2.py, video_xl2.py and t2i_b2.py.
+configs/common.py lists the fields that can be set with their meaning, the sizes of the networks are in
+pom_jax/models/dipom.py and polymorpher.py.
 """
 
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -39,7 +42,7 @@ _DRY_RUN = flags.DEFINE_integer(
 )
 flags.DEFINE_alias("dry-run", "dry_run")
 flags.mark_flag_as_required("config")
-SCORED = ("digits",)  # data sets with scores of their own
+SCORED = ("digits", "moving-digits", "moving-digits-direction")  # data sets with scores of their own
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +50,6 @@ def main(argv: Sequence[str]) -> int:
     from pom_jax import cluster
     from pom_jax.compilation import keep_programs
     from pom_jax.host_memory import keep_freed_memory
-    from pom_jax.sampling import write
     from pom_jax.training import dry_run, loop
     from pom_jax.training.config import default_workdir
     from pom_jax.training.ledger import process_start
@@ -70,7 +72,19 @@ def main(argv: Sequence[str]) -> int:
     config = _CONFIG.value
     workdir = _WORKDIR.value or default_workdir(config)
     with cluster.one_for_all():
-        return loop.train(config, workdir, write, SCORED, make_fid, _PROFILE.value, process_start())
+        return loop.train(config, workdir, write_samples, SCORED, make_fid, _PROFILE.value, process_start())
+
+
+def write_samples(path: Path, samples: Any, labels: Any, names: Sequence[str] | None) -> None:
+    """A grid of images, or of clips a strip each, and beside it the clips in motion."""
+    from pom_jax.sampling import write
+    from pom_jax.sampling.films import write_films
+
+    if samples.ndim == 4:
+        write(path, samples, labels, names)
+        return
+    for file in (path, path.with_suffix(".gif")):
+        write_films(file, samples, names or ())
 
 
 def make_fid(config: Any, model: Any) -> Any:

@@ -156,7 +156,7 @@ def test_a_run_on_clips(folder: Path, tmp_path: Path) -> None:
     assert np.isfinite([row["loss"] for row in rows]).all()
     assert 0.5 < rows[1]["heldout_loss"] < 2
     name, shape, labels, names = drawn[-1]
-    assert (name, shape, labels) == ("step_0000004.png", (3, 16, 8 * 16, 1), [0, 1, 2])
+    assert (name, shape, labels) == ("step_0000004.png", (3, 8, 16, 16, 1), [0, 1, 2])
     assert all(text.startswith("a ") and " moving " in text for text in names)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["data"]["words"] == list(moving_digits.WORDS["digit"])

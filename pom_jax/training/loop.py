@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def train(
                 code = _train(_Session(run, workdir, kept, preview, fid, window, log, ledger))
                 log.line(ledger.summary())
                 if code == 0:
-                    log.line(_next_commands(run, workdir, data.name in scored))
+                    log.line(_next_commands(run, workdir, data.name in scored, samples.names))
                 return code
 
 
@@ -237,8 +237,11 @@ def _due(step: int, every: int, last: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def _next_commands(run: Run, workdir: Path, scored: bool) -> str:
-    """Where a run's results are and what to do with them."""
+def _next_commands(run: Run, workdir: Path, scored: bool, texts: Sequence[str] | None) -> str:
+    """Where a run's results are and what to do with them; `texts` are such as a model of clips reads."""
+    prompt = ""
+    if len(run.train.manifest.sample_shape) == 4:
+        prompt = f' --prompt="{texts[0]}"' if texts else ' --prompt="TEXT" --text_encoder=DIR'
     decoding = "" if run.config.model.channels in (1, 3) else " --autoencoder=DIR"
     real = shlex.quote(run.config.data.dir or "REAL_IMAGES")
     scoring = "" if scored else f"{decoding} --reference={real} --inception=WEIGHTS"
@@ -248,6 +251,6 @@ def _next_commands(run: Run, workdir: Path, scored: bool) -> str:
         f"{grids if run.config.train.sample_every else ''}"
         f"  {workdir}/metrics.jsonl every step's numbers\n"
         f"  {workdir}/checkpoints/  steps {', '.join(map(str, checkpoint.saved_steps(workdir)))}\n"
-        f"next: python sample.py --workdir={quoted}{decoding}\n"
+        f"next: python sample.py --workdir={quoted}{prompt}{decoding}\n"
         f"      python eval.py --workdir={quoted}{scoring}"
     )

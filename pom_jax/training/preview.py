@@ -58,8 +58,7 @@ class Preview:
         config: of the run; reads sampling, diffusion, model and seed.
         model: the network.
         folder: where the grids go.
-        write: writes images [N, H, W, C] uint8, labels [N] and their names to a .png; of clips, frames lie
-            side by side.
+        write: writes images [N, H, W, C] or clips [N, T, H, W, C] uint8, labels [N] and names to a .png.
         params: shapes and shardings of the parameters.
         samples: what they are of.
 
@@ -123,7 +122,7 @@ class Preview:
 
         def write() -> None:
             path = self._folder / f"step_{step:07d}.png"
-            self._write(path, side_by_side(to_pixels(images)), self._shown.labels, self._shown.names)
+            self._write(path, to_pixels(images), self._shown.labels, self._shown.names)
             say(f"step {step:,} | picture: {path}")
 
         if jax.process_index() == 0:
@@ -142,14 +141,6 @@ class Preview:
             self.wait()
         finally:
             self._writer.shutdown()
-
-
-def side_by_side(pixels: np.ndarray) -> np.ndarray:
-    """Clips [N, T, H, W, C] as pictures [N, H, T W, C]; images as they are."""
-    if pixels.ndim == 4:
-        return pixels
-    n, t, h, w, c = pixels.shape
-    return pixels.transpose(0, 2, 1, 3, 4).reshape(n, h, t * w, c)
 
 
 def labels_in_turn(num_classes: int, num: int) -> np.ndarray:
