@@ -184,6 +184,26 @@ def test_data_that_the_model_does_not_fit(folder: Path, field: str, value: int, 
         make_run(config)
 
 
+@pytest.mark.parametrize(
+    ("times", "model", "words"),
+    [
+        ({"frame_times": "independent"}, {"frame_causal": False}, "'independent' needs model.frame_causal"),
+        ({"frame_times": "clean_past"}, {"frame_causal": False}, "'clean_past' needs model.frame_causal"),
+        ({"frame_times": "clean_past", "given_frames": 8}, {}, "given_frames=8 leaves nothing to learn"),
+    ],
+)
+def test_times_that_the_model_cannot_take_are_found_before_anything_is_made(
+    folder: Path, tmp_path: Path, times: dict, model: dict, words: str
+) -> None:
+    config = tiny(folder)
+    config.diffusion.update(times)
+    config.model.update({"reads": ("all",)} | model)
+    workdir = tmp_path / "run"
+    with pytest.raises(InputError, match=words):
+        loop.train(config, workdir, lambda *_: None)
+    assert not workdir.exists()
+
+
 def test_clips_have_no_fid(folder: Path) -> None:
     config = tiny(folder)
     config.fid.update({"every": 2, "reference": "x", "inception": "y"})

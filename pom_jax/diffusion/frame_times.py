@@ -45,6 +45,14 @@ class Times(NamedTuple):
     weight: jax.Array
 
 
+def check_given(how: FrameTimes, frames: int) -> None:
+    """Raises an InputError if as many frames are given as there are."""
+    if how.given >= frames:
+        raise InputError(
+            f"diffusion.given_frames={how.given} leaves nothing to learn of clips of {frames} frames"
+        )
+
+
 def draw_times(key: jax.Array, clips: int, frames: int, times: TimeSampling | None, how: FrameTimes) -> Times:
     """Draws times for a training batch.
 
@@ -58,10 +66,7 @@ def draw_times(key: jax.Array, clips: int, frames: int, times: TimeSampling | No
     Raises:
         InputError: as many frames given as there are.
     """
-    if how.given >= frames:
-        raise InputError(
-            f"diffusion.given_frames={how.given} leaves nothing to learn of clips of {frames} frames"
-        )
+    check_given(how, frames)
     time_key, past_key = jax.random.split(key)
     count = clips if how.kind == "shared" else clips * frames
     t = stratified_times(time_key, count) if times is None else sample_times(time_key, count, times)

@@ -10,9 +10,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from pom_jax.data.pipeline import Affine, images
-from pom_jax.diffusion.frame_times import FrameTimes, make_frame_times
+from pom_jax.diffusion.frame_times import FrameTimes, check_given, make_frame_times
 from pom_jax.diffusion.losses import diffusion_loss
 from pom_jax.diffusion.paths import make_path, make_times
+from pom_jax.errors import InputError
 from pom_jax.training import conditions, ema
 from pom_jax.training.optim import make_schedule
 from pom_jax.training.state import TrainState
@@ -135,10 +136,22 @@ def make_gradient(
 
 
 def frame_times(config: ConfigDict) -> tuple[FrameTimes | None, int]:
-    """How the times of a clip's frames are drawn, and how many there are; None for images."""
-    if config.model.get("family", "dipom") == "dipom":
+    """How the times of a clip's frames are drawn, and how many there are; None for images.
+
+    Raises:
+        InputError: no such times, or times that the model, or the length of its clips, does not allow.
+    """
+    model = config.model
+    if model.get("family", "dipom") == "dipom":
         return None, 0
-    return make_frame_times(config.diffusion), config.model.frames // config.model.frame_patch
+    times, count = make_frame_times(config.diffusion), model.frames // model.frame_patch
+    if times.kind != "shared" and count > 1 and not model.frame_causal:
+        raise InputError(
+            f"diffusion.frame_times='{times.kind}' needs model.frame_causal=True: set it, or "
+            "diffusion.frame_times='shared'"
+        )
+    check_given(times, count)
+    return times, count
 
 
 def network(model: nn.Module, params: Any) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
