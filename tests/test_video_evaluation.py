@@ -151,6 +151,7 @@ def test_a_workdir_is_scored_from_end_to_end(workdir, tmp_path):
     assert checkpoint.load_config(workdir).data.digest in report.protocol_line()
     for shown in (report.text(), report.markdown()):
         assert "In short, moving_digits, streamed: recognised" in shown
+        assert "nan" not in shown
         assert "recognised, points lost ↓" in shown
         assert shown.index("direction ↑, first step") < shown.index("the real held-out clips")
 

@@ -153,7 +153,8 @@ def in_short(found: Found) -> str:
     ours, real = found.columns[0], found.columns[-1]
     part = found.parts[-1 if found.protocol == "length" else 0]
     wanted = ("recognised", "direction", "speed", "identity", "true_frame")
-    names = [name for name in wanted if name in by_name(ours)]
+    known = by_name(ours)
+    names = [n for n in wanted if n in known and not np.isnan(ours.scores.mean(n, part.frames)[0])]
     scores = [
         f"{VIDEO_METRICS[name].title} {_plain(ours, name, part)} (real {_plain(real, name, part)})"
         for name in names
