@@ -90,14 +90,15 @@ def check_config(config: ConfigDict) -> None:
         raise InputError("; ".join(wrong))
 
 
-def warnings(config: ConfigDict, images: int | None = None, heldout: int | None = None) -> list[str]:
+def warnings(config: ConfigDict, count: int | None = None, heldout: int | None = None) -> list[str]:
     """What can be, but is hardly meant, one line each.
 
     Args:
         config: of a run.
-        images, heldout: in the two splits of its data set, where that is known.
+        count, heldout: images or clips in the two splits of its data set, where that is known.
     """
     lines = []
+    samples = "images" if models.family(config.model) is models.DiPoM else "clips"
     warmup, steps, batch = config.optimizer.warmup_steps, config.train.steps, config.data.batch_size
     if 2 * warmup > steps:
         short = f" and gets to {steps / warmup:.0%} of optimizer.learning_rate" if warmup > steps else ""
@@ -106,13 +107,13 @@ def warnings(config: ConfigDict, images: int | None = None, heldout: int | None 
             f"(train.steps){short}; a tenth of the steps is usual: "
             f"--config.optimizer.warmup_steps={steps // 10}"
         )
-    if images is not None and batch > images:
+    if count is not None and batch > count:
         lines.append(
-            f"warning: a batch of {batch:,} (data.batch_size) has each of the {images:,} training images "
-            f"{batch / images:.3g} times"
+            f"warning: a batch of {batch:,} (data.batch_size) has each of the {count:,} training {samples} "
+            f"{batch / count:.3g} times"
         )
     if heldout is not None and config.train.eval_every and heldout < FEW:
-        lines.append(f"warning: the held-out loss is of {heldout:,} images, and says little")
+        lines.append(f"warning: the held-out loss is of {heldout:,} {samples}, and says little")
     return lines
 
 

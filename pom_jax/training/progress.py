@@ -55,14 +55,15 @@ class Log:
 
 
 class ProgressLine:
-    """Step, loss, images per second, model FLOP utilisation where the peak is known, and time left.
+    """Step, loss, images or clips per second, model FLOP utilisation where the peak is known, and time left.
 
     Rate and utilisation are those of the steps, without evaluations and saves; the time left is with them.
 
     Args:
         log: takes the plain lines.
         start, steps: where the run goes on, and where it ends.
-        batch_size: images a step.
+        batch_size: images or clips a step.
+        samples: which of them.
         step_flops: operations a step.
         peak: of all devices in FLOP/s, or None.
         every: seconds between two plain lines; the bar moves several times a second.
@@ -75,11 +76,13 @@ class ProgressLine:
         start: int,
         steps: int,
         batch_size: int,
+        samples: str = "images",
         step_flops: int,
         peak: float | None,
         every: float,
     ):
-        self._log, self._steps, self._batch = log, steps, batch_size
+        self._log, self._steps = log, steps
+        self._batch, self._samples = batch_size, samples
         self._flops, self._peak, self._every = step_flops, peak, every
         self._moved = self._began = self._told = time.perf_counter()
         self._start = self._told_step = start
@@ -120,7 +123,7 @@ class ProgressLine:
 
     def _text(self, step: int, now: float, loss: float, rate: float) -> str:
         left = (self._steps - step) * (now - self._began) / max(step - self._start, 1)
-        parts = [f"loss {loss:.4f}", f"{rate * self._batch:,.0f} images/s"]
+        parts = [f"loss {loss:.4f}", f"{rate * self._batch:,.0f} {self._samples}/s"]
         if self._peak:
             parts.append(f"MFU {100 * rate * self._flops / self._peak:.0f} %")
         return " | ".join([*parts, f"{duration(left)} left"])

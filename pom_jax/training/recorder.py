@@ -76,6 +76,7 @@ class Recorder:
             start=start,
             steps=config.train.steps,
             batch_size=config.data.batch_size,
+            samples=run.samples,
             step_flops=run.flops,
             peak=flops.peak_flops(config.dtype),
             every=config.train.log_every,

@@ -72,17 +72,22 @@ class Run:
         times = 1 if frames is None or frames.kind == "shared" else count
         return flops.step_flops(self.config.model, self.config.data.batch_size, times)
 
+    @property
+    def samples(self) -> str:
+        """What a batch is of, for people."""
+        return "images" if len(self.train.manifest.sample_shape) == 3 else "clips"
+
     def describe(self) -> str:
         """What is about to be trained, on what, with what, for people."""
         config, data = self.config, self.train.manifest
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        samples = "images" if len(data.sample_shape) == 3 else "clips"
         mesh = ", ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         return (
             f"{config.name}: {count:,} parameters, {config.train.steps:,} steps of {config.data.batch_size} "
-            f"{samples} ({self.flops / 1e9:,.1f} GFLOP a step, products in {config.dtype})\n"
+            f"{self.samples} ({self.flops / 1e9:,.1f} GFLOP a step, products in {config.dtype})\n"
             f"devices: {self.mesh.size} x {jax.devices()[0].device_kind} (mesh: {mesh})\n"
-            f"data: {data.name}, {len(self.train):,} training and {len(self.heldout):,} held-out {samples}"
+            f"data: {data.name}, {len(self.train):,} training and {len(self.heldout):,} held-out "
+            f"{self.samples}"
         )
 
 
