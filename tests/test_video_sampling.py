@@ -161,6 +161,13 @@ def test_a_stream_that_was_put_on_disk_goes_on_bit_for_bit(generator: VideoGener
     later = joined(generator.stream(frames=2, state=state, **settings | {"seed": None}))
     np.testing.assert_array_equal(np.concatenate([joined(pieces), later], axis=1), whole)
 
+    wide = next(generator.stream(PROMPTS, 1, size=(4, 8), **settings)).state
+    generator.save_state(file, wide)
+    state = generator.load_state(file)
+    assert joined(generator.stream(frames=1, state=state, **settings)).shape == (3, 1, 4, 8, 1)
+    with pytest.raises(InputError, match="size=4x4: the films of this state have frames of 4x8"):
+        generator.stream(frames=1, state=state, size=(4, 4), **settings)
+
     with pytest.raises(InputError, match="another model or checkpoint"):
         tiny_generator(still=True, **POM).load_state(file)
     file.write_bytes(file.read_bytes()[:-200])

@@ -42,13 +42,24 @@ def check_films(
 
 
 def going_on(
-    state: StreamState, seed: int, text: Text, captions: tuple[str, ...], guided: bool
+    state: StreamState,
+    size: tuple[int, int],
+    seed: int,
+    text: Text,
+    captions: tuple[str, ...],
+    guided: bool,
 ) -> StreamState:
     """The state from which films go on, maybe with another seed or other texts.
 
     Raises:
-        InputError: texts for another number of films; guidance, where the films had none.
+        InputError: frames of another size; texts for another number of films; guidance, where the films had
+            none.
     """
+    if tuple(size) != state.size:
+        raise InputError(
+            f"size={size[0]}x{size[1]}: the films of this state have frames of {state.size[0]}x"
+            f"{state.size[1]}; leave it out"
+        )
     if len(text.mask) != len(state.films):
         raise InputError(f"there are {len(text.mask)} texts for the {len(state.films)} films of the state")
     if guided and len(state.halves) == 1:

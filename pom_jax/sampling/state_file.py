@@ -15,7 +15,7 @@ from pom_jax.sampling.stream import StreamState
 from pom_jax.sampling.writers import check_place, replace_file
 from pom_jax.training.digest import path_name
 
-FORMAT = "pom_jax stream 1"
+FORMAT = "pom_jax stream 2"
 ENDING = ".npz"
 
 
@@ -35,6 +35,7 @@ def write_state(path: str | os.PathLike[str], state: StreamState, model: str) ->
         "format": FORMAT,
         "model": model,
         "frame": state.frame,
+        "size": state.size,
         "seed": state.seed,
         "captions": state.captions,
         "halves": len(state.halves),
@@ -96,6 +97,7 @@ def read_state(path: str | os.PathLike[str], empty: Any, model: str) -> StreamSt
     halves = jax.tree.unflatten(jax.tree.structure(template), list(found.values()))
     return StreamState(
         frame=about["frame"],
+        size=tuple(about["size"]),
         seed=about["seed"],
         films=arrays["films"],
         text=Text(arrays["text"], arrays["text_mask"]),

@@ -23,6 +23,7 @@ class StreamState(NamedTuple):
 
     Attributes:
         frame: finished frames so far, which is the number of the next one.
+        size: (H, W) of a frame.
         seed: of the noise.
         films: [N] uint32, number of each film among those of the seed.
         text: of each film, numpy arrays.
@@ -31,6 +32,7 @@ class StreamState(NamedTuple):
     """
 
     frame: int
+    size: tuple[int, int]
     seed: int
     films: np.ndarray
     text: Text

@@ -243,7 +243,8 @@ class VideoGenerator:
             text: N prompts, or what `texts` made of them; with `state` the film's own by default.
             frames: T, how many come out, the given ones included; None for a stream that does not end.
             chunk: frames that are drawn at a time; as few as the model can by default.
-            size: (H, W) of a frame; that of the given frames, or of the training clips, by default.
+            size: (H, W) of a frame; that of the state, of the given frames or of the training clips by
+                default.
             given: [N, T0, H, W, C] first frames, in the space of the model: they are added as they are.
             state: of films that go on.
             guidance: scale in the usual sense, 1 = off, 0 = without text; like `steps` and `sampler` the
@@ -359,7 +360,8 @@ class VideoGenerator:
         check_guidance(scale, interval)
         seed = (state.seed if state else 0) if seed is None else seed
         check_numbers(batch, seed, first)
-        shape = (chunk, *(size or self._frame_size(given)), self.model.channels)
+        size = size or (state.size if state else self._frame_size(given))
+        shape = (chunk, *size, self.model.channels)
         check_films(self.model, count, frames, shape, given)
         denoise = Denoise(
             model=self.model,
@@ -378,9 +380,9 @@ class VideoGenerator:
         if state is None:
             films = (first + np.arange(count)).astype(np.uint32)
             halves = () if joint else (empty_states(self.model, count),) * (2 if denoise.guided else 1)
-            state = StreamState(0, seed, films, text, captions, halves)
+            state = StreamState(0, size, seed, films, text, captions, halves)
         else:
-            state = going_on(state, seed, text, captions, denoise.guided)
+            state = going_on(state, size, seed, text, captions, denoise.guided)
         devices = self.mesh.size
         drawing = Drawing(
             films=Films(state, -(-batch // devices) * devices, self._put),

@@ -51,7 +51,7 @@ def sample_video_to_file(
         frames: of a film; with `state` those to come.
         joint: draws all frames at once; by default what a model without states must.
         chunk, seed, batch_size: of `VideoGenerator.stream`.
-        size: HEIGHTxWIDTH of a frame; that of the training clips by default.
+        size: HEIGHTxWIDTH of a frame; that of the state, of given frames or of the training clips by default.
         from_file: first frames of the films, see `films.read_frames`.
         state, save_state: file of the state to go on from, and file for the state after the last frame.
         fps: frames a second.
