@@ -281,8 +281,10 @@ def test_from_a_workdir_to_files(
     np.testing.assert_array_equal(films, whole)
     gif = sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=3, from_file=begun, seed=1)
     assert gif.parent == workdir / "samples"
-    assert gif.name == "step_0000010_a-seven-moving-up_3_frames_continued_guidance_2_seed_1.gif"
+    assert gif.name == "step_0000010_a-seven-moving-up_3_frames_3_films_continued_guidance_2_seed_1.gif"
     assert len(list(ImageSequence.Iterator(Image.open(gif)))) == 3
+    more = sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=1, num=2, size="4x8")
+    assert more.name == "step_0000010_a-seven-moving-up_1_frames_2_films_of_4x8_guidance_2_seed_0.gif"
     assert Image.open(gif.with_suffix(".png")).size[1] > 3 * 48
 
 

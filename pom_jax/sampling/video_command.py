@@ -82,14 +82,14 @@ def sample_video_to_file(
     }
     joint = joint if joint is not None else not generator.model.frame_causal
     start = 0 if resumed is None else resumed.frame
-    name = _name(generator, prompts, total, start, joint, given is not None, chosen, seed)
+    frame_size = None if size is None else _size(size)
+    name = _name(generator, captions, total, frame_size, start, joint, given is not None, chosen, seed)
     path = check_films_place(out or workdir / "samples" / name)
     strip = check_films_place(path.with_suffix(".png")) if out is None else None
     if path.suffix != ".npz":
         generator.check_pixels()
     if save_state is not None:
         check_state_place(save_state)
-    frame_size = None if size is None else _size(size)
 
     count = len(resumed.films) if resumed is not None else len(prompts)
     title = (
@@ -168,21 +168,27 @@ def _size(text: str) -> tuple[int, int]:
 
 def _name(
     generator: VideoGenerator,
-    prompts: Sequence[str],
+    captions: Sequence[str],
     frames: int,
+    size: tuple[int, int] | None,
     start: int,
     joint: bool,
     given: bool,
     chosen: dict[str, Any],
     seed: int,
 ) -> str:
-    """A file name that tells of the prompts, and of all that differs from the run's own settings."""
+    """A file name that tells of the captions, and of all that differs from the run's own settings."""
     defaults = generator.config.sampling
-    text = "+".join(dict.fromkeys(prompts))
+    different = dict.fromkeys(captions)
+    text = "+".join(different)
     slug = re.sub(r"[^\w+]+", "-", text).strip("-")
     if len(slug.encode()) > SLUG:
         slug = f"{slug[: SLUG // 2]}-{zlib.crc32(text.encode()):08x}"
     name = f"step_{generator.step:07d}_{slug or 'films'}_{frames}_frames"
+    if len(captions) > len(different):
+        name += f"_{len(captions)}_films"
+    if size is not None:
+        name += f"_of_{size[0]}x{size[1]}"
     name += f"_from_{start}" * (start > 0) + "_joint" * joint + "_continued" * given
     name += f"_guidance_{chosen['guidance']:g}_seed_{seed}"
     if chosen["sampler"] != defaults.sampler:
