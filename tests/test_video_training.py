@@ -18,6 +18,7 @@ from pom_jax.errors import InputError
 from pom_jax.models import Text
 from pom_jax.training import conditions, loop, metrics
 from pom_jax.training.run import make_run
+from pom_jax.training.start import find_start
 
 CLIPS, FRAMES = 500, 8
 
@@ -161,6 +162,13 @@ def test_a_run_on_clips(folder: Path, tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["data"]["words"] == list(moving_digits.WORDS["digit"])
     said = (tmp_path / "run" / "log.txt").read_text()
+    child = tiny(folder)
+    child.init_from = str(tmp_path / "run")
+    start = find_start(make_run(child))
+    assert (start.step, len(start.lines)) == (0, 1), "the same words: nothing to warn of"
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"seven"', '"sept"'))
+    assert "was 'sept', is 'seven'" in find_start(make_run(child)).lines[1]
     assert "clips/s" in said
     assert "images" not in said
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from pom_jax import models
 from pom_jax.data import read_manifest
 from pom_jax.errors import InputError
 from pom_jax.models.resample import compare
@@ -50,6 +51,12 @@ def find_start(run: Run) -> Start:
     if not run.config.init_from:
         return Start(0, (), run.fresh_state)
     parent = checkpoint.load_config(run.config.init_from)
+    if models.family(parent.model) is not models.family(run.config.model):
+        kinds = ("images", "clips") if run.samples == "clips" else ("clips", "images")
+        raise InputError(
+            f"init_from={run.config.init_from} is a model of {kinds[0]}, and this one is of {kinds[1]}: give "
+            "a run of the same kind"
+        )
     return _branch(run, parent) if run.config.init_state else _fine_tune(run, parent)
 
 
@@ -132,8 +139,10 @@ def _step(config: ConfigDict) -> int | None:
 
 
 def _classes(run: Run, parent: ConfigDict) -> list[str]:
-    """Whether the classes whose embeddings are kept are others here."""
+    """Whether the classes, or words, whose embeddings are kept are others here."""
     config, here = run.config, run.train.manifest.classes
+    if run.samples == "clips":
+        return _words(run.train.manifest.words, tuple(parent.data.get("words", ())))
     if config.model.num_classes != parent.model.num_classes or config.model.num_classes == 1:
         return []
     if config.data.source == "synthetic":
@@ -154,6 +163,13 @@ def _classes(run: Run, parent: ConfigDict) -> list[str]:
     ]
 
 
+def _words(here: Sequence[str], there: Sequence[str]) -> list[str]:
+    for number, (word, before) in enumerate(zip(here, there, strict=False)):
+        if word != before:
+            return [f"warning: the words are others than there: number {number} was {before!r}, is {word!r}"]
+    return []
+
+
 def _uses(config: ConfigDict, parent: ConfigDict) -> list[str]:
     """Fields by which the same parameters compute something else, one line each."""
     sizes = ("model.image_size", "model.num_classes")
@@ -166,7 +182,7 @@ def _uses(config: ConfigDict, parent: ConfigDict) -> list[str]:
 def coordinates(config: ConfigDict, parent: ConfigDict) -> list[str]:
     """Warnings where a grid has positions that the parent has not seen, nor such on both sides of them."""
     model, old = config.model, parent.model
-    if model.image_size == old.image_size:
+    if models.family(model) is models.Polymorpher or model.image_size == old.image_size:
         return []
     size = old.get("native_size", 0) or old.image_size
     lines = []
