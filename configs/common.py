@@ -2,7 +2,8 @@
 
 A recipe is a file with `get_config(variant)`; on the command line `--config=configs/digits.py:attention`
 picks the variant and `--config.optimizer.learning_rate=1e-3` sets one field. Every field is listed here with
-its meaning, but for the sizes of the network: the preset sets them and `pom_jax.models.DiPoM` explains them.
+its meaning, but for the sizes of the network: the preset sets them and `pom_jax.models.DiPoM`, for clips
+`pom_jax.models.Polymorpher`, explains them.
 Every field is read somewhere; a misspelt one is an error.
 
 Starting from another run, whose workdir is RUN (of train.py, or of `python -m pom_jax.interop import`):
@@ -43,9 +44,9 @@ def base() -> ConfigDict:
     config.model = _model()
     config.data = ConfigDict(
         {
-            "source": "shards",  # or "synthetic": random images of the model's shape, to measure speed
+            "source": "shards",  # or "synthetic": random samples of the model's shape, to measure speed
             "dir": "",  # folder written by prepare.py
-            "batch_size": 256,  # images per optimiser step, over all devices
+            "batch_size": 256,  # images (or clips) per optimiser step, over all devices
         }
     )
     config.diffusion = ConfigDict(

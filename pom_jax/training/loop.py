@@ -245,12 +245,14 @@ def _next_commands(run: Run, workdir: Path, scored: bool, texts: Sequence[str] |
     decoding = "" if run.config.model.channels in (1, 3) else " --autoencoder=DIR"
     real = shlex.quote(run.config.data.dir or "REAL_IMAGES")
     scoring = "" if scored else f"{decoding} --reference={real} --inception=WEIGHTS"
+    scores = f"\n      python eval.py --workdir={shlex.quote(str(workdir))}{scoring}"
+    if prompt and not scored:
+        scores = ""  # eval.py knows no scores of such clips
     quoted = shlex.quote(str(workdir))
     grids = f"  {workdir}/samples/      grids drawn during training\n"
     return (
         f"{grids if run.config.train.sample_every else ''}"
         f"  {workdir}/metrics.jsonl every step's numbers\n"
         f"  {workdir}/checkpoints/  steps {', '.join(map(str, checkpoint.saved_steps(workdir)))}\n"
-        f"next: python sample.py --workdir={quoted}{prompt}{decoding}\n"
-        f"      python eval.py --workdir={quoted}{scoring}"
+        f"next: python sample.py --workdir={quoted}{prompt}{decoding}{scores}"
     )
