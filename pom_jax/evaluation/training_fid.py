@@ -21,7 +21,6 @@ from pom_jax.evaluation.reference import Reference, fit_reference, open_referenc
 from pom_jax.evaluation.shards import rgb
 from pom_jax.sampling import Generator
 from pom_jax.sampling.decode import load_decoder
-from pom_jax.sampling.progress import Progress
 from pom_jax.training.preview import labels_in_turn
 
 Say = Callable[[str], None]
@@ -80,7 +79,7 @@ class TrainingFid:
             self.prepare(say)
         assert self._reference is not None
         began, count = time.perf_counter(), self._config.num
-        pool = process_allgather(self._features(params, say, _Moved(moved)), tiled=True)[:count]
+        pool = process_allgather(self._features(params, say, moved), tiled=True)[:count]
         score = np.nan
         if np.isfinite(pool).all():
             moments = Moments(POOL)
@@ -93,7 +92,7 @@ class TrainingFid:
         )
         return {f"fid_{count}": np.asarray(score)}
 
-    def _features(self, params: Any, say: Say, progress: Progress) -> np.ndarray:
+    def _features(self, params: Any, say: Say, moved: Say) -> np.ndarray:
         """Inception's pool features of this process's share, [share, 2048]; NaN if a sample is not finite."""
         first = jax.process_index() * self._share
         labels = np.resize(self._labels, jax.process_count() * self._share)[first : first + self._share]
@@ -109,24 +108,24 @@ class TrainingFid:
                     seed=self._seed,
                     first=first,
                     batch_size=self._config.batch_size,
-                    progress=progress,
+                    progress=_Moved(moved, "sampler"),
                 )
             except InputError as error:
                 say(f"no FID: {error}")
                 return np.full((self._share, POOL), np.nan, np.float32)
             finally:
                 self._generator.params = None  # training needs the memory
-            return extract_features(open_images(rgb(images)), self._weights, progress=progress).pool
+            reading = _Moved(moved, "Inception network")
+            return extract_features(open_images(rgb(images)), self._weights, progress=reading).pool
 
 
 class _Moved:
     """The progress of samplers and networks, in words for whoever only has to know that there is some."""
 
-    def __init__(self, tell: Say):
-        self._tell, self._doing = tell, "sampler"
+    def __init__(self, tell: Say, doing: str):
+        self._tell, self._doing = tell, doing
 
     def compiling(self, what: str) -> None:
-        self._doing = what
         self._tell(f"compiling the {what} for FID")
 
     def compiled(self, seconds: float) -> None:
