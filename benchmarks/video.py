@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import report
-from benchmarks.streaming import megabytes
+from benchmarks.streaming import megabytes, plot
 from pom_jax import models
 from pom_jax.host_memory import keep_freed_memory
 from pom_jax.models import Polymorpher, Text
@@ -139,27 +139,6 @@ def main() -> None:
     plot(path, film)
     report.write("video", text, {"steps_s": steps, "film": film, "ratios": ratios}, arguments)
     print(f"plot: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
-
-
-def plot(path: Path, film: list[dict[str, float]]) -> None:
-    """Time and memory of a frame over its number."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")[1]
-    for axis, unit, label in zip(axes, ("ms", "MB"), ("time of a frame, ms", "memory, MB"), strict=True):
-        for name in ("PoM", "attention"):
-            shown = name if name == "PoM" else "attention with its cache"
-            axis.plot(
-                [r["frame"] for r in film], [r[f"{name} {unit}"] for r in film], marker="o", label=shown
-            )
-        axis.set(xscale="log", yscale="log", xlabel="frame", ylabel=label)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plt.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -70,19 +70,22 @@ def init(model: Model, key: jax.Array) -> dict[str, typing.Any]:
 
 def sample_shape(model: Model | Mapping[str, typing.Any]) -> tuple[int, ...]:
     """The shape of one sample of a model, or of its configuration: [H, W, C], or of a clip [T, H, W, C]."""
-    get = model.get if isinstance(model, Mapping) else functools.partial(getattr, model)
-    if get("frames", None) is None:
-        return get("image_size", 0), get("image_size", 0), get("channels", 0)
-    return get("frames", 0), get("frame_height", 0), get("frame_width", 0), get("channels", 0)
+    sizes = _fields(model)
+    names = ("frames", "frame_height", "frame_width") if "frames" in sizes else ("image_size", "image_size")
+    return *(sizes[name] for name in names), sizes["channels"]
 
 
 def count_tokens(model: Model | Mapping[str, typing.Any]) -> int:
     """Tokens of one sample of a model, or of its configuration: patches, and registers of an image model."""
-    get = model.get if isinstance(model, Mapping) else functools.partial(getattr, model)
+    sizes = _fields(model)
     *frames, height, width, _ = sample_shape(model)
-    patch, frame_patch = get("patch_size", 0), get("frame_patch", 1)
-    count = (height // patch) * (width // patch) + get("registers", 0)
-    return count * (frames[0] // frame_patch if frames else 1)
+    patches = (height // sizes["patch_size"]) * (width // sizes["patch_size"])
+    return patches * (frames[0] // sizes["frame_patch"]) if frames else patches + sizes["registers"]
+
+
+def _fields(model: Model | Mapping[str, typing.Any]) -> Mapping[str, typing.Any]:
+    """Of a model, or the configuration itself."""
+    return vars(model) if isinstance(model, DiPoM | Polymorpher) else model
 
 
 def dummy_inputs(model: Model, batch: int = 1) -> tuple[jax.Array, jax.Array, typing.Any]:

@@ -129,10 +129,8 @@ class Generator:
 
     @property
     def origin(self) -> str:
-        """Which parameters these are, for people: "EMA 0.999 of step 4500"."""
-        if self.ema is None:
-            return f"step {self.step} without EMA"
-        return f"EMA {self.config.ema.decays[self.ema]:g} of step {self.step}"
+        """Which parameters these are, for people."""
+        return origin(self.config, self.step, self.ema)
 
     @property
     def makes_pixels(self) -> bool:
@@ -340,6 +338,11 @@ def load(
     if len(classes) != config.model.num_classes:  # a model of one class may learn from a set of many
         classes = None
     return Generator(config, model, params, step=step, ema=ema, classes=classes, decoder=decoder)
+
+
+def origin(config: ConfigDict, step: int, ema: int | None) -> str:
+    """Which parameters of a run are meant, for people: "EMA 0.999 of step 4500"."""
+    return f"step {step} without EMA" if ema is None else f"EMA {config.ema.decays[ema]:g} of step {step}"
 
 
 def check_ema(config: ConfigDict, ema: int | None) -> None:

@@ -189,12 +189,13 @@ class Drawing:
                 if self.add is not None:
                     batch.halves = self._added(self.add, batch, x)
                 parts.append(np.asarray(x)[: batch.place.count])
+                if self.progress is not None and total is not None:
+                    drawn = done * count + length * (batch.place.first + batch.place.count)
+                    self.progress.drawn(drawn, total * count)
             found = np.concatenate(parts)
             self._check(found)
             films.frame += length
             done += length
-            if self.progress is not None and total is not None:
-                self.progress.drawn(done * count, total * count)
             yield StreamedFrames(found, films, working)
 
     def _denoise(self, batch: Batch) -> tuple[Program, tuple[Any, ...]]:

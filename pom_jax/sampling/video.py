@@ -23,8 +23,8 @@ from pom_jax.errors import InputError
 from pom_jax.models import Polymorpher, Text
 from pom_jax.sampling.film_checks import check_films, going_on
 from pom_jax.sampling.film_programs import Add, Denoise, Programs
-from pom_jax.sampling.generate import check_ema, check_numbers, make_mesh
-from pom_jax.sampling.progress import PartProgress, Progress
+from pom_jax.sampling.generate import check_ema, check_numbers, make_mesh, origin
+from pom_jax.sampling.progress import Progress
 from pom_jax.sampling.state_file import checksum, read_state, write_state
 from pom_jax.sampling.stream import Drawing, Films, StreamedFrames, StreamState, empty_states
 from pom_jax.sampling.video_decode import load_text_encoder, load_video_decoder
@@ -77,10 +77,8 @@ class VideoGenerator:
 
     @property
     def origin(self) -> str:
-        """Which parameters these are, for people: "EMA 0.999 of step 4500"."""
-        if self.ema is None:
-            return f"step {self.step} without EMA"
-        return f"EMA {self.config.ema.decays[self.ema]:g} of step {self.step}"
+        """Which parameters these are, for people."""
+        return origin(self.config, self.step, self.ema)
 
     @property
     def draws_pixels(self) -> bool:
@@ -155,65 +153,34 @@ class VideoGenerator:
         frames: int | None = None,
         *,
         joint: bool | None = None,
-        chunk: int | None = None,
-        given: np.ndarray | None = None,
-        batch_size: int = 64,
-        first: int = 0,
-        progress: Progress | None = None,
         **settings: Any,
     ) -> np.ndarray:
-        """Draws whole films, one for each text, batch after batch.
+        """Draws whole films, one for each text.
 
         Args:
             text: N prompts, or what `texts` made of them.
             frames: T of a film, the given ones included; those of the training clips by default.
             joint: draws all frames at once, with one time, instead of one chunk after the other; by default
                 what a model without states must.
-            first: number of the first film; films of several calls are those of one.
-            chunk, given, batch_size, progress, settings: see `stream`.
+            settings: of `stream`.
 
         Returns:
             [N, T, H, W, C] float32 in the space of the model.
 
         Raises:
-            InputError: see `stream`; given frames of films that are drawn at once.
+            InputError: see `stream`.
         """
-        text, captions = self._text(text)
-        count, total = len(text.mask), self.model.frames if frames is None else frames
+        total = self.model.frames if frames is None else frames
         joint = not self.model.frame_causal if joint is None else joint
-        if joint and (given is not None or chunk is not None):
-            raise InputError(
-                "a film that is drawn at once (joint) has no chunks and goes on from no given frames: stream "
-                "it"
-            )
-        check_numbers(batch_size, 0, first)
-        told = None if progress is None else PartProgress(progress, count * total)
-        parts = []
-        for start in range(0, count, batch_size):
-            part = slice(start, min(start + batch_size, count))
-            streamed = self._films(
-                Text(*(leaf[part] for leaf in text)),
-                captions[part],
-                total,
-                chunk=total if joint else chunk,
-                given=None if given is None else given[part],
-                first=first + start,
-                # All batches are alike, so that nothing compiles twice.
-                batch=min(batch_size, count),
-                joint=joint,
-                progress=told,
-                **settings,
-            )
-            parts.append(np.concatenate([piece.frames for piece in streamed], axis=1))
-            if told is not None:
-                told.part_done(len(parts[-1]) * total)
-        return np.concatenate(parts)
+        films = self.stream(text, total, joint=joint, **settings)
+        return np.concatenate([piece.frames for piece in films], axis=1)
 
     def stream(
         self,
         text: Prompts | None = None,
         frames: int | None = None,
         *,
+        joint: bool = False,
         chunk: int | None = None,
         size: tuple[int, int] | None = None,
         given: np.ndarray | None = None,
@@ -242,6 +209,7 @@ class VideoGenerator:
         Args:
             text: N prompts, or what `texts` made of them; with `state` the film's own by default.
             frames: T, how many come out, the given ones included; None for a stream that does not end.
+            joint: draws all frames as one piece, with one time; nothing is given or carried on then.
             chunk: frames that are drawn at a time; as few as the model can by default.
             size: (H, W) of a frame; that of the state, of the given frames or of the training clips by
                 default.
@@ -252,7 +220,8 @@ class VideoGenerator:
             steps, sampler, clip: see `diffusion.sample`. Pixels are always cut to [-1, 1] once finished.
             interval, schedule: of the guidance, see `diffusion.guide`.
             seed: of the noise; that of the state, or 0, by default.
-            first: number i of the first film; with `state` its films keep theirs.
+            first: number i of the first film, so that films of several calls are those of one; with `state`
+                its films keep theirs.
             batch_size: films drawn at once, over all devices.
             progress: is told what happens.
 
@@ -263,32 +232,57 @@ class VideoGenerator:
             InputError: a setting that cannot be used, before anything is compiled; from the iterator, frames
                 that are not finite.
         """
-        if text is None and state is None:
-            raise InputError("which films? Give prompts, or the state of films that go on")
-        if text is None:
-            assert state is not None
-            words, captions = state.text, state.captions
-        else:
-            words, captions = self._text(text)
-        return self._films(
-            words,
-            captions,
-            frames,
-            chunk=chunk,
-            batch=min(batch_size, len(words.mask)),
-            size=size,
-            given=given,
-            state=state,
-            guidance=guidance,
-            steps=steps,
-            sampler=sampler,
-            interval=interval,
-            schedule=schedule,
+        if joint and (frames is None or chunk is not None or given is not None or state is not None):
+            raise InputError(
+                "a film that is drawn at once (joint) has an end and no chunks, and goes on from no given "
+                "frames or state: stream it"
+            )
+        words, captions = (state.text, state.captions) if text is None and state else self._text(text)
+        count, defaults = len(words.mask), self.config.sampling
+        if chunk is None:
+            chunk = frames if joint and frames else self.model.frame_patch
+        scale = float(defaults.guidance if guidance is None else guidance)
+        check_guidance(scale, interval)
+        seed = (state.seed if state else 0) if seed is None else seed
+        check_numbers(batch_size, seed, first)
+        size = size or (state.size if state else self._frame_size(given))
+        shape = (chunk, *size, self.model.channels)
+        check_films(self.model, count, frames, shape, given)
+        denoise = Denoise(
+            model=self.model,
+            path=make_path(self.config.diffusion),
+            prediction=self.config.diffusion.prediction,
+            shape=shape,
+            sampler=defaults.sampler if sampler is None else sampler,
+            steps=defaults.steps if steps is None else steps,
+            shift=self.config.diffusion.shift,
             clip=clip,
-            seed=seed,
-            first=first,
+            interval=(float(interval[0]), float(interval[1])),
+            schedule=schedule,
+            guided=scale != 1,
+            bounded=self.draws_pixels,
+        )
+        if state is None:
+            films = (first + np.arange(count)).astype(np.uint32)
+            halves = () if joint else (empty_states(self.model, count),) * (2 if denoise.guided else 1)
+            state = StreamState(0, size, seed, films, words, captions, halves)
+        else:
+            state = going_on(state, size, seed, words, captions, denoise.guided)
+        devices = self.mesh.size
+        drawing = Drawing(
+            films=Films(state, -(-min(batch_size, count) // devices) * devices, self._put),
+            given=given,
+            denoise=denoise,
+            add=None if joint else Add(self.model),
+            programs=self.programs,
+            params=self.params,
+            scale=scale,
+            put=self._put,
+            whole=functools.partial(jax.device_put, device=self._whole),
             progress=progress,
         )
+        drawing.prepare(frames)
+        return drawing.frames(frames)
 
     def save_state(self, path: str | os.PathLike[str], state: StreamState) -> None:
         """Writes the state of films (`StreamedFrames.state`), so that `stream` can go on another day.
@@ -318,8 +312,10 @@ class VideoGenerator:
             config.pop(name, None)
         return checksum({"model": config, "parameters": digests(self.params)})
 
-    def _text(self, text: Prompts) -> tuple[Text, tuple[str, ...]]:
+    def _text(self, text: Prompts | None) -> tuple[Text, tuple[str, ...]]:
         """What the model reads, and the words where they are known."""
+        if text is None:
+            raise InputError("which films? Give prompts, or the state of films that go on")
         if isinstance(text, Text):
             if not len(text.mask):
                 raise InputError(f"there are no texts: the mask has the shape {np.shape(text.mask)}")
@@ -330,74 +326,6 @@ class VideoGenerator:
         if given is None or given.ndim != 5:
             return self.model.frame_height, self.model.frame_width
         return given.shape[2], given.shape[3]
-
-    def _films(
-        self,
-        text: Text,
-        captions: tuple[str, ...],
-        frames: int | None,
-        *,
-        batch: int,
-        joint: bool = False,
-        chunk: int | None = None,
-        size: tuple[int, int] | None = None,
-        given: np.ndarray | None = None,
-        state: StreamState | None = None,
-        guidance: float | None = None,
-        steps: int | None = None,
-        sampler: str | Sampler | None = None,
-        interval: tuple[float, float] = (0.0, 1.0),
-        schedule: str = "constant",
-        clip: float | None = None,
-        seed: int | None = None,
-        first: int = 0,
-        progress: Progress | None = None,
-    ) -> Iterator[StreamedFrames]:
-        """Films in batches of one size: checks all, compiles, and gives what `stream` gives."""
-        count, defaults = len(text.mask), self.config.sampling
-        chunk = self.model.frame_patch if chunk is None else chunk
-        scale = float(defaults.guidance if guidance is None else guidance)
-        check_guidance(scale, interval)
-        seed = (state.seed if state else 0) if seed is None else seed
-        check_numbers(batch, seed, first)
-        size = size or (state.size if state else self._frame_size(given))
-        shape = (chunk, *size, self.model.channels)
-        check_films(self.model, count, frames, shape, given)
-        denoise = Denoise(
-            model=self.model,
-            path=make_path(self.config.diffusion),
-            prediction=self.config.diffusion.prediction,
-            shape=shape,
-            sampler=defaults.sampler if sampler is None else sampler,
-            steps=defaults.steps if steps is None else steps,
-            shift=self.config.diffusion.shift,
-            clip=clip,
-            interval=(float(interval[0]), float(interval[1])),
-            schedule=schedule,
-            guided=scale != 1,
-            bounded=self.draws_pixels,
-        )
-        if state is None:
-            films = (first + np.arange(count)).astype(np.uint32)
-            halves = () if joint else (empty_states(self.model, count),) * (2 if denoise.guided else 1)
-            state = StreamState(0, size, seed, films, text, captions, halves)
-        else:
-            state = going_on(state, size, seed, text, captions, denoise.guided)
-        devices = self.mesh.size
-        drawing = Drawing(
-            films=Films(state, -(-batch // devices) * devices, self._put),
-            given=given,
-            denoise=denoise,
-            add=None if joint else Add(self.model),
-            programs=self.programs,
-            params=self.params,
-            scale=scale,
-            put=self._put,
-            whole=functools.partial(jax.device_put, device=self._whole),
-            progress=progress,
-        )
-        drawing.prepare(frames)
-        return drawing.frames(frames)
 
 
 def load_video(

@@ -89,29 +89,35 @@ def sample_video_to_file(
     if path.suffix != ".npz":
         generator.check_pixels()
     if save_state is not None:
+        if joint:
+            raise InputError(
+                f"--save_state={save_state}: this model draws all frames at once, and leaves no state"
+            )
         check_state_place(save_state)
 
     count = len(resumed.films) if resumed is not None else len(prompts)
-    title = (
-        f"{generator.config.name}: {count} film{'s' * (count > 1)} of {total} frames, "
-        f"{'all frames at once' if joint else 'streamed'}, {generator.origin}, {chosen['sampler']}, "
-        f"{chosen['steps']} steps, guidance {chosen['guidance']:g}, seed {seed}"
-    )
-    common: dict[str, Any] = {"chunk": chunk, "given": given, "seed": seed, "batch_size": batch_size}
-    common |= {"size": frame_size, **chosen}
-    with SamplingProgress(title=title, unit="frames") as progress:
-        common["progress"] = progress
-        if joint:
-            x = generator.sample_array(prompts, total, joint=True, **common)
-        else:
-            text = list(prompts) or None
-            pieces = []
-            for piece in generator.stream(text, total, state=resumed, **common):
-                pieces.append(piece.frames)
-            if save_state is not None:
-                generator.save_state(save_state, piece.state)
-                print(f"state of {piece.state_bytes:,} bytes: {save_state}", flush=True)
-            x = np.concatenate(pieces, axis=1)
+    pieces = []
+    with SamplingProgress(
+        title=_title(generator, count, total, joint, chosen, seed), unit="frames"
+    ) as progress:
+        for piece in generator.stream(
+            list(prompts) or None,
+            total,
+            joint=joint,
+            state=resumed,
+            chunk=chunk,
+            given=given,
+            size=frame_size,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+            **chosen,
+        ):
+            pieces.append(piece.frames)
+        if save_state is not None:
+            generator.save_state(save_state, piece.state)
+            print(f"state of {piece.state_bytes:,} bytes: {save_state}", flush=True)
+    x = np.concatenate(pieces, axis=1)
     shown = generator.pixels(x) if generator.makes_pixels else x
     write_films(path, shown, captions, fps)
     print(f"written: {path}", flush=True)
@@ -119,6 +125,17 @@ def sample_video_to_file(
         write_films(strip, shown, captions)
         print(f"written: {strip}", flush=True)
     return path
+
+
+def _title(
+    generator: VideoGenerator, count: int, frames: int, joint: bool, chosen: dict[str, Any], seed: int
+) -> str:
+    """What is about to be drawn, in a line."""
+    return (
+        f"{generator.config.name}: {count} film{'s' * (count > 1)} of {frames} frames, "
+        f"{'all frames at once' if joint else 'streamed'}, {generator.origin}, {chosen['sampler']}, "
+        f"{chosen['steps']} steps, guidance {chosen['guidance']:g}, seed {seed}"
+    )
 
 
 def _check_request(joint: bool | None, num: int | None, fps: int, files: dict[str, str | None]) -> None:

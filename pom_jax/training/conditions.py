@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pom_jax import models
 from pom_jax.models import Text
 
 Condition = Any  # labels [B] int32, or a `Text`
@@ -18,7 +19,7 @@ def condition(model: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> Condi
         model: `config.model`.
         batch: `label` [B], or `text` [B, M] (numbers of words, 0 for none) or [B, M, D] with `text_mask`.
     """
-    if model.get("family", "dipom") == "dipom":
+    if models.family(model) is models.DiPoM:
         return batch["label"]
     text = batch["text"]
     if "text_mask" in batch:

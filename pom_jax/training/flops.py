@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from pom_jax.models import count_tokens
+from pom_jax import models
 from pom_jax.ops.windows import window_pairs
 
 # Dense peak of one device in FLOP/s by its `device_kind`: (bfloat16, float32), from the makers' data sheets.
@@ -36,15 +36,15 @@ def forward_flops(model: Mapping[str, Any], times: int = 1) -> int:
         model: fields of `config.model`.
         times: of a clip: 1, or the number of its frames of patches where each has a time of its own.
     """
-    video = model.get("family", "dipom") == "polymorpher"
-    return 2 * (_clip_products(model, times) if video else _image_products(model))
+    clips = models.family(model) is models.Polymorpher
+    return 2 * (_clip_products(model, times) if clips else _image_products(model))
 
 
 def _image_products(model: Mapping[str, Any]) -> int:
     """Multiply-adds of a `DiPoM` for one image."""
     width, depth = model["width"], model["depth"]
     side = model["image_size"] // model["patch_size"]
-    tokens = count_tokens(model)
+    tokens = models.count_tokens(model)
     conditions = tokens if model["positions"] == "learned" else 1
     patch = model["patch_size"] ** 2 * model["channels"]
     block = tokens * 2 * model["ffn_expansion"] * width**2 + conditions * 6 * width**2
@@ -62,7 +62,7 @@ def _image_products(model: Mapping[str, Any]) -> int:
 
 def _clip_products(model: Mapping[str, Any], times: int) -> int:
     """Multiply-adds of a `Polymorpher` for one clip."""
-    width, tokens = model["width"], count_tokens(model)
+    width, tokens = model["width"], models.count_tokens(model)
     frames = model["frames"] // model["frame_patch"] if model["frame_causal"] else 1
     # Every time modulates the text for itself.
     text = times * (model["text_length"] + model["time_token"])

@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from pom_jax import models
 from pom_jax.data.pipeline import Affine, images
 from pom_jax.diffusion.frame_times import FrameTimes, check_given, make_frame_times
 from pom_jax.diffusion.losses import diffusion_loss
@@ -142,7 +143,7 @@ def frame_times(config: ConfigDict) -> tuple[FrameTimes | None, int]:
         InputError: no such times, or times that the model, or the length of its clips, does not allow.
     """
     model = config.model
-    if model.get("family", "dipom") == "dipom":
+    if models.family(model) is models.DiPoM:
         return None, 0
     times, count = make_frame_times(config.diffusion), model.frames // model.frame_patch
     if times.kind != "shared" and count > 1 and not model.frame_causal:
