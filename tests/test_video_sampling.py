@@ -190,11 +190,25 @@ def test_frame_1000_takes_the_memory_of_frame_2_and_the_same_programs(generator:
     assert min(seen[2]) > 0
 
 
-def test_attention_carries_a_cache_that_grows() -> None:
+def test_attention_carries_a_cache_that_doubles_and_reads_what_is_in_it_alone() -> None:
     attention = tiny_generator(mixer="attention", num_heads=2)
-    (first,) = attention.stream(PROMPTS[:1], 1, guidance=1.0, steps=1)
-    (second,) = attention.stream(frames=1, state=first.state, guidance=1.0, steps=1)
-    assert second.state_bytes == 2 * first.state_bytes > 0
+    given = np.random.default_rng(0).uniform(-1, 1, (1, 6, 4, 4, 1)).astype(np.float32)
+    settings: dict[str, Any] = {"given": given, "guidance": 1.0, "steps": 1}
+    carried = []
+    for piece in attention.stream(PROMPTS[:1], 6, **settings):
+        carried.append(piece.state_bytes)
+    assert [after / carried[0] for after in carried] == [1, 2, 4, 4, 8, 8]
+    assert len(attention.programs) == 4
+
+    (states,) = piece.state.halves
+    cut, whole = (jax.tree.map(lambda leaf, s=s: leaf.swapaxes(0, 1)[:, :, :s], states) for s in (24, 32))
+    text, x = attention.texts(PROMPTS[:1]), np.ones((1, 2, 4, 4, 1), np.float32)
+    model: Any = attention.model
+    params, zero = {"params": attention.params}, np.zeros(1)
+    read = jax.jit(lambda states: model.apply(params, x, zero, text, states, 6)[0])
+    np.testing.assert_allclose(read(cut), read(whole), atol=1e-6)
+    at_once = jax.jit(lambda x: model.apply(params, x, zero, text, model.init_states(1)))(given)[1]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), cut, at_once)
 
 
 def test_guidance_takes_any_condition() -> None:

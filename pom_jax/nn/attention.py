@@ -24,10 +24,12 @@ class Cache(NamedTuple):
 
     Attributes:
         keys, values: [B, S, H, d] of all S tokens so far.
+        weights: [B, S] float32, how much each counts; 0 is room for tokens to come, made beforehand.
     """
 
     keys: jax.Array
     values: jax.Array
+    weights: jax.Array
 
 
 class MultiHeadAttention(nn.Module):
@@ -88,7 +90,7 @@ class MultiHeadAttention(nn.Module):
         source = x if context is None else context
         if (state is not None or self.rotary is not None) and not itself:
             raise InputError("attention carries a state and turns positions only where x mixes with itself")
-        seen = without_heads(mask)
+        seen = weights = without_heads(mask)
         if frames is not None:
             given = frames if itself or context_frames is None else context_frames
             seen = self._seen(frame_lengths(frames, x.shape[1]), given, source.shape[1], seen)
@@ -98,13 +100,11 @@ class MultiHeadAttention(nn.Module):
             if self.rotary is not None:
                 q, k = (_rotate(self.rotary, each, positions) for each in (q, k))
             if state is not None:
-                k, v = (jnp.concatenate(pair, 1) for pair in zip(state, (k, v), strict=True))
-                after.append(Cache(k, v))
-                if mask is not None:  # which is of the new tokens alone
-                    mask = jnp.broadcast_to(mask, (*mask.shape[:1], q.shape[1], mask.shape[-1]))
-                    mask = jnp.pad(
-                        mask, ((0, 0), (0, 0), (k.shape[1] - mask.shape[-1], 0)), constant_values=1
-                    )
+                counts = jnp.ones(()) if weights is None or weights.ndim == 3 else weights
+                new = Cache(k, v, jnp.broadcast_to(counts.astype(jnp.float32), k.shape[:2]))
+                after.append(Cache(*(jnp.concatenate(pair, 1) for pair in zip(state, new, strict=True))))
+                k, v, all_weights = after[0]
+                mask = all_weights if mask is None or mask.ndim == 2 else _with_past(state.weights, mask)
             return attention(q, k, v, mask)
 
         y = _attend(self, x, source, seen, attend)
@@ -126,7 +126,14 @@ class MultiHeadAttention(nn.Module):
         """The cache before any token, of `batch` sequences of D = `width` channels."""
         nothing = jnp.zeros((batch, 0, self.num_heads, self.head_width or width // self.num_heads))
         nothing = nothing.astype(self.dtype or jnp.float32)
-        return Cache(nothing, nothing)
+        return Cache(nothing, nothing, jnp.zeros((batch, 0)))
+
+
+def _with_past(weights: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, M, S + M] of the weights [B, S] of the past and a mask [B or 1, M, M] of the new tokens."""
+    batch, queries = len(weights), mask.shape[1]
+    past = jnp.broadcast_to(weights[:, None], (batch, queries, weights.shape[1]))
+    return jnp.concatenate([past, jnp.broadcast_to(mask, (batch, queries, queries))], -1)
 
 
 def _rotate(rotary: Rotary, x: jax.Array, positions: jax.Array | None) -> jax.Array:

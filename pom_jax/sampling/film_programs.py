@@ -116,16 +116,16 @@ class Denoise:
 
 @dataclasses.dataclass(frozen=True)
 class Add:
-    """Adds the states of finished frames, which are clean: the network runs once, at time 0."""
+    """Adds the states of finished frames, which are clean: the network runs once, at time 0.
+
+    PoM's states do not grow. Attention's caches do, with the tokens: those that are given have room for the
+    new ones (`with_room`).
+    """
 
     model: Polymorpher
 
     name = "reader of finished frames"
-
-    @property
-    def donated(self) -> tuple[int, ...]:
-        """The memory of PoM's states holds those after the frames, too; attention's would not fit."""
-        return (3,) if self.model.mixer == "pom" else ()
+    donated = (3,)  # what was carried; what comes out is as large
 
     def __call__(self, params: Any, x: jax.Array, text: Text, halves: Halves, first: jax.Array) -> Halves:
         """States after frames x [B, c, H, W, C], the first of which has the number `first`."""
@@ -138,9 +138,37 @@ class Add:
         t = jnp.zeros(len(x))
         _, after = self.model.apply({"params": params}, x, t, text, _layers_first(states), place)
         after = _layers_first(after)
+        if self.model.mixer == "attention":
+            tokens = place * self._tokens((1, self.model.frame_patch, *x.shape[2:]))
+            after = jax.tree.map(lambda past, all: _moved(past, all, tokens), states, after)
         if len(halves) == 1:
             return (after,)
         return tuple(jax.tree.map(lambda leaf, half=half: jnp.split(leaf, 2)[half], after) for half in (0, 1))
+
+    def with_room(self, halves: Halves, shape: tuple[int, ...]) -> Halves:
+        """The same states, with room for all tokens of films [B, T, H, W, C].
+
+        Caches are doubled, so that streams compile for a few lengths and not for every one.
+        """
+        if self.model.mixer != "attention":
+            return halves
+        room = 1 << (self._tokens(shape) - 1).bit_length()
+
+        def padded(leaf: jax.Array) -> jax.Array:
+            missing = room - leaf.shape[2]
+            return jnp.pad(leaf, [(0, 0), (0, 0), (0, missing), *[(0, 0)] * (leaf.ndim - 3)])
+
+        return halves if jax.tree.leaves(halves)[0].shape[2] >= room else jax.tree.map(padded, halves)
+
+    def _tokens(self, shape: tuple[int, ...]) -> int:
+        """Of films [B, T, H, W, C]."""
+        return shape[1] // self.model.frame_patch * (shape[2] * shape[3] // self.model.patch_size**2)
+
+
+def _moved(past: jax.Array, after: jax.Array, tokens: jax.Array) -> jax.Array:
+    """[B, L, S, ...] the past, behind its first `tokens` what stands behind all of it in `after`."""
+    new = after[:, :, past.shape[2] :]
+    return jax.lax.dynamic_update_slice_in_dim(past, new.astype(past.dtype), tokens, axis=2)
 
 
 class Program(NamedTuple):

@@ -206,7 +206,9 @@ class Drawing:
 
     def _added(self, add: Add, batch: Batch, x: jax.Array) -> Halves:
         """The states of a batch after its frames x; the ones before are gone."""
-        arguments = (self.params, x, batch.text, batch.halves, self.whole(np.int32(self.films.frame)))
+        shape = (len(x), self.films.frame + x.shape[1], *x.shape[2:])
+        halves = self.put(add.with_room(batch.halves, shape))
+        arguments = (self.params, x, batch.text, halves, self.whole(np.int32(self.films.frame)))
         return self.programs.compile(add, arguments, self.progress).run(*arguments)
 
     def _check(self, found: np.ndarray) -> None:

@@ -199,8 +199,8 @@ class VideoGenerator:
         """Draws films chunk by chunk, all of them side by side; see `sampling.stream` for how.
 
         Memory and time of a chunk do not depend on how many came before: the states of PoM do not grow, and
-        the same two compiled programs draw every chunk and add its states. With attention they do grow, by
-        the tokens of every frame, and every length is compiled anew: good for a few dozen frames.
+        the same two compiled programs draw every chunk and add its states. Attention's caches do grow, with
+        the tokens: they are doubled when they are full, and the programs compiled anew then.
 
         The noise of frame f of film i depends on (seed, i, f) alone, not on batches or chunks. Films that go
         on from a state at the end of a chunk are those of an uninterrupted stream bit for bit, given the same
