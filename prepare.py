@@ -13,49 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pom_jax.compilation import keep_programs
-from pom_jax.data import Manifest, captioned_commands, digits, moving_digits
+from pom_jax.data import Manifest, commands, digits, moving_digits
 from pom_jax.errors import REFUSALS, InputError, explain
-from pom_jax.hosts import this_host
 
 if TYPE_CHECKING:
     from pom_jax.data.making import Job
 
 LETTERS = 24  # of a title above a picture
 SMALL_RECIPE = "dipom_s2"  # for data of other sizes than a recipe's own
-SOURCE = "folder with a subfolder for each class, or of pictures; .csv with columns path,label; .npz as ADM's"
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python prepare.py", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, title="data sets", metavar="NAME")
-    add_command(
-        commands,
-        "digits",
-        lambda arguments: digits.prepare(arguments.out),
-        recipe="digits",
-        description="1,797 real handwritten digits, 8 x 8 pixels, from scikit-learn: no download.",
-    )
-    add_moving_digits(commands)
-    add_images(commands)
-    add_latents(commands)
-    captioned_commands.add_video_flags(
-        add_command(
-            commands,
-            "videos",
-            captioned_commands.videos,
-            recipe="video_s2",
-            description="Clips with captions, for text to video: latents and embeddings by torch encoders.",
-        )
-    )
-    captioned_commands.add_caption_flags(
-        add_command(
-            commands,
-            "captions",
-            captioned_commands.captions,
-            recipe="t2i_b2",
-            description="Pictures with captions, for text to image: as pixels or as latents, and embeddings.",
-        )
-    )
+    add_commands(parser)
     arguments = parser.parse_args(argv)
     arguments.command_line = command_line(argv)
     arguments.out = arguments.out or Path("data") / arguments.command
@@ -91,25 +61,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def add_command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    prepare: Callable[[argparse.Namespace], Manifest | None],
-    *,
-    description: str,
-    recipe: str,
-) -> argparse.ArgumentParser:
-    """Adds one data set to the command line; `recipe` is the one in configs/ that uses it."""
-    command = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
-    command.add_argument("--out", type=Path, metavar="DIR", help=f"folder to make (default: data/{name})")
-    command.set_defaults(prepare=prepare, recipe=recipe)
-    return command
-
-
-def add_moving_digits(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `moving-digits`: clips with captions, for a first text-to-video model."""
-    command = add_command(
-        commands,
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Adds all data sets to the command line."""
+    sets = parser.add_subparsers(dest="command", required=True, title="data sets", metavar="NAME")
+    add_command(
+        sets,
+        "digits",
+        lambda arguments: digits.prepare(arguments.out),
+        recipe="digits",
+        description="1,797 real handwritten digits, 8 x 8 pixels, from scikit-learn: no download.",
+    )
+    moving = add_command(
+        sets,
         "moving-digits",
         lambda arguments: moving_digits.prepare(
             arguments.out,
@@ -122,6 +85,58 @@ def add_moving_digits(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         recipe="moving_digits",
         description="The digits in motion, with captions such as 'a three moving left': no download.",
     )
+    add_moving_digits_flags(moving)
+    images = add_command(
+        sets,
+        "images",
+        commands.images,
+        recipe="dipom_xl2",
+        description="Pictures of yours, cropped as ADM does, as pixels or (--autoencoder) as latents.",
+    )
+    commands.add_image_flags(images)
+    imported = add_command(
+        sets,
+        "latents",
+        latents,
+        recipe="dipom_xl2",
+        description="Latents in the tar chunks of the authors' tool (int8 or float16), number by number.",
+    )
+    add_latents_flags(imported)
+    videos = add_command(
+        sets,
+        "videos",
+        commands.videos,
+        recipe="video_s2",
+        description="Clips with captions, for text to video: latents and embeddings by torch encoders.",
+    )
+    commands.add_video_flags(videos)
+    captions = add_command(
+        sets,
+        "captions",
+        commands.captions,
+        recipe="t2i_b2",
+        description="Pictures with captions, for text to image: as pixels or as latents, and embeddings.",
+    )
+    commands.add_caption_flags(captions)
+
+
+def add_command(
+    sets: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    prepare: Callable[[argparse.Namespace], Manifest | None],
+    *,
+    description: str,
+    recipe: str,
+) -> argparse.ArgumentParser:
+    """Adds one data set to the command line; `recipe` is the one in configs/ that uses it."""
+    command = sets.add_parser(name, help=description, description=description, allow_abbrev=False)
+    command.add_argument("--out", type=Path, metavar="DIR", help=f"folder to make (default: data/{name})")
+    command.set_defaults(prepare=prepare, recipe=recipe)
+    return command
+
+
+def add_moving_digits_flags(command: argparse.ArgumentParser) -> None:
+    """Adds the flags of `moving-digits`."""
     flag = command.add_argument
     flag("--size", type=int, default=16, metavar="N", help="side of the canvas in pixels (16)")
     flag("--frames", type=int, default=8, metavar="T", help="frames of a clip (8)")
@@ -135,108 +150,8 @@ def add_moving_digits(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     flag("--seed", type=int, default=0, metavar="N", help="of digits, starts and directions (0)")
 
 
-def add_images(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `images`: pictures of any source, as pixels or as latents."""
-    command = add_command(
-        commands,
-        "images",
-        images,
-        recipe="dipom_xl2",
-        description="Pictures of yours, cropped as ADM does, as pixels or (--autoencoder) as latents.",
-    )
-    flag = command.add_argument
-    flag("--source", type=Path, required=True, metavar="PATH", help=SOURCE)
-    flag("--size", type=int, required=True, metavar="N", help="side of the square crops in pixels")
-    flag("--autoencoder", type=Path, metavar="DIR", help="in diffusers' format; pixels are stored without it")
-    flag(
-        "--moments",
-        metavar="TYPE",
-        help="of latents: float16 (default) or int8, half as large",
-    )
-    flag(
-        "--min-size",
-        type=int,
-        default=0,
-        metavar="N",
-        help="leave out pictures whose shorter side is below N",
-    )
-    flag("--test-share", type=float, default=0.02, metavar="S", help="share of each class to hold out (0.02)")
-    flag("--test-source", type=Path, metavar="PATH", help="held-out pictures, instead of a share")
-    flag("--seed", type=int, default=0, metavar="N", help="of what is held out and of the order (0)")
-    flag("--shard-images", type=int, default=4096, metavar="N", help="pictures a shard (4096)")
-    flag("--max-unreadable", type=int, default=100, metavar="N", help="pictures that may be unreadable (100)")
-    flag("--workers", type=int, metavar="N", help="threads that read pictures (one a core)")
-    flag("--batch-size", type=int, default=32, metavar="N", help="pictures given to a device at once (32)")
-    flag("--hosts", type=int, metavar="N", help="share the work among N hosts that see the same folders")
-    flag("--host", type=int, metavar="I", help="which of them this is, from 0")
-    flag(
-        "--check", type=int, nargs="?", const=8, metavar="N", help="decode N (8) images again: OUT-check.png"
-    )
-
-
-def images(arguments: argparse.Namespace) -> Manifest | None:
-    """Makes a data set of pictures, and the picture to check it."""
-    from pom_jax.data.encoding import Latents, Pixels  # here, so that --help is quick
-    from pom_jax.data.images import plan
-    from pom_jax.data.making import prepare
-    from pom_jax.data.pictures import open_pictures
-    from pom_jax.data.progress import PrepareProgress
-
-    if arguments.check is not None and arguments.check < 1:
-        raise InputError(f"--check={arguments.check} must be at least 1")
-    host, hosts = this_host(arguments.host, arguments.hosts)  # before a million pictures are looked for
-    if arguments.source.resolve() in arguments.out.resolve().parents:
-        raise InputError(f"--out={arguments.out} is in --source={arguments.source}: give one outside")
-    pictures = open_pictures(arguments.source)
-    print(f"{len(pictures):,} pictures in {len(pictures.classes):,} classes", flush=True)
-    if pictures.others:
-        others = (f"{count:,} {ending or 'without one'}" for ending, count in pictures.others.most_common(5))
-        print(f"  files left out because of their endings: {', '.join(others)}", flush=True)
-    test = None if arguments.test_source is None else open_pictures(arguments.test_source)
-    if arguments.autoencoder is not None:
-        encoder = Latents(arguments.autoencoder, arguments.size, arguments.moments or "float16")
-    elif arguments.moments is not None:
-        raise InputError(
-            f"--moments={arguments.moments} is of latents: give --autoencoder=DIR too, or leave it out "
-            "(pixels are stored as they are, 8 bits each)"
-        )
-    else:
-        encoder = Pixels(arguments.size)
-    job = plan(
-        pictures,
-        encoder,
-        arguments.size,
-        test_pictures=test,
-        test_share=arguments.test_share,
-        min_size=arguments.min_size,
-        seed=arguments.seed,
-        shard_images=arguments.shard_images,
-        name=arguments.out.resolve().name,
-        command=arguments.command_line,
-    )
-    arguments.job = job
-    with PrepareProgress() as progress:
-        return prepare(
-            job,
-            arguments.out,
-            host=host,
-            hosts=hosts,
-            workers=arguments.workers,
-            batch_size=arguments.batch_size,
-            max_unreadable=arguments.max_unreadable,
-            progress=progress,
-        )
-
-
-def add_latents(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `latents`: the chunks of the authors' tool."""
-    command = add_command(
-        commands,
-        "latents",
-        latents,
-        recipe="dipom_xl2",
-        description="Latents in the tar chunks of the authors' tool (int8 or float16), number by number.",
-    )
+def add_latents_flags(command: argparse.ArgumentParser) -> None:
+    """Adds the flags of `latents`."""
     flag = command.add_argument
     flag("--source", type=Path, required=True, metavar="DIR", help="folder with index.json and its chunks")
     flag("--classes", type=int, default=1000, metavar="N", help="how many labels there are (1000)")

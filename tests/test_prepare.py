@@ -65,7 +65,7 @@ def autoencoder(tmp_path_factory):
 
 def pixel_job(source, *, min_size=0, seed=0):
     pictures = open_pictures(source)
-    return plan(pictures, Pixels(SIZE), SIZE, test_share=0.1, shard_images=8, min_size=min_size, seed=seed)
+    return plan(pictures, Pixels(SIZE), test_share=0.1, shard_images=8, min_size=min_size, seed=seed)
 
 
 def make(job, out, **options):
@@ -90,7 +90,7 @@ def crops_of(job, split):
 @pytest.mark.smoke
 def test_latents_are_those_of_crops_and_their_mirror_images(source, autoencoder, tmp_path):
     encoder = Latents(autoencoder, SIZE)
-    job = plan(open_pictures(source), encoder, SIZE, test_share=0.1, shard_images=8)
+    job = plan(open_pictures(source), encoder, test_share=0.1, shard_images=8)
     manifest = make(job, tmp_path / "set", batch_size=4, workers=2)
     records = Records(tmp_path / "set", "train")
     batch = records.gather(np.arange(len(records)))
@@ -112,9 +112,7 @@ def test_latents_are_those_of_crops_and_their_mirror_images(source, autoencoder,
     np.testing.assert_allclose(mean * manifest.scale, manifest.channel_mean, atol=1e-6)
 
     # int8: nothing is clipped, and the error is what rounding makes of it.
-    small = plan(
-        open_pictures(source), Latents(autoencoder, SIZE, "int8"), SIZE, test_share=0.1, shard_images=8
-    )
+    small = plan(open_pictures(source), Latents(autoencoder, SIZE, "int8"), test_share=0.1, shard_images=8)
     manifest8 = make(small, tmp_path / "int8", batch_size=4)
     assert manifest8.made_by["clipped_numbers"] == "0"
     assert manifest8.record_bytes < 0.51 * manifest.record_bytes
@@ -267,9 +265,9 @@ def test_unreadable_and_small_pictures_are_counted_and_listed(source, tmp_path):
 def test_the_check_goes_past_a_shard_without_pictures(source, tmp_path):
     pictures = open_pictures(source)
     options = {"test_share": 0.1, "shard_images": 1}
-    first = int(plan(pictures, Pixels(SIZE), SIZE, **options).recipe.pieces[0].indices[0])
+    first = int(plan(pictures, Pixels(SIZE), **options).recipe.pieces[0].indices[0])
     side = min(pictures.open(first).size)
-    job = plan(pictures, Pixels(SIZE), SIZE, min_size=side + 1, **options)
+    job = plan(pictures, Pixels(SIZE), min_size=side + 1, **options)
     make(job, tmp_path / "set")
     shown = check(job, tmp_path / "set", 2)
     assert (shown.crops.shape, shown.ratio) == ((2, SIZE, SIZE, 3), np.inf)
@@ -294,7 +292,7 @@ def test_tables_npz_and_flat_folders_are_the_same_pictures(source, tmp_path):
     flat = open_pictures(source / "china")
     assert (flat.classes, len(flat)) == (("all",), 10)
     np.testing.assert_array_equal(flat.crop(0, SIZE), crops[10])
-    manifest = make(plan(flat, Pixels(SIZE), SIZE, test_pictures=flat), tmp_path / "flat")
+    manifest = make(plan(flat, Pixels(SIZE), test_pictures=flat), tmp_path / "flat")
     assert (manifest.records("train"), manifest.records("test")) == (10, 10)
 
 

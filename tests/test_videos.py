@@ -10,8 +10,8 @@ from PIL import Image
 
 import prepare as prepare_command
 from pom_jax.data.captioned import open_captioned, read_table, share_out
-from pom_jax.data.captioned_commands import parse_size
 from pom_jax.data.clips import UnusableClip, at_rate
+from pom_jax.data.commands import parse_size
 from pom_jax.data.pictures import ENDINGS, centre_crop, cover_crop
 from pom_jax.errors import InputError
 
@@ -162,7 +162,8 @@ def test_packages_that_are_missing_are_named_with_their_extra(
         ("--out={}/in/set", "is in --source="),
         ("--hosts=2", "--hosts=2 goes with --host=I"),
         ("--test-captions=a.csv", "--test-captions=a.csv goes with --test-source=FOLDER"),
-        ("--moments=int8", "--moments=int8 is of latents: give --autoencoder=DIR, or leave it out"),
+        ("--moments=int8", "--moments=int8 is of latents: give --autoencoder=DIR too, or leave it out"),
+        ("--size=0", "--size=0 must be at least 1"),
         ("--captions={}/none.csv", "cannot be read: No such file"),
     ],
 )

@@ -2,7 +2,7 @@
 
 `manifest`, `fields` and `writer` define the format, `records` and `synthetic` read it or imitate it,
 `sources` chooses, `pipeline` orders, batches and prefetches. `digits` and `moving_digits` make sets that need
-no download; `images`, `videos` and `captioned_pictures` plan what `making` makes in `unfinished` folders.
+no download; `images` and `captioned_jobs` plan what `making` makes in `unfinished` folders.
 """
 
 from pom_jax.data.manifest import Field as Field

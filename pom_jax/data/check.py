@@ -51,7 +51,7 @@ def check(job: Job, folder: str | Path, number: int) -> Check:
         if len(crops) == number:
             break
     above, batch = np.stack(crops), records.gather(np.arange(len(crops)))
-    below = job.decode(batch["mean"][:, 0])
+    below = job.encoder.decode(batch["mean"][:, 0])
     error = float(np.mean((above.astype(np.float64) - below) ** 2))
     ratio = 10 * float(np.log10(255**2 / error)) if error else float("inf")
     return Check(above, below, titles, ratio)

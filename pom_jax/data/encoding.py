@@ -25,10 +25,10 @@ FORMATS = {"float16": ("float16", "float16"), "int8": ("int8", "uint8")}
 
 
 class Encoded(NamedTuple):
-    """What becomes of crops [B, size, size, 3].
+    """What becomes of crops [B, *crop_shape].
 
     Attributes:
-        arrays: `{field: [B, V, H, W, C]}`, each image and, with V = 2, its mirror image.
+        arrays: `{field: [B, V, ...]}`, each sample and, with V = 2, its mirror image.
         clipped: [B] how many numbers of each record lay beyond what the field holds, where that can be.
     """
 
@@ -37,8 +37,17 @@ class Encoded(NamedTuple):
 
 
 class Encoder(Protocol):
-    """Makes the fields `mean` and, for latents, `std`; a model sees them times `scale` plus `shift`."""
+    """Makes the fields `mean` and, for latents, `std`; a model sees them times `scale` plus `shift`.
 
+    Attributes:
+        crop_shape: of one crop.
+        compiles: whether it is a program of JAX: for batches of one size, over all devices of this process.
+        autoencoder: its name and checksum; None where pixels are stored.
+        settings: what decides the fields, in words.
+    """
+
+    crop_shape: tuple[int, ...]
+    compiles: bool
     fields: Mapping[str, Field]
     scale: float
     shift: float
@@ -48,16 +57,23 @@ class Encoder(Protocol):
     def __call__(self, crops: np.ndarray) -> Encoded: ...
 
     def decode(self, mean: np.ndarray) -> np.ndarray:
-        """The pictures [N, size, size, 3] uint8 of stored means [N, H, W, C]."""
+        """The crops [N, *crop_shape] uint8 of one view of stored means [N, ...]."""
         ...
 
 
 class Pixels:
-    """Stores the crops themselves, uint8, and their mirror images unless told not to."""
+    """Stores the crops themselves, uint8, and their mirror images unless told not to.
+
+    Raises:
+        InputError: a size below 1.
+    """
+
+    compiles = False
 
     def __init__(self, size: int, *, mirror: bool = True):
+        self.crop_shape = _crop_shape(size)
         self._views = 2 if mirror else 1
-        self.fields: Mapping[str, Field] = {"mean": Field("uint8", (self._views, size, size, 3))}
+        self.fields: Mapping[str, Field] = {"mean": Field("uint8", (self._views, *self.crop_shape))}
         self.scale, self.shift = 2 / 255, -1.0
         self.autoencoder: str | None = None
         self.settings: Mapping[str, str] = {"autoencoder": "none", "moments": "uint8"}
@@ -87,9 +103,12 @@ class Latents:
         InputError: no such autoencoder, a size that it cannot encode, other moments.
     """
 
+    compiles = True
+
     def __init__(
         self, folder: str | os.PathLike[str], size: int, moments: str = "float16", *, mirror: bool = True
     ):
+        self.crop_shape = _crop_shape(size)
         mean_type, std_type = choose("--moments", moments, FORMATS)
         self._model, params, factor, offset = load_autoencoder(folder)
         config = self._model.config
@@ -128,6 +147,12 @@ class Latents:
         with jax.set_mesh(self._mesh), jax.default_matmul_precision("highest"):
             pixels = np.asarray(decode_in_chunks(self._model, self._params, latents, CHUNK))
         return np.round(127.5 * (np.clip(pixels, -1, 1) + 1)).astype(np.uint8)
+
+
+def _crop_shape(size: int) -> tuple[int, ...]:
+    if size < 1:
+        raise InputError(f"--size={size} must be at least 1")
+    return size, size, 3
 
 
 @functools.partial(jax.jit, static_argnames="mirror")

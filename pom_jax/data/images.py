@@ -22,39 +22,22 @@ class Job:
     Attributes:
         sources: "train" and "test"; the same pictures where a share of them is held out.
         encoder: makes the fields.
-        size: pixels of a crop's side.
         min_size: pictures whose shorter side is below this are left out.
         recipe: the set that comes of it.
     """
 
     sources: dict[str, Pictures]
     encoder: Encoder
-    size: int
     min_size: int
     recipe: Recipe
 
-    @property
-    def crop_shape(self) -> tuple[int, ...]:
-        return self.size, self.size, 3
-
-    @property
-    def devices(self) -> int:
-        return jax.local_device_count()
-
-    @property
-    def compiles(self) -> bool:
-        return self.encoder.autoencoder is not None
-
     def read(self, split: str, index: int) -> np.ndarray | Skipped:
-        return self.sources[split].crop(index, self.size, self.min_size)
+        return self.sources[split].crop(index, self.encoder.crop_shape[0], self.min_size)
 
     def encode(self, split: str, indices: np.ndarray, crops: np.ndarray) -> Encoded:
         encoded = self.encoder(crops)
         arrays = {**encoded.arrays, "label": self.sources[split].labels[indices]}
         return Encoded(arrays, encoded.clipped)
-
-    def decode(self, mean: np.ndarray) -> np.ndarray:
-        return self.encoder.decode(mean)
 
     def title(self, split: str, index: int) -> str:
         return self.recipe.classes[self.sources[split].labels[index]]
@@ -63,7 +46,6 @@ class Job:
 def plan(
     pictures: Pictures,
     encoder: Encoder,
-    size: int,
     *,
     test_pictures: Pictures | None = None,
     test_share: float = 0.02,
@@ -78,7 +60,7 @@ def plan(
     Args:
         pictures: to train on.
         encoder: `encoding.Pixels(size)` or `encoding.Latents(...)`.
-        size, min_size: see `Job`.
+        min_size: see `Job`.
         test_pictures: the held-out ones; None: `test_share` of each class of `pictures`.
         seed: of the choice and of the order, in which classes are mixed.
         shard_images: pictures a shard; what a kill can cost.
@@ -86,12 +68,12 @@ def plan(
         command: that makes the set; for the manifest.
 
     Raises:
-        InputError: a size, share or seed out of range, test pictures of other classes, too few pictures.
+        InputError: a number out of range, test pictures of other classes, too few pictures.
     """
-    if size < 1 or shard_images < 1 or min_size < 0 or seed < 0:
+    if shard_images < 1 or min_size < 0 or seed < 0:
         raise InputError(
-            f"--size={size} and --shard-images={shard_images} must be at least 1, --min-size={min_size} and "
-            f"--seed={seed} at least 0"
+            f"--shard-images={shard_images} must be at least 1, --min-size={min_size} and --seed={seed} at "
+            "least 0"
         )
     rng = np.random.default_rng(seed)
     if test_pictures is None:
@@ -109,7 +91,7 @@ def plan(
     settings = {
         "source": describe(pictures),
         "held_out": held_out,
-        "size": str(size),
+        "size": str(encoder.crop_shape[0]),
         "min_size": str(min_size),
         **encoder.settings,
         "seed": str(seed),
@@ -133,7 +115,7 @@ def plan(
         pieces=pieces,
     )
     sources = {"train": pictures, "test": pictures if test_pictures is None else test_pictures}
-    return Job(sources, encoder, size, min_size, recipe)
+    return Job(sources, encoder, min_size, recipe)
 
 
 def describe(pictures: Pictures) -> str:

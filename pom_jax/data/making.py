@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import jax
 import numpy as np
 
-from pom_jax.data.encoding import Encoded
+from pom_jax.data.encoding import Encoded, Encoder
 from pom_jax.data.manifest import Manifest
 from pom_jax.data.pictures import Skipped
 from pom_jax.data.progress import PrepareProgress
@@ -31,25 +31,17 @@ class Job(Protocol):
 
     Attributes:
         recipe: the set that comes of it.
-        crop_shape: of what is read of a sample.
-        devices: how many share a batch.
-        compiles: whether encoding compiles, which is worth a line of its own.
+        encoder: of what is read.
     """
 
     @property
     def recipe(self) -> Recipe: ...
 
     @property
-    def crop_shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def devices(self) -> int: ...
-
-    @property
-    def compiles(self) -> bool: ...
+    def encoder(self) -> Encoder: ...
 
     def read(self, split: str, index: int) -> np.ndarray | Skipped:
-        """One sample, uint8 [*crop_shape], or why it is left out; called by several threads."""
+        """One sample, uint8 [*encoder.crop_shape], or why it is left out; called by several threads."""
         ...
 
     def encode(self, split: str, indices: np.ndarray, crops: np.ndarray) -> Encoded:
@@ -57,15 +49,11 @@ class Job(Protocol):
 
         Args:
             indices: [n] of the samples in their split.
-            crops: [B, *crop_shape] what was read of them; beyond n, padding.
+            crops: [B, *encoder.crop_shape] what was read of them; beyond n, padding.
 
         Returns:
             `{field: [n or more, ...]}`.
         """
-        ...
-
-    def decode(self, mean: np.ndarray) -> np.ndarray:
-        """The crops, uint8 [N, *crop_shape], of one view of stored means [N, ...]."""
         ...
 
     def title(self, split: str, index: int) -> str:
@@ -121,7 +109,8 @@ def prepare(
         if len(missing) < own:
             progress.say(f"{own - len(missing)} of {own} shards are there already")
         if missing:
-            _make(job, missing, unfinished, workers, batch_size * job.devices, progress)
+            batch_size *= jax.local_device_count() if job.encoder.compiles else 1
+            _make(job, missing, unfinished, workers, batch_size, progress)
         return unfinished.finish()
 
 
@@ -134,10 +123,10 @@ def _make(
     progress: PrepareProgress,
 ) -> None:
     """Reads, encodes and writes at the same time, each at most a few batches ahead of the next."""
-    if job.compiles:
+    if job.encoder.compiles:
         progress.say("compiling the encoder")
         began = time.perf_counter()
-        crops = np.zeros((batch_size, *job.crop_shape), np.uint8)
+        crops = np.zeros((batch_size, *job.encoder.crop_shape), np.uint8)
         jax.block_until_ready(job.encode(pieces[0].split, np.arange(0), crops))
         progress.say(f"compiled in {time.perf_counter() - began:.1f} s")
     progress.begin(sum(len(piece.indices) for piece in pieces))
@@ -176,7 +165,8 @@ def _encoded(
         (index, crop) for index, crop in zip(indices, found, strict=True) if not isinstance(crop, Skipped)
     ]
     skipped = [crop for crop in found if isinstance(crop, Skipped)]
-    crops = np.zeros((batch_size, *job.crop_shape), np.uint8)  # one shape: one program
+    rows = batch_size if job.encoder.compiles else len(good)  # one shape: one program
+    crops = np.zeros((rows, *job.encoder.crop_shape), np.uint8)
     for place, (_, crop) in enumerate(good):
         crops[place] = crop
     encoded = job.encode(piece.split, np.array([index for index, _ in good]), crops) if good else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pom_jax.data.encoding import Encoded
 from pom_jax.data.fields import Field
 from pom_jax.data.torch_models import find_device, load_model, require, weights_sha256
 from pom_jax.errors import InputError, choose
@@ -18,7 +19,7 @@ CHUNK_FRAMES = 8  # CogVideoX: 2 frames of latents
 
 
 class VideoAutoencoder:
-    """Encodes and decodes clips in torch, each in chunks of frames that know nothing of one another.
+    """An `Encoder` of clips in torch, each in chunks of frames that know nothing of one another.
 
     Independent chunks are what the authors of PoM train on: a chunk of latents can be decoded, or follow in a
     stream, without those before it. Source: the text-to-video code of PoM.
@@ -35,15 +36,17 @@ class VideoAutoencoder:
         precision: "float32" or "bfloat16", of the computation.
 
     Attributes:
-        clip_shape: (T, H, W, 3) of what is encoded.
+        crop_shape: (T, H, W, 3) of what is encoded.
         fields: `mean` and `std` float16 [1, T', H', W', C].
         scale, shift: from stored values to the model's space.
-        name: of the folder, and the checksum of its weights.
+        autoencoder: name of the folder, and the checksum of its weights.
         settings: what decides the latents, in words.
 
     Raises:
         InputError: packages that are not installed, no such autoencoder, sizes that it cannot encode.
     """
+
+    compiles = False
 
     def __init__(
         self,
@@ -67,13 +70,13 @@ class VideoAutoencoder:
         _check_sizes(frames, size, chunk_frames, space, time)
         self._latent_frames = chunk_frames // time
         self._frames, self._batch, self._device = chunk_frames, batch_size, find_device(device)
-        self.clip_shape = (frames, *size, 3)
+        self.crop_shape: tuple[int, ...] = (frames, *size, 3)
         latent = (frames // time, size[0] // space, size[1] // space, config.latent_channels)
         self.fields: Mapping[str, Field] = {name: Field("float16", (1, *latent)) for name in ("mean", "std")}
         self.scale = float(config.scaling_factor if scale is None else scale)
         self.shift = 0.0 - float(config.shift_factor or 0.0) * self.scale
         digest = weights_sha256(folder)
-        self.name = f"{folder.resolve().name} sha256:{digest}"
+        self.autoencoder: str | None = f"{folder.resolve().name} sha256:{digest}"
         self.settings: Mapping[str, str] = {
             "autoencoder": f"sha256:{digest}",
             "scaling": f"{self.scale}, {self.shift}",
@@ -83,24 +86,24 @@ class VideoAutoencoder:
             "precision": precision,
         }
 
-    def encode(self, clips: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, crops: np.ndarray) -> Encoded:
         """The posterior of clips [N, T, H, W, 3] uint8: `mean` and `std` float16 [N, 1, T', H', W', C]."""
-        found = [self._encode_one(clip) for clip in clips]
-        return {name: np.stack([moments[name] for moments in found]) for name in self.fields}
+        found = [self._encode_one(clip) for clip in crops]
+        return Encoded({name: np.stack([moments[name] for moments in found]) for name in self.fields})
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
+    def decode(self, mean: np.ndarray) -> np.ndarray:
         """The clips [N, T, H, W, 3] uint8 of latents [N, T', H', W', C] as stored, of any number of chunks.
 
         Raises:
             InputError: frames that are no whole chunks.
         """
-        count, frames, *rest = latents.shape
+        count, frames, *rest = mean.shape
         if frames % self._latent_frames:
             raise InputError(
                 f"{frames} frames of latents are no whole chunks of {self._latent_frames}, the way they are "
                 "encoded; give a multiple"
             )
-        chunks = latents.astype(np.float32).reshape(-1, self._latent_frames, *rest)
+        chunks = mean.astype(np.float32).reshape(-1, self._latent_frames, *rest)
         pixels = np.concatenate([self._run(part, self._decode) for part in self._parts(chunks)])
         pixels = np.round(127.5 * (np.clip(pixels, -1, 1) + 1)).astype(np.uint8)
         return pixels.reshape(count, -1, *pixels.shape[2:])

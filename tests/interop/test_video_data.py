@@ -22,11 +22,12 @@ import prepare as prepare_command
 from pom_jax import vae
 from pom_jax.data import Records, pipeline, read_manifest
 from pom_jax.data.captioned import open_captioned
+from pom_jax.data.captioned_jobs import plan
 from pom_jax.data.clips import ENDINGS, UnusableClip, read_clip
 from pom_jax.data.pictures import cover_crop
 from pom_jax.data.text_encoder import TextEncoder
 from pom_jax.data.video_autoencoder import VideoAutoencoder
-from pom_jax.data.videos import plan
+from pom_jax.data.videos import clip_reader
 from pom_jax.errors import InputError
 from pom_jax.vae.names import parameter_shapes
 
@@ -242,7 +243,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes_and_so_do_two_hosts(
 
 def test_latents_decode_in_chunks_of_their_own(autoencoder, clips):
     model = VideoAutoencoder(autoencoder, FRAMES, SIZE)
-    latents = model.encode(read_clip(clips / "good00.mp4", FRAMES, SIZE)[None])["mean"][:, 0]
+    latents = model(read_clip(clips / "good00.mp4", FRAMES, SIZE)[None]).arrays["mean"][:, 0]
     whole = model.decode(latents)
     assert (whole.shape, whole.dtype) == ((1, FRAMES, *SIZE, 3), np.uint8)
     np.testing.assert_array_equal(model.decode(latents[:, 2:]), whole[:, 8:])
@@ -367,8 +368,9 @@ def test_clips_of_a_folder_have_their_captions_beside_them_or_in_a_table(clips, 
     (clips / "one.csv").unlink()
     assert (tabled.names[0], tabled.caption(0)) == ("good00.mp4", "a red square")
     assert sum(tabled.refusal(index) is None for index in range(len(tabled))) == 1
+    encoders = VideoAutoencoder(autoencoder, FRAMES, SIZE), TextEncoder(text_encoder)
     with pytest.raises(InputError, match="--shard-clips=0 must be at least 1"):
-        plan(tabled, VideoAutoencoder(autoencoder, FRAMES, SIZE), TextEncoder(text_encoder), shard_clips=0)
+        plan(tabled, clip_reader(), *encoders, shard=0)
 
 
 @pytest.fixture(scope="module")
