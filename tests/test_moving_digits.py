@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 import prepare as prepare_command
-from pom_jax.data import Records, digits, moving_digits, pipeline, read_manifest
+from configs.common import video_base
+from configs.moving_digits import get_config
+from pom_jax.data import Records, digits, moving_digits, open_source, pipeline, read_manifest
+from pom_jax.data.synthetic import CLIPS
 from pom_jax.data.words import decode, encode
 from pom_jax.errors import InputError
 
@@ -44,6 +47,16 @@ def test_a_record_tells_its_true_clip_at_any_length(folder, split):
     np.testing.assert_array_equal(steps[:, 0], moving_digits.STEPS[batch["direction"]])
     assert (np.abs(steps).max(axis=1) * np.abs(steps).max(axis=1)[:, ::-1] == 0).all()
     assert clips.sum(axis=(2, 3, 4)).std(axis=1).max() == 0  # the digit is whole in every frame
+    top, left = paths[0, 1]
+    np.testing.assert_array_equal(clips[0, 1, top : top + 8, left : left + 8, 0], images[batch["digit"][0]])
+
+
+@pytest.mark.parametrize(
+    ("word", "second"), [("left", [2, 1]), ("right", [2, 3]), ("up", [1, 2]), ("down", [3, 2])]
+)
+def test_a_direction_is_what_its_word_says(word, second):
+    direction = moving_digits.DIRECTIONS.index(word)
+    assert moving_digits.path(np.array([2, 2]), direction, 2, ROOM).tolist() == [[2, 2], second]
 
 
 def test_places_directions_and_digits_are_evenly_chosen(folder):
@@ -54,6 +67,8 @@ def test_places_directions_and_digits_are_evenly_chosen(folder):
     left = batch["start"][batch["direction"] == 0]
     assert set(left[:, 0]) == set(range(ROOM + 1))
     assert set(left[:, 1]) == set(range(1, ROOM + 1))  # none that faces the edge at once
+    validation, test = (everything(folder, split)[1] for split in ("validation", "test"))
+    assert not np.array_equal(validation["start"], test["start"])
 
 
 def test_no_digit_is_in_two_splits():
@@ -120,3 +135,18 @@ def test_prompts_are_encoded_and_filled_up():
     words = moving_digits.WORDS["direction"]
     np.testing.assert_array_equal(encode("  Moving LEFT ", words, 3), [1, 2, 0])
     assert encode("left", words, 2).dtype == np.int32
+
+
+def test_what_the_model_misses_is_said_with_the_way_out(folder):
+    model = get_config().model.to_dict()
+    data = {"source": "shards", "dir": "no where"}
+    with pytest.raises(InputError, match=r"exist.*`python prepare.py moving-digits --out='no where'`"):
+        open_source(data, "train", model)
+    with pytest.raises(InputError, match=r"trains on samples of 20 x 16 x 30 x 16: .*videos --help"):
+        open_source({**data, "dir": ""}, "train", video_base().model.to_dict())
+    model |= {"frames": FRAMES, "frame_height": SIZE, "frame_width": SIZE, "vocabulary": 6, "text_length": 2}
+    way = "set model.text_length=4, model.vocabulary=17, or change data.dir"
+    with pytest.raises(InputError, match=f"captions of up to 2 words from a vocabulary of 6, .*; {way}"):
+        open_source({**data, "dir": str(folder)}, "train", model)
+    synthetic = open_source({"source": "synthetic"}, "train", model)
+    assert (len(synthetic), synthetic.manifest.sample_shape) == (CLIPS, (FRAMES, SIZE, SIZE, 1))

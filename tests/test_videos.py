@@ -72,6 +72,15 @@ def test_sources_that_hold_nothing_are_refused(tmp_path):
         open_captioned(tmp_path / "a.csv", tmp_path / "a.csv", ENDINGS, "pictures")
 
 
+def test_captions_of_a_table_go_to_the_files_it_names(tmp_path):
+    for name in ("x", "y", "z"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.csv").write_text("path,caption\nz.png,last\ny.png,middle\n")
+    found = open_captioned(tmp_path, tmp_path / "a.csv", ENDINGS, "pictures")
+    captions = {name: found.caption(index) for index, name in enumerate(found.names)}
+    assert captions == {"x.png": "", "y.png": "middle", "z.png": "last"}
+
+
 def test_several_captions_of_a_file_stay_on_one_side(tmp_path):
     rows = "".join(f"{number % 20}.png,caption {number}\n" for number in range(60))
     found = open_table(tmp_path / "a.csv", f"path,caption\n{rows}")
@@ -87,6 +96,14 @@ def test_several_captions_of_a_file_stay_on_one_side(tmp_path):
     assert held_out == "0.2 of all"
     assert max(len(piece.indices) for piece in pieces) == 7
     assert sorted(sides["train"]) != list(sides["train"]), "files are mixed"
+
+    again, other = (share_out(found, None, 0.2, 7, seed, "pictures")[1][0].indices for seed in (0, 1))
+    np.testing.assert_array_equal(again, pieces[0].indices)
+    assert not np.array_equal(other, again)
+    held = open_table(tmp_path / "b.csv", "path,caption\nx.png,a\n")
+    sources, pieces, _ = share_out(found, held, 0.2, 7, 0, "pictures")
+    assert sources == {"train": found, "test": held}
+    assert sum(len(piece.indices) for piece in pieces if piece.split == "train") == 60
 
 
 def frames(*times):

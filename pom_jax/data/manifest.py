@@ -20,6 +20,10 @@ from pom_jax.errors import InputError
 FORMAT = "pom_jax shards"
 VERSION = 1
 FILE = "manifest.json"
+ADVICE = (
+    "`python prepare.py --help` lists all that can be made, such as the digits: `python prepare.py digits`; "
+    "`pom_jax.data.Writer` writes your own"
+)
 UNFINISHED = ".unfinished"  # ends the name of a folder in which a data set grows
 
 
@@ -137,15 +141,19 @@ class Manifest:
         return lists.sub(lambda found: "[" + re.sub(r"\n\s+", " ", found[1]) + "]", text) + "\n"
 
 
-def read_manifest(folder: str | Path) -> Manifest:
+def read_manifest(folder: str | Path, advice: str = ADVICE) -> Manifest:
     """Reads and checks the manifest of a data folder.
+
+    Args:
+        folder: made by prepare.py or `Writer`.
+        advice: what to do if there is no data set, for the message.
 
     Raises:
         InputError: no such folder, no manifest, not one of ours, another version, or a damaged one.
     """
     path = Path(folder) / FILE
     if not path.is_file():
-        raise InputError(_no_manifest(path.parent))
+        raise InputError(_no_manifest(path.parent, advice))
     try:
         content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
@@ -173,7 +181,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     return manifest
 
 
-def _no_manifest(folder: Path) -> str:
+def _no_manifest(folder: Path, advice: str) -> str:
     home = folder.resolve()  # of a link: what it leads to
     growing = home.parent / f"{home.name}{UNFINISHED}"
     if growing.is_dir():
@@ -182,11 +190,7 @@ def _no_manifest(folder: Path) -> str:
             "command that began it goes on with it."
         )
     what = "has no manifest.json" if folder.is_dir() else "does not exist"
-    return (
-        f"data folder {folder} {what}: there is no finished data set in it. `python prepare.py --help` lists "
-        f"all that can be made, such as the digits: `python prepare.py digits --out={folder}`; "
-        "`pom_jax.data.Writer` writes your own."
-    )
+    return f"data folder {folder} {what}: there is no finished data set in it. {advice}"
 
 
 def _parse(content: Mapping[str, Any]) -> Manifest:

@@ -1,11 +1,12 @@
 """What a source of records is, and which one a config asks for."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from pom_jax.data.manifest import Manifest
+from pom_jax.data.manifest import ADVICE, Manifest, read_manifest
 from pom_jax.data.records import Records
 from pom_jax.data.synthetic import Synthetic
 from pom_jax.errors import InputError, choose
@@ -57,13 +58,13 @@ def open_source(data: Mapping[str, Any], split: str, model: Mapping[str, Any] | 
     if choose("data.source", data["source"], SOURCES) == "synthetic":
         return Synthetic(split) if model is None else Synthetic(split, **_synthetic(model))
     if not data["dir"]:
-        raise InputError(_how_to_get(model))
+        raise InputError(f"data.dir is empty. {_how_to_make(model, None)}")
+    manifest = read_manifest(data["dir"], _how_to_make(model, data["dir"]))
+    if model is None:
+        return Records(data["dir"], split)
+    check_model(manifest, model)
     source = Records(data["dir"], split)
-    if model is not None:
-        check_model(source.manifest, model)
-        if model.get("num_classes") == 1:
-            return OneClass(source)
-    return source
+    return OneClass(source) if model.get("num_classes") == 1 else source
 
 
 def heldout_split(manifest: Manifest) -> str:
@@ -91,7 +92,7 @@ def check_model(manifest: Manifest, model: Mapping[str, Any]) -> None:
 
 
 def _draws_clips(model: Mapping[str, Any]) -> bool:
-    return model.get("family", "dipom") == "polymorpher"
+    return "frames" in model
 
 
 def _check_clips(manifest: Manifest, model: Mapping[str, Any]) -> None:
@@ -110,17 +111,20 @@ def _check_clips(manifest: Manifest, model: Mapping[str, Any]) -> None:
     made_for: tuple[int, ...] = (model["text_length"],)
     made_for += () if model["vocabulary"] else (model["text_width"],)
     if text.shape != made_for or len(manifest.words) != model["vocabulary"]:
+        sizes = dict(zip(("text_length", "text_width"), text.shape, strict=False))
+        sizes["vocabulary"] = len(manifest.words)
+        changes = ", ".join(f"model.{name}={size}" for name, size in sizes.items())
         raise InputError(
-            f"the model reads texts of {_texts(made_for, model['vocabulary'])}, data set {manifest.name} has "
-            f"{_texts(text.shape, len(manifest.words))}; change model.text_length, model.text_width and "
-            "model.vocabulary, or data.dir"
+            f"the model reads captions of {_captions(made_for, model['vocabulary'])}, data set "
+            f"{manifest.name} has captions of {_captions(text.shape, len(manifest.words))}; set {changes}, "
+            "or change data.dir"
         )
 
 
-def _texts(shape: tuple[int, ...], words: int) -> str:
-    if words:
-        return f"up to {shape[0]} of {words} words (no word among them)"
-    return f"{shape[0]} embeddings of {shape[1]} channels"
+def _captions(shape: tuple[int, ...], vocabulary: int) -> str:
+    if vocabulary:
+        return f"up to {shape[0]} words from a vocabulary of {vocabulary}"
+    return f"up to {shape[0]} embeddings of {shape[1]} channels"
 
 
 def _synthetic(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,20 +136,23 @@ def _synthetic(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"clip": shape, "text": text, "vocabulary": model["vocabulary"]}
 
 
-def _how_to_get(model: Mapping[str, Any] | None) -> str:
-    if model is not None and _draws_clips(model):
-        name = "moving-digits" if model["channels"] == 1 else "videos" if model["frames"] > 1 else "captions"
-        return (
-            f"data.dir is empty: `python prepare.py {name} --help` says how to make such clips, then "
-            "--config.data.dir=DIR. To try the speed without data: --config.data.source=synthetic"
-        )
-    if model is not None and (model["image_size"], model["channels"]) == (8, 1):
-        return "data.dir is empty: `python prepare.py digits`, then --config.data.dir=data/digits"
-    sizes = (
-        "" if model is None else f" of {model['image_size']} x {model['image_size']} x {model['channels']}"
-    )
+def _how_to_make(model: Mapping[str, Any] | None, folder: str | None) -> str:
+    """What to do for a data set that the model fits, in words; `folder` is where it is looked for."""
+    if model is None:
+        return ADVICE
+    if _draws_clips(model):
+        # Of the sets of clips, only the moving digits come with words that a model learns itself.
+        name = "moving-digits" if model["vocabulary"] else "videos" if model["frames"] > 1 else "captions"
+        sides = model["frames"], model["frame_height"], model["frame_width"]
+    else:
+        name = "digits" if (model["image_size"], model["channels"]) == (8, 1) else "images"
+        sides = model["image_size"], model["image_size"]
+    if "digits" in name:
+        out = shlex.quote(folder or f"data/{name}")
+        return f"Make one with `python prepare.py {name} --out={out}`, then --config.data.dir={out}"
+    sizes = " x ".join(map(str, (*sides, model["channels"])))
     return (
-        f"data.dir is empty: this config trains on a data set{sizes} that has to be prepared first. "
-        "`python prepare.py --help` lists what it can make and `pom_jax.data.Writer` writes any other; "
-        "then --config.data.dir=DIR. To try the speed without data: --config.data.source=synthetic"
+        f"This config trains on samples of {sizes}: `python prepare.py {name} --help` says how to make a set "
+        "of yours, `python prepare.py --help` lists all others and `pom_jax.data.Writer` writes any; then "
+        "--config.data.dir=DIR. To try the speed without data: --config.data.source=synthetic"
     )

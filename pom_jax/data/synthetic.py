@@ -7,6 +7,8 @@ import numpy as np
 
 from pom_jax.data.manifest import Field, Manifest, Shard
 
+IMAGES = 1_281_167  # as many as ImageNet has to train on
+CLIPS = 100_000
 POOL = 251  # records; a prime, so that no batch size falls into step with it
 LABELS = 65_521  # a prime as well
 VIEWS = 2  # as sets of latents have: an image and its mirror image
@@ -20,7 +22,7 @@ class Synthetic:
 
     Args:
         split: "train", "test" or any other name.
-        records: length of the split; as many as ImageNet has by default, 1,024 for other splits.
+        records: length of the split; by default IMAGES or CLIPS for "train", 1,024 for other splits.
         image_size, channels, num_classes: by default those of latents of 256 x 256 ImageNet.
         clip: [T, H, W, C] of clips with texts, instead of images with labels.
         text, vocabulary: of clips: (M, words) with a vocabulary, else (M, channels of an embedding).
@@ -41,7 +43,7 @@ class Synthetic:
         seed: int = 0,
     ):
         if records is None:
-            records = 1_281_167 if split == "train" else 1024
+            records = 1024 if split != "train" else IMAGES if clip is None else CLIPS
         shape = (VIEWS, image_size, image_size, channels) if clip is None else (1, *clip)
         self.split = split
         self._records = records
