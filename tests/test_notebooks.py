@@ -27,3 +27,8 @@ def test_the_sampling_notebook_trains_a_model_where_there_is_none_and_runs(tmp_p
 
 def test_the_notebook_of_the_layer_runs():
     run("pom_layer")
+
+
+def test_the_notebook_of_streams_trains_a_model_where_there_is_none_and_runs(tmp_path):
+    run("streaming_video", POM_JAX_RUNS=str(tmp_path / "runs"), POM_JAX_QUICK="1")
+    assert (tmp_path / "runs" / "moving_digits_quick" / "checkpoints").is_dir()
