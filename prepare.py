@@ -52,10 +52,15 @@ def main(argv: Sequence[str]) -> int:
         )
         return 0
     print(describe(manifest))
-    for what in ("unreadable", "below_min_size", "clipped_numbers"):
+    remarks = {
+        "unreadable": f", listed in {arguments.out}/unreadable.txt",
+        "below_min_size": "",
+        "clipped_numbers": "",
+        "cut_captions": f", longer than --tokens={manifest.made_by.get('tokens')}",
+    }
+    for what, remark in remarks.items():
         if (count := manifest.made_by.get(what, "0")) != "0":
-            where = f", listed in {arguments.out}/unreadable.txt" * (what == "unreadable")
-            print(f"  {what}: {count}{where}")
+            print(f"  {what}: {count}{remark}")
     print(f"done in {time.perf_counter() - start:.1f} s: {arguments.out}/manifest.json says what is in it")
     print(f"next: {training_command(arguments.recipe, manifest, arguments.out)}")
     return 0

@@ -55,8 +55,9 @@ class Job:
 
     def encode(self, split: str, indices: np.ndarray, crops: np.ndarray) -> Encoded:
         encoded = self.encoder(crops)
-        texts = self.text_encoder([self.title(split, int(index)) for index in indices])
-        return Encoded({**encoded.arrays, **texts}, encoded.clipped)
+        captions = [self.title(split, int(index)) for index in indices]
+        cut = sum(length > self.text_encoder.tokens for length in self.text_encoder.lengths(captions))
+        return Encoded({**encoded.arrays, **self.text_encoder(captions)}, encoded.clipped, cut)
 
     def title(self, split: str, index: int) -> str:
         return self.sources[split].caption(index)

@@ -30,10 +30,12 @@ class Encoded(NamedTuple):
     Attributes:
         arrays: `{field: [B, V, ...]}`, each sample and, with V = 2, its mirror image.
         clipped: [B] how many numbers of each record lay beyond what the field holds, where that can be.
+        cut: how many captions were longer than what is encoded of them.
     """
 
     arrays: Mapping[str, Any]
     clipped: Any = None
+    cut: int = 0
 
 
 class Encoder(Protocol):

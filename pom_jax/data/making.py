@@ -175,6 +175,7 @@ def _encoded(
         {} if encoded is None else encoded.arrays,
         count=len(good),
         clipped=None if encoded is None else encoded.clipped,
+        cut=0 if encoded is None else encoded.cut,
         unreadable=[f"{s.name}: {s.reason}" for s in skipped if s.reason is not None],
         too_small=sum(s.reason is None for s in skipped),
         last=start + batch_size >= len(piece.indices),

@@ -59,6 +59,7 @@ class Batch:
         count: how many of the n records count; the others are padding.
         clipped: [n] how many numbers of each record lay beyond what its field can hold.
         unreadable, too_small: pictures that were left out since the batch before.
+        cut: captions that were cut.
     """
 
     piece: Piece
@@ -67,6 +68,7 @@ class Batch:
     clipped: Any = None
     unreadable: Sequence[str] = ()
     too_small: int = 0
+    cut: int = 0
     last: bool = False
 
 

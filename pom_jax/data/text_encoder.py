@@ -26,6 +26,7 @@ class TextEncoder:
         precision: "float32" or "bfloat16", of the computation.
 
     Attributes:
+        tokens: M.
         fields: `text` float16 [M, D] and `text_mask` uint8 [M].
         name: of the folder, and the checksum of its weights.
         settings: what decides the embeddings, in words.
@@ -50,7 +51,7 @@ class TextEncoder:
         most = getattr(self._model.config, "max_position_embeddings", None)
         if most is not None and tokens > most:
             raise InputError(f"--tokens={tokens}: the text encoder of {folder} reads at most {most}")
-        self._tokens, self._device = tokens, find_device(device)
+        self.tokens, self._device = tokens, find_device(device)
         self.fields: Mapping[str, Field] = {
             "text": Field("float16", (tokens, self._model.config.hidden_size)),
             "text_mask": Field("uint8", (tokens,)),
@@ -73,7 +74,7 @@ class TextEncoder:
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption, which is cut if there are more than M."""
-        return [len(ids) for ids in self._tokenizer(list(captions), verbose=False).input_ids]
+        return [len(self._tokenizer(caption, verbose=False).input_ids) for caption in captions]
 
     def _encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         torch = require("torch", FLAG)
@@ -81,7 +82,7 @@ class TextEncoder:
             list(captions),
             padding="max_length",
             truncation=True,
-            max_length=self._tokens,
+            max_length=self.tokens,
             return_attention_mask=True,
             return_tensors="pt",
         ).to(self._device)

@@ -43,7 +43,9 @@ class _Growing:
     piece: Piece
     file: ShardFile
     moments: Moments
-    seen: dict[str, Any] = field(default_factory=lambda: {"unreadable": [], "too_small": 0, "clipped": 0})
+    seen: dict[str, Any] = field(
+        default_factory=lambda: {"unreadable": [], "too_small": 0, "clipped": 0, "cut": 0}
+    )
 
 
 class Unfinished:
@@ -154,6 +156,7 @@ class Unfinished:
         self._count_unreadable(batch.unreadable)
         now.seen["unreadable"] += batch.unreadable
         now.seen["too_small"] += batch.too_small
+        now.seen["cut"] += batch.cut
         if batch.count:
             arrays = {name: np.asarray(array)[: batch.count] for name, array in batch.arrays.items()}
             limits = {"classes": len(self.recipe.classes), "words": len(self.recipe.words)}
@@ -264,6 +267,8 @@ class Unfinished:
             "below_min_size": sum(found["too_small"] for found in whole),
             "clipped_numbers": sum(found["clipped"] for found in whole),
         }
+        if self.recipe.text_encoder is not None:
+            counts["cut_captions"] = sum(found.get("cut", 0) for found in whole)
         made_by = {**self.recipe.notes, **self.recipe.settings}
         r = self.recipe
         return Manifest(

@@ -398,6 +398,7 @@ def test_pictures_with_captions_become_clips_of_one_frame(mirror, pictures, text
     assert "crops above, what is stored below: identical" in capsys.readouterr().out
     manifest = read_manifest(tmp_path / "set")
     assert manifest.fields["mean"].shape == (1 + mirror, 1, 16, 16, 3)
+    assert manifest.made_by["cut_captions"] == "0"
     listed = (tmp_path / "set" / "unreadable.txt").read_text().splitlines()
     assert listed[0] == "0.png: no caption"
     assert re.match("10.jpg: UnidentifiedImageError", listed[1])
@@ -412,7 +413,7 @@ def test_pictures_with_captions_become_clips_of_one_frame(mirror, pictures, text
 
 
 def test_pictures_with_captions_become_latents_of_the_librarys_own_autoencoder(
-    pictures, text_encoder, tmp_path
+    pictures, text_encoder, tmp_path, capsys
 ):
     config = vae.AutoencoderConfig(
         block_out_channels=(4, 8), norm_num_groups=2, use_quant_conv=False, mid_block_add_attention=False
@@ -422,8 +423,10 @@ def test_pictures_with_captions_become_latents_of_the_librarys_own_autoencoder(
     model, params = vae.AutoencoderKL(config), traverse_util.unflatten_dict(leaves)
     vae.save_autoencoder(tmp_path / "vae", model, params)
     words = caption_flags(pictures, text_encoder, tmp_path / "set", f"--autoencoder={tmp_path / 'vae'}")
-    assert prepare_command.main(words) == 0
+    assert prepare_command.main([*words, "--tokens=3"]) == 0
+    assert "cut_captions: 9, longer than --tokens=3" in capsys.readouterr().out  # "a red square" and its end
     manifest = read_manifest(tmp_path / "set")
+    assert manifest.made_by["cut_captions"] == "9"
     assert manifest.fields["std"].shape == (1, 1, 8, 8, 4)
     assert manifest.scale == 0.18215
     records = Records(tmp_path / "set", "train")
@@ -436,4 +439,4 @@ def test_pictures_with_captions_become_latents_of_the_librarys_own_autoencoder(
         np.testing.assert_allclose(mean, means[nearest], rtol=2e-3, atol=2e-3)
         np.testing.assert_allclose(std, stds[nearest], rtol=2e-3, atol=2e-3)
     # The same command finds it made.
-    assert prepare_command.main(words) == 0
+    assert prepare_command.main([*words, "--tokens=3"]) == 0
