@@ -122,10 +122,12 @@ def video_base() -> ConfigDict:
     config.model.update(presets.preset("Polymorpher-S/2"))  # width, depth, patch_size, frame_patch, ...
     config.diffusion.update(
         {
-            # The frames of a clip have one time ("shared"), each its own ("independent"), or those before one
-            # at random are clean ("clean_past"): what is generated frame after frame reads clean frames.
+            # The frames of a clip have one time ("shared"), each its own ("independent"), those before one
+            # at random are clean ("clean_past"), or each of some noisy drafts of the clip reads the clean
+            # frames before it ("teacher_forcing"): what is generated frame after frame reads clean frames.
             "frame_times": "shared",
-            "given_frames": 0,  # "clean_past": frames at the start that are always clean
+            "given_frames": 0,  # clean_past, teacher_forcing: frames at the start that are not learned
+            "drafts": 0,  # teacher_forcing: noisy drafts of a clip, each as costly as the clip itself
         }
     )
     config.sampling.update({"guidance": 3.0, "num": 8})  # the authors draw with w = 2

@@ -251,6 +251,10 @@ MISTAKES: list[tuple[PoM, dict[str, Any], str]] = [
     (PoM(), {"mask": np.ones((B, N, N)), "state": STATE}, "goes without state="),
     (PoM(implementation="lean"), {"mask": np.ones((B, N, N))}, "goes without implementation='lean'"),
     (PoM(reads=("own",)), {"mask": np.ones((B, N, N))}, r"goes without reads=\('own',\)"),
+    (PoM(), {"mask": np.ones((B, N, N)), "drafts": 1}, "goes without drafts="),
+    (PoM(), {"drafts": 1}, r"drafts = 1 with no frames: give frames="),
+    (PoM(), {"drafts": 1, "causal": True}, r"drafts = 1 with no frames"),
+    (PoM(), {"drafts": 1, "frames": 2}, r"drafts = 1 with 3 frames: .* a multiple of 1 \+ drafts"),
     (PoM(), {"positions": np.arange(N)}, "neither rotary nor phase"),
     (
         PoM(rotary=Rotary()),

@@ -81,6 +81,43 @@ def test_streamed_is_parallel_and_the_past_does_not_know_the_future(name: str) -
         assert gap(other[:, patch:], y[:, patch:]) > 1e-2
 
 
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_draft_reads_the_clean_frames_before_it_as_a_film_does(name: str) -> None:
+    """Every frame of every draft is the one that is drawn after the clean frames before it, and no other."""
+    drafts, count = 2, 3
+    model = build(frame_causal=True, **CAUSAL[name])
+    patch, text, params = model.frame_patch, text_of(model), parameters(model)
+    clean, zero = clips(count * patch), np.zeros((BATCH, count), np.float32)
+    noisy = normal(4, BATCH, drafts, count * patch, *clean.shape[2:])
+    t = uniform(5, BATCH, drafts, count)
+
+    @quick_jit
+    def run(clean: Array, noisy: Array) -> Any:
+        x = jnp.concatenate([clean, noisy.reshape(BATCH, -1, *clean.shape[2:])], 1)
+        times = jnp.concatenate([zero, t.reshape(BATCH, -1)], 1)
+        together: Any = model.apply({"params": params}, x, times, text, drafts=drafts)
+        states, frames = model.init_states(BATCH), []
+        for f in range(count):
+            here = slice(f * patch, (f + 1) * patch)
+            for draft in range(drafts):
+                given = noisy[:, draft, here], t[:, draft, f : f + 1], text, states, f
+                frames.append(model.apply({"params": params}, *given)[0])
+            states = model.apply({"params": params}, clean[:, here], zero[:, :1], text, states, f)[1]
+        alone = jnp.stack(frames, 1).reshape(BATCH, count, drafts, patch, *clean.shape[2:])
+        return together[:, clean.shape[1] :].reshape(noisy.shape), alone.swapaxes(1, 2).reshape(noisy.shape)
+
+    together, alone = run(clean, noisy)
+    assert gap(together, alone) < 1e-5
+    clean[:, -patch:] += 1  # no draft sees the last clean frame
+    noisy[:, 0] += 1  # nor another draft
+    other = run(clean, noisy)[0]
+    np.testing.assert_array_equal(other[:, 1], together[:, 1])
+    clean[:, :patch] += 1  # all but the first frame see the first
+    change = np.abs(np.asarray(run(clean, noisy)[0] - together)[:, 1]).max((0, 2, 3, 4))
+    np.testing.assert_array_equal(change[:patch], 0)
+    assert change[patch:].min() > 1e-3
+
+
 def test_a_frame_has_no_slope_by_later_ones() -> None:
     model = build(frame_causal=True, **CAUSAL["reads"])
     given = frame_times(model, 4), text_of(model)
@@ -211,9 +248,13 @@ def test_output_is_exactly_zero_at_the_start(name: str) -> None:
         {"frame_causal": True, "reads": ("own", "last"), "phase_periods": (4.0,), "time_token": True},
         {"frame_causal": True, "form": "power", "gate_heads": 8, "groups": 2},
         {"mixer": "attention", "num_heads": 8},
+        {"frame_causal": True, "mixer": "attention", "num_heads": 8, "drafts": 2},
+        {"frame_causal": True, "reads": ("own", "last"), "drafts": 2},
     ],
 )
 def test_flops_are_those_that_the_compiler_counts(changes: dict[str, Any]) -> None:
+    drafts = changes.get("drafts", 0)
+    changes = {name: value for name, value in changes.items() if name != "drafts"}
     data = {"frames": 4, "frame_height": 8, "frame_width": 8, "channels": 4, "text_length": 24}
     fields = models.preset("Polymorpher-S/2") | TINY | data | {"frame_patch": 2, "text_width": 64}
     fields |= {"width": 512, "depth": 1, "scan": False, "ffn_expansion": 3} | changes
@@ -221,10 +262,11 @@ def test_flops_are_those_that_the_compiler_counts(changes: dict[str, Any]) -> No
     shapes = jax.eval_shape(lambda key: models.init(model, key), jax.random.key(0))
     x, t, text = models.dummy_inputs(model)
     times = 2 if fields["frame_causal"] else 1
-    t = jnp.zeros((1, times)) if times > 1 else t
-    forward = quick_jit(lambda p, *a: model.apply({"params": p}, *a))
+    t = jnp.zeros((1, times * (1 + drafts))) if times > 1 else t
+    x = jnp.tile(x, (1, 1 + drafts, 1, 1, 1))
+    forward = quick_jit(lambda p, *a: model.apply({"params": p}, *a, drafts=drafts))
     costs: Any = forward.lower(shapes, x, t, text).compile().cost_analysis()
-    assert 0.98 < flops.forward_flops(fields, times) / costs["flops"] < 1.0
+    assert 0.97 < flops.forward_flops(fields, times, 1 + drafts) / costs["flops"] < 1.0
 
 
 @pytest.mark.smoke
@@ -311,6 +353,22 @@ def test_states_need_a_causal_model() -> None:
     inputs = np.zeros(CLIP, np.float32), np.zeros(2), Text(jnp.asarray(TOKENS), jnp.asarray(MASK)), states
     with pytest.raises(InputError, match="they need frame_causal=True"):
         jax.eval_shape(model.init, jax.random.key(0), *inputs)
+
+
+@pytest.mark.parametrize(
+    ("causal", "drafts", "t", "words"),
+    [
+        (True, 2, (2, 4), r"drafts=2 needs x of \(1 \+ drafts\) T frames of patches.* got 4 frames"),
+        (True, -1, (2, 4), "drafts=-1 needs"),
+        (True, 1, (2,), r"got 4 frames, t \(2,\)"),
+        (False, 1, (2, 4), "frame_causal=True"),
+    ],
+)
+def test_drafts_that_do_not_fit_are_refused(causal: bool, drafts: int, t: Any, words: str) -> None:
+    model = build(frame_causal=causal)
+    inputs = np.zeros(CLIP, np.float32), np.zeros(t), Text(jnp.asarray(TOKENS), jnp.asarray(MASK))
+    with pytest.raises(InputError, match=words):
+        jax.eval_shape(lambda key: model.init(key, *inputs, drafts=drafts), jax.random.key(0))
 
 
 def test_a_word_that_is_none_is_not_taken_for_another() -> None:

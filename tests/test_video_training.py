@@ -23,8 +23,10 @@ from pom_jax.training.start import find_start
 CLIPS, FRAMES = 500, 8
 
 
-def draw(kind: str, given: int = 0, times: TimeSampling | None = None) -> tuple[np.ndarray, np.ndarray]:
-    drawn = draw_times(jax.random.key(0), CLIPS, FRAMES, times, FrameTimes(kind, given))
+def draw(
+    kind: str, given: int = 0, times: TimeSampling | None = None, drafts: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    drawn = draw_times(jax.random.key(0), CLIPS, FRAMES, times, FrameTimes(kind, given, drafts))
     return np.asarray(drawn.t), np.asarray(drawn.weight)
 
 
@@ -53,22 +55,39 @@ def test_a_clean_past_ends_anywhere_and_does_not_count(given: int) -> None:
     assert counts.min() > 0.7 * counts.mean(), "every number of clean frames is as likely"
 
 
+@pytest.mark.parametrize("times", [TimeSampling(), None])
+def test_drafts_follow_a_clean_clip_and_count_from_the_first_that_is_not_given(
+    times: TimeSampling | None,
+) -> None:
+    t, weight = draw("teacher_forcing", 2, times, drafts=3)
+    assert t.shape == weight.shape == (CLIPS, 4 * FRAMES)
+    assert (t[:, :FRAMES] == 0).all()
+    assert (t[:, FRAMES:] > 0).all()
+    counts = np.tile(np.arange(FRAMES) >= 2, 4) & (np.arange(4 * FRAMES) >= FRAMES)
+    np.testing.assert_array_equal(weight, np.tile(counts, (CLIPS, 1)))
+    drafts = t[:, FRAMES:].reshape(CLIPS, 3, FRAMES)
+    assert abs(np.corrcoef(drafts[:, 0, 0], drafts[:, 1, 0])[0, 1]) < 0.15
+    assert abs(drafts.mean() - 0.5) < 0.02
+
+
 def test_validation_times_are_stratified_over_all_frames() -> None:
     t, _ = draw("independent")
     np.testing.assert_allclose(np.sort(t.ravel()), (np.arange(t.size) + 0.5) / t.size, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "words"),
+    ("kind", "given", "drafts", "words"),
     [
-        ("each", 0, "diffusion.frame_times"),
-        ("shared", 1, "given_frames=1"),
-        ("clean_past", -1, "given_frames=-1"),
+        ("each", 0, 0, "diffusion.frame_times"),
+        ("shared", 1, 0, "given_frames=1"),
+        ("clean_past", -1, 0, "given_frames=-1"),
+        ("teacher_forcing", 0, 0, "drafts=0 must be at least 1"),
+        ("independent", 0, 2, "drafts=2 .*and 0 without"),
     ],
 )
-def test_wrong_times_of_frames_are_explained(kind: str, given: int, words: str) -> None:
+def test_wrong_times_of_frames_are_explained(kind: str, given: int, drafts: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        FrameTimes(kind, given)
+        FrameTimes(kind, given, drafts)
 
 
 def test_given_frames_leave_something_to_learn() -> None:
@@ -93,6 +112,28 @@ def test_the_loss_is_that_of_each_frame_at_its_time(loss) -> None:
     assert (np.asarray(losses.weight) == [[0, 1]] * 3).all()
     np.testing.assert_allclose(losses.per_example[:, 1], 0, atol=1e-9)
     assert (losses.per_example[:, 0] > 1).all()
+    np.testing.assert_allclose(losses.mean, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [diffusion_loss, validation_loss])
+def test_the_loss_of_drafts_is_theirs_alone(loss) -> None:
+    """The network is shown the clip as it is, then drafts, each at its times; what it says of the clip and of
+    given frames does not count."""
+    x = jax.random.normal(jax.random.key(1), (3, 4, 2, 2, 1))
+    seen = []
+
+    def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        seen.append(x_t)
+        frames = jnp.repeat(t, 2, axis=1)[..., None, None, None]
+        known = (x_t - jnp.tile(x, (1, 3, 1, 1, 1))) / jnp.where(frames > 0, frames, 1)
+        return jnp.where(jnp.arange(12)[:, None, None, None] % 4 < 2, 7.0, known)
+
+    how = FrameTimes("teacher_forcing", given=1, drafts=2)
+    losses = loss(predict, jax.random.key(2), x, path=FlowPath(), frames=how, count=2)
+    assert seen[0].shape == (3, 12, 2, 2, 1)
+    np.testing.assert_array_equal(seen[0][:, :4], x)
+    assert np.abs(np.asarray(seen[0][:, 4:8] - seen[0][:, 8:])).min() > 0
+    assert (np.asarray(losses.weight) == [[0, 0, 0, 1, 0, 1]] * 3).all()
     np.testing.assert_allclose(losses.mean, 0, atol=1e-9)
 
 

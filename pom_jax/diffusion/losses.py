@@ -11,12 +11,13 @@ from pom_jax.diffusion.paths import Path, target
 from pom_jax.diffusion.schedules import TimeSampling, sample_times, stratified_times
 
 # A network with everything but the noisy input and the time bound: (x_t [B, ...], t [B]) -> [B, ...]. The
-# time of clips [B, T, ...] may be [B, F], one for each of F equal runs of frames.
+# time of clips [B, T, ...] may be [B, F], one for each of F equal runs of frames; with drafts, which follow
+# the clean clip, both have 1 + drafts times as many frames.
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Losses(NamedTuple):
-    """Losses and the times they were taken at, [B] or of clips [B, F], and what each counts; float32."""
+    """Losses, the times they were taken at and what each counts, [B] or of clips as in `Times`; float32."""
 
     per_example: jax.Array
     t: jax.Array
@@ -31,10 +32,11 @@ class Losses(NamedTuple):
 
 
 def _errors(
-    predict: Predict, key: jax.Array, x: jax.Array, times: Times, path: Path, prediction: str
+    predict: Predict, key: jax.Array, x: jax.Array, times: Times, path: Path, prediction: str, takes: int
 ) -> Losses:
     # The loss is a float32 island: a mean of squares loses its digits in bfloat16.
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x if takes == 1 else jnp.concatenate([x] * takes, axis=1)
     eps = jax.random.normal(key, x.shape, x.dtype)
     t, weight = times
     told = t  # to the network
@@ -83,7 +85,7 @@ def diffusion_loss(
         drawn = Times(t, jnp.ones_like(t))
     else:
         drawn = draw_times(key_t, x.shape[0], count, times, frames)
-    return _errors(predict, key_eps, x, drawn, path, prediction)
+    return _errors(predict, key_eps, x, drawn, path, prediction, 1 if frames is None else frames.takes)
 
 
 def validation_loss(
@@ -107,7 +109,7 @@ def validation_loss(
         drawn = Times(t, jnp.ones_like(t))
     else:
         drawn = draw_times(key_t, x.shape[0], count, None, frames)
-    return _errors(predict, key_eps, x, drawn, path, prediction)
+    return _errors(predict, key_eps, x, drawn, path, prediction, 1 if frames is None else frames.takes)
 
 
 class BinnedLoss(NamedTuple):

@@ -117,7 +117,13 @@ class Polymorpher(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, t: jax.Array, text: Text, states: Any = None, first: int | jax.Array = 0
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        text: Text,
+        states: Any = None,
+        first: int | jax.Array = 0,
+        drafts: int = 0,
     ) -> Any:
         """Predicts what the model was trained to predict (noise, velocity or data).
 
@@ -128,6 +134,9 @@ class Polymorpher(nn.Module):
             text: of each clip.
             states: what the frames before x left (`init_states`); needs `frame_causal`.
             first: number of the first frame of patches of x in its film, for positions.
+            drafts: R; x is then a clip and R drafts of it one after another, [B, (1 + R) T, H, W, C], with
+                a time for each frame. A frame of a draft sees itself, the text, and the frames of the clip
+                before its own: clean ones, where the clip's times are 0 (teacher forcing).
 
         Returns:
             [B, T, H, W, C] float32; with `states` also the ones after these frames.
@@ -136,19 +145,20 @@ class Polymorpher(nn.Module):
             InputError: fields of the model that cannot be; shapes that do not fit each other or the model.
         """
         check_polymorpher(self)
-        check_call(self, x, t, text, states)
+        check_call(self, x, t, text, states, drafts)
         grid = (
-            x.shape[1] // self.frame_patch,
+            x.shape[1] // self.frame_patch // (1 + drafts),
             x.shape[2] // self.patch_size,
             x.shape[3] // self.patch_size,
         )
         embed = Dense(self.width, dtype=self.dtype, name="patch_embedding")
         tokens = embed(cut_clips(x, self.frame_patch, self.patch_size))
-        tokens = (tokens + self._places(grid, first)).astype(tokens.dtype)
+        places = jnp.tile(self._places(grid, first), (1, 1 + drafts, 1))
+        tokens = (tokens + places).astype(tokens.dtype)
         time = TimeEmbedding(self.width, self.n_timesteps, name="time_embedding")(t.reshape(-1))
         time = time.reshape(len(x), -1, self.width)
-        given = self._given(time, text, grid, first)
-        block = self._block(grid)
+        given = self._given(time, text, grid, first, drafts)
+        block = self._block(grid, drafts)
         found = stack(block, self.depth, tokens, given, states=states, scan=self.scan, remat=self.remat)
         tokens, states = (found, None) if states is None else found
         scale, shift = (of_tokens(each, tokens.shape[1]) for each in modulation(time, 2, self.dtype))
@@ -188,7 +198,7 @@ class Polymorpher(nn.Module):
         return jnp.broadcast_to(places, (*grid, self.width)).reshape(1, -1, self.width)
 
     def _given(
-        self, time: jax.Array, text: Text, grid: tuple[int, int, int], first: int | jax.Array
+        self, time: jax.Array, text: Text, grid: tuple[int, int, int], first: int | jax.Array, drafts: int
     ) -> Given:
         tokens, mask = text.tokens, text.mask.astype(jnp.float32)
         if self.vocabulary:
@@ -206,14 +216,15 @@ class Polymorpher(nn.Module):
         positions = None
         if self.rotary or self.phase_periods:
             start = jnp.stack([jnp.asarray(first, jnp.float32), jnp.float32(0), jnp.float32(0)])
-            positions = jnp.asarray(grid_positions(*grid)) + start
+            positions = jnp.tile(jnp.asarray(grid_positions(*grid)) + start, (1 + drafts, 1))
         return Given(lay(time, "batch", None, None), lay(tokens, "batch", ...), mask, positions)
 
-    def _block(self, grid: tuple[int, int, int]) -> TextBlock:
+    def _block(self, grid: tuple[int, int, int], drafts: int) -> TextBlock:
         return TextBlock(
             self._mixer(),
             self._text_mixer(),
             frame_tokens=math.prod(grid[1:]) if self.frame_causal else 0,
+            drafts=drafts,
             order=self.order,
             ffn_expansion=self.ffn_expansion,
             clamp=self.clamp,

@@ -63,7 +63,7 @@ def check_polymorpher(m: Any) -> None:
         raise InputError("model.vocabulary=1 has no word but none: give at least 2, or 0 for embedded texts")
 
 
-def check_call(m: Any, x: jax.Array, t: jax.Array, text: Any, states: Any) -> None:
+def check_call(m: Any, x: jax.Array, t: jax.Array, text: Any, states: Any, drafts: int) -> None:
     """Raises an InputError unless the inputs of a call fit each other and the model."""
     if x.ndim != 5 or x.shape[-1] != m.channels or 0 in x.shape:
         raise InputError(f"clips must be [B, T, H, W, {m.channels}] (channels last), got {x.shape}")
@@ -82,8 +82,16 @@ def check_call(m: Any, x: jax.Array, t: jax.Array, text: Any, states: Any) -> No
         )
     if t.ndim == 2 and frames > 1 and not m.frame_causal:
         raise InputError("a time for each frame needs frame_causal=True; else give one time a clip, t [B]")
-    if states is not None and not m.frame_causal:
-        raise InputError("states are carried from frame to frame: they need frame_causal=True")
+    if drafts and (drafts < 0 or frames % (1 + drafts) or t.ndim == 1 or states is not None):
+        raise InputError(
+            f"drafts={drafts} needs x of (1 + drafts) T frames of patches, a clip and its drafts, t [B, "
+            f"(1 + drafts) T], and no states; got {frames} frames, t {t.shape}"
+            + ("" if states is None else " and states")
+        )
+    if (states is not None or drafts) and not m.frame_causal:
+        raise InputError(
+            "states are carried from frame to frame and drafts read those before: they need frame_causal=True"
+        )
     _check_text(m, len(x), text)
 
 

@@ -12,8 +12,8 @@ from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError
 from pom_jax.nn.dense import Dense, xavier_uniform
-from pom_jax.ops.attention import attention, frame_mask
-from pom_jax.ops.frames import frame_lengths
+from pom_jax.ops.attention import attention, draft_attention, frame_mask
+from pom_jax.ops.frames import check_drafts, frame_lengths
 from pom_jax.ops.rotary import Rotary
 from pom_jax.ops.states import check_tokens, without_heads
 from pom_jax.ops.windows import local_attention
@@ -67,8 +67,9 @@ class MultiHeadAttention(nn.Module):
         context_frames: int | Sequence[int] | None = None,
         positions: jax.Array | None = None,
         state: Cache | None = None,
+        drafts: int = 0,
     ) -> Any:
-        """Mixes context tokens into query tokens; frames, positions and state as in the call of `nn.PoM`.
+        """Mixes context tokens into query tokens; frames, positions, state, drafts as in `nn.PoM`'s call.
 
         Args:
             x: [B, M, D], the queries.
@@ -78,6 +79,7 @@ class MultiHeadAttention(nn.Module):
             context_frames: lengths of the context's frames; those of the queries if left out.
             positions: [M, axes] of x, for `rotary` where x mixes with itself.
             state: keys and values of earlier tokens (`init_state`), which all of x sees.
+            drafts: where x mixes with itself, by frames, without mask and state.
 
         Returns:
             [B, M, D] in the compute dtype; the output bias for a query that sees nothing. With `state` also
@@ -91,14 +93,24 @@ class MultiHeadAttention(nn.Module):
         if (state is not None or self.rotary is not None) and not itself:
             raise InputError("attention carries a state and turns positions only where x mixes with itself")
         seen = weights = without_heads(mask)
-        if frames is not None:
+        lengths = None if frames is None else frame_lengths(frames, x.shape[1])
+        if drafts:
+            check_drafts(drafts, None if lengths is None else len(lengths))
+            if not itself or seen is not None or state is not None or self.reads != ("all",):
+                raise InputError(
+                    f"drafts = {drafts}: attention takes them where x mixes with itself, with reads=('all',) "
+                    "and neither mask nor state"
+                )
+        elif frames is not None and lengths is not None:
             given = frames if itself or context_frames is None else context_frames
-            seen = self._seen(frame_lengths(frames, x.shape[1]), given, source.shape[1], seen)
+            seen = self._seen(lengths, given, source.shape[1], seen)
         after: list[Cache] = []
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
             if self.rotary is not None:
                 q, k = (_rotate(self.rotary, each, positions) for each in (q, k))
+            if lengths is not None and drafts:
+                return draft_attention(q, k, v, lengths, drafts)
             if state is not None:
                 counts = jnp.ones(()) if weights is None or weights.ndim == 3 else weights
                 new = Cache(k, v, jnp.broadcast_to(counts.astype(jnp.float32), k.shape[:2]))

@@ -118,6 +118,7 @@ class PoM(nn.Module):
         positions: Positions | None = None,
         context_positions: Positions | None = None,
         state: AnyState | None = None,
+        drafts: int = 0,
         deterministic: bool | None = None,
         dropout_rng: jax.Array | None = None,
         sow_weights: bool = False,
@@ -144,6 +145,9 @@ class PoM(nn.Module):
                 `phase`, by default those of `grid`, or 0..M-1 on one axis. No gradient flows to them.
             context_positions: of the context, those of x if x mixes with itself.
             state: what earlier tokens left (`init_state`); x sees it as if they stood before it.
+            drafts: the frames are those of a take and then of so many drafts of it: a frame of a draft sees
+                itself and the frames of the take before its own, as in teacher forcing. What is left is the
+                state after the take.
             deterministic, dropout_rng: for attention's call; the mixer has no dropout.
             sow_weights: for attention's call; must be False, for there are no weights of pairs of tokens.
 
@@ -180,6 +184,7 @@ class PoM(nn.Module):
             positions=positions,
             context_positions=context_positions,
             state=state,
+            drafts=drafts,
             count=self.count,
             implementation=self.implementation,
         )

@@ -42,6 +42,7 @@ class TextBlock(nn.Module):
         mixer: makes the mixer of the tokens, called with `name`; any module with the call of `nn.PoM`.
         text_mixer: makes that of the text; one that reads its "own" frame, for a time a frame.
         frame_tokens: tokens of a frame, which sees itself and those before; 0 where all tokens see all.
+        drafts: the frames are a take and so many drafts of it, see `nn.PoM`.
         order: "text_first" (v1), or "self_first" as in the authors' later code.
         ffn_expansion: hidden width of the feed-forward network as a multiple of the width.
         clamp: bound on the absolute value of the output, 0 for none.
@@ -52,6 +53,7 @@ class TextBlock(nn.Module):
     mixer: Callable[..., nn.Module]
     text_mixer: Callable[..., nn.Module]
     frame_tokens: int = 0
+    drafts: int = 0
     order: str = "text_first"
     ffn_expansion: int = 4
     clamp: float = 0.0
@@ -106,6 +108,8 @@ class TextBlock(nn.Module):
         scale, shift, gate = (of_tokens(each, x.shape[1]) for each in vectors)
         h = modulate(x, scale, shift, self.dtype)
         options = {"frames": self.frame_tokens or None, "positions": given.positions, "state": state}
+        if self.drafts:
+            options["drafts"] = self.drafts
         mixed = self.mixer(name="mixer")(h, **options)
         mixed, after = (mixed, None) if state is None else mixed
         return x + (mixed * gate).astype(x.dtype), after

@@ -85,3 +85,35 @@ def frame_mask(frames: Sequence[int], context_frames: Sequence[int], own: bool =
     of_query, of_key = lax.optimization_barrier((jnp.asarray(of_query), jnp.asarray(of_key)))
     compare = jnp.equal if own else jnp.greater_equal
     return compare(of_query[:, None], of_key[None])
+
+
+def draft_attention(q: Array, k: Array, v: Array, frames: Sequence[int], drafts: int) -> Array:
+    """A take and drafts of it: a query sees its own frame, and those before it in the take (see `nn.PoM`).
+
+    Args:
+        q, k, v: [B, M, H, d], the tokens of the take, then those of each draft.
+        frames: lengths of the frames of all of them; those of each draft are those of the take.
+        drafts: how many.
+
+    Returns:
+        [B, M, H, d] in the dtype of `v`.
+
+    Raises:
+        InputError: frames of the drafts are not those of the take.
+    """
+    takes = 1 + drafts
+    lengths = tuple(frames[: len(frames) // takes])
+    if tuple(frames) != lengths * takes:
+        raise InputError(f"frames {tuple(frames)} must be {takes} times the same, a take and {drafts} drafts")
+    batch, tokens = q.shape[0], sum(lengths)
+
+    def by_take(a: Array) -> Array:
+        return a.reshape(batch * takes, tokens, *a.shape[2:])
+
+    def past_and_own(a: Array) -> Array:
+        return jnp.concatenate([jnp.repeat(a[:, :tokens], takes, axis=0), by_take(a)], axis=1)
+
+    own = frame_mask(lengths, lengths, own=True)
+    past = frame_mask(lengths, lengths) & ~own
+    seen = jnp.concatenate([past, own], axis=1)[None]
+    return attention(by_take(q), past_and_own(k), past_and_own(v), seen).reshape(q.shape)

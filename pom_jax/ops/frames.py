@@ -48,6 +48,20 @@ def frame_lengths(frames: int | Sequence[int], tokens: int, name: str = "frames"
     return lengths
 
 
+def check_drafts(drafts: int, frames: int | None) -> None:
+    """Raises an InputError unless so many frames, None for no frames, are a take and as many drafts of it."""
+    if isinstance(drafts, bool) or not isinstance(drafts, int | np.integer):
+        raise InputError(f"drafts = {drafts!r} must be a whole number of at least 0")
+    if drafts == 0:
+        return
+    if drafts < 0 or frames is None or frames % (1 + drafts):
+        given = "no frames" if frames is None else f"{frames} frames"
+        raise InputError(
+            f"drafts = {drafts} with {given}: give frames= of a take and of each of its drafts, so that "
+            "their number is a multiple of 1 + drafts"
+        )
+
+
 def _shown(frames: Sequence[int]) -> str:
     """Lengths for an error, the first of many."""
     return str(tuple(frames)) if len(frames) <= 12 else f"({', '.join(map(str, frames[:12]))}, ...)"

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from pom_jax.errors import InputError, choose
-from pom_jax.ops.frames import Tiles, frame_lengths, one_frame, tiles
+from pom_jax.ops.frames import Tiles, check_drafts, frame_lengths, one_frame, tiles
 from pom_jax.ops.mesh import (
     backend,
     batch_of_a_device,
@@ -64,6 +64,7 @@ def mix(
     positions: Array | np.ndarray | None = None,
     context_positions: Array | np.ndarray | None = None,
     state: State | FrameStates | None = None,
+    drafts: int = 0,
     count: str = "tokens",
     implementation: str = "auto",
 ) -> tuple[Array, State | FrameStates | None]:
@@ -93,8 +94,10 @@ def mix(
             'layer, close over it, or jax.jit(layer.apply, static_argnames=("causal", "frames"))'
         )
     if mask is not None and mask.ndim == 3:
-        _check_rows(recipe, causal, frames, state, implementation)
+        _check_rows(recipe, causal, frames, drafts, state, implementation)
         return _mix_rows(recipe, weights, x, context, mask, places), None
+    if causal or frames is None:
+        check_drafts(drafts, None)
     lean = _is_lean(recipe, x, context, implementation)
     weigh = None
     if mask is not None:
@@ -125,9 +128,10 @@ def mix(
         raise InputError(f"frames of several lengths move tokens about, which {EXPLICIT}")
     if not tokens_are_whole() and 1 in (cuts[0].parts, cuts[1].parts):
         lean = False  # its runs would gather the tokens
+    check_drafts(drafts, cuts[0].frames)
     if not cuts[0].frames:  # nobody reads, and nothing is left
         return x, initial_state(recipe, x.shape[0]) if state is None else state
-    return _mix_frames(recipe, weights, (x, context), weigh, cuts, places, state, count, lean)
+    return _mix_frames(recipe, weights, (x, context), weigh, cuts, places, state, drafts, count, lean)
 
 
 def initial_state(recipe: Recipe, batch: int) -> State | FrameStates:
@@ -221,12 +225,14 @@ def _check_rows(
     recipe: Recipe,
     causal: bool,
     frames: int | Sequence[int] | None,
+    drafts: int,
     state: State | FrameStates | None,
     implementation: str,
 ) -> None:
     given = {
         "causal=True": causal,
         "frames=": frames is not None,
+        "drafts=": drafts != 0,
         "state=": state is not None,
         f"reads={recipe.reads}": recipe.reads != ("all",),
         "implementation='lean'": implementation == "lean",
@@ -299,6 +305,7 @@ def _mix_frames(
     cuts: tuple[Tiles, Tiles],
     places: tuple[Array | None, Array | None],
     state: State | FrameStates | None,
+    drafts: int,
     count: str,
     lean: bool,
 ) -> tuple[Array, State | FrameStates]:
@@ -319,37 +326,46 @@ def _mix_frames(
     own = State(sums, jnp.broadcast_to(counts, (x.shape[0], of.frames)))
     if count == "frames":
         own = State(state_mean(own), (own.count != 0).astype(jnp.float32))
-    states, after = _reads(recipe, own, state)
+    states, after = _reads(recipe, own, state, drafts)
     means = tuple(to.spread(state_mean(one)) for one in states)
     place = None if places[0] is None else to.split(places[0])
     return to.join(look_up(weights[1], to.split(x), means, place)), after
 
 
 def _reads(
-    recipe: Recipe, own: State, state: State | FrameStates | None
+    recipe: Recipe, own: State, state: State | FrameStates | None, drafts: int
 ) -> tuple[list[State], State | FrameStates]:
     """The state [B, T, *F] that each read sees in each frame, and what is carried on."""
     total = state.total if isinstance(state, FrameStates) else state
     none = empty_state(own.sum.shape[0], recipe.features)
     total = none if total is None else total
     last = state.last if isinstance(state, FrameStates) else none
-    seen = {}
-    if own.count.shape[1] == 1:
-        seen = {"own": own, "past": total, "last": last, "all": merge_states(own, total)}
+    frames = own.count.shape[1] // (1 + drafts)
+    take = jax.tree.map(lambda part: part[:, :frames], own)
+    if frames == 1:
+        seen = {"past": total, "last": last, "all": merge_states(take, total)}
     else:
-        seen["own"] = own
-        seen["last"] = State(
-            jnp.concatenate([last.sum, own.sum[:, :-1]], 1),
-            jnp.concatenate([last.count, own.count[:, :-1]], 1),
-        )
+        seen = {
+            "last": State(
+                jnp.concatenate([last.sum, take.sum[:, :-1]], 1),
+                jnp.concatenate([last.count, take.count[:, :-1]], 1),
+            )
+        }
         for name in ("past", "all"):
-            running = [prefix_sum(part, exclusive=name == "past") for part in own]
+            running = [prefix_sum(part, exclusive=name == "past") for part in take]
             seen[name] = State(running[0] + total.sum, running[1] + total.count)
-    after = State(own.sum.sum(1, keepdims=True), own.count.sum(1, keepdims=True))
+    after = State(take.sum.sum(1, keepdims=True), take.count.sum(1, keepdims=True))
     after = merge_states(total, after)
-    carried = (
-        after if "last" not in recipe.reads else FrameStates(after, State(own.sum[:, -1:], own.count[:, -1:]))
-    )
+    carried = after
+    if "last" in recipe.reads:
+        carried = FrameStates(after, State(take.sum[:, -1:], take.count[:, -1:]))
+    if drafts:
+        seen = {
+            name: jax.tree.map(lambda part: jnp.concatenate([part] * (1 + drafts), 1), seen[name])
+            for name in ("last", "past")
+        }
+        seen["all"] = merge_states(own, seen["past"])
+    seen["own"] = own
     return [seen[name] for name in recipe.reads], carried
 
 

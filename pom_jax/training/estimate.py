@@ -16,6 +16,7 @@ from pom_jax.ops.mesh import backend, parts
 from pom_jax.training.checkpoint import tree_bytes
 from pom_jax.training.memory import Memory, of_arrays
 from pom_jax.training.run import Run
+from pom_jax.training.step import frame_times, network
 
 # Arrays [tokens, D] float32 that live at the peak besides what is kept: 3 to 9 in compiled steps of DiPoM-S/2
 # to XL/2 and DiT-XL/2. With 6 all memory together is at most 6 % off, on one CPU and on TPU v5p 9 %.
@@ -30,7 +31,8 @@ def estimate(run: Run) -> Memory:
     kept = _kept(run, images, model.remat)
     block = _kept(run, images, "none")
     arrays = of_arrays(run.state, run.batch)
-    tokens = images * count_tokens(run.model)
+    frames, _ = frame_times(run.config)
+    tokens = images * count_tokens(run.model) * (1 if frames is None else frames.takes)
     at_work = 4 * tokens * model.width * ARRAYS_AT_WORK // _cuts()
     if model.remat != "none":  # one block at a time keeps everything again
         at_work += block.stacked // _periods(model)
@@ -59,11 +61,20 @@ class _Kept:
 def _kept(run: Run, images: int, remat: str) -> _Kept:
     """What lies between the forward and the backward pass of so many images, without the parameters."""
     model = run.model.clone(remat=remat, scan=True)
-    shapes = jax.eval_shape(lambda: dummy_inputs(model, images))
+    frames, count = frame_times(run.config)
+
+    def inputs() -> tuple[jax.Array, jax.Array, Any]:
+        x, t, given = dummy_inputs(model, images)
+        if frames is not None and frames.kind != "shared":
+            x = jnp.tile(x, (1, frames.takes, 1, 1, 1))
+            t = jnp.zeros((images, frames.takes * count))
+        return x, t, given
+
+    shapes = jax.eval_shape(inputs)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.state.params)
 
     def backward(params: Any, *inputs: jax.Array) -> Any:
-        return jax.vjp(lambda params: model.apply({"params": params}, *inputs), params)[1]
+        return jax.vjp(lambda params: network(model, params, frames)(*inputs), params)[1]
 
     leaves = jax.tree.leaves(jax.eval_shape(backward, params, *shapes))
     weights = {(leaf.size, leaf.dtype) for leaf in jax.tree.leaves(params)}

@@ -29,15 +29,16 @@ PEAKS: Mapping[str, tuple[float, float]] = {
 }
 
 
-def forward_flops(model: Mapping[str, Any], times: int = 1) -> int:
+def forward_flops(model: Mapping[str, Any], times: int = 1, takes: int = 1) -> int:
     """Operations of the matrix products of one forward pass of one sample (a multiply-add counts as two).
 
     Args:
         model: fields of `config.model`.
         times: of a clip: 1, or the number of its frames of patches where each has a time of its own.
+        takes: of a clip: 1, or itself and its drafts (`diffusion.FrameTimes.takes`).
     """
     clips = models.family(model) is models.Polymorpher
-    return 2 * (_clip_products(model, times) if clips else _image_products(model))
+    return 2 * (_clip_products(model, times, takes) if clips else _image_products(model))
 
 
 def _image_products(model: Mapping[str, Any]) -> int:
@@ -60,14 +61,15 @@ def _image_products(model: Mapping[str, Any]) -> int:
     return layers + embeddings + head
 
 
-def _clip_products(model: Mapping[str, Any], times: int) -> int:
+def _clip_products(model: Mapping[str, Any], times: int, takes: int) -> int:
     """Multiply-adds of a `Polymorpher` for one clip."""
     width, tokens = model["width"], models.count_tokens(model)
     frames = model["frames"] // model["frame_patch"] if model["frame_causal"] else 1
     # Every time modulates the text for itself.
     text = times * (model["text_length"] + model["time_token"])
     if model["mixer"] == "attention":
-        mixers = _attention_products(model, tokens, tokens, tokens**2)
+        # A draft sees its own tokens and the clip's.
+        mixers = _attention_products(model, tokens, tokens, tokens**2 * min(takes, 2))
         mixers += _attention_products(model, tokens, text, tokens * text)
     else:
         mixers = _pom_products(model, tokens, tokens, len(model["reads"]), frames)
@@ -75,7 +77,7 @@ def _clip_products(model: Mapping[str, Any], times: int) -> int:
     block = mixers + tokens * 2 * model["ffn_expansion"] * width**2 + times * 11 * width**2
     patch = model["frame_patch"] * model["patch_size"] ** 2 * model["channels"]
     ends = 2 * tokens * patch * width + times * (2 * 4 + 2) * width**2
-    return model["depth"] * block + ends + model["text_length"] * model["text_width"] * width
+    return takes * (model["depth"] * block + ends) + model["text_length"] * model["text_width"] * width
 
 
 def _pom_products(
@@ -103,9 +105,9 @@ def _attention_products(model: Mapping[str, Any], queries: int, context: int, pa
     return 2 * (queries + context) * width * inner + 2 * pairs * inner
 
 
-def step_flops(model: Mapping[str, Any], batch_size: int, times: int = 1) -> int:
+def step_flops(model: Mapping[str, Any], batch_size: int, times: int = 1, takes: int = 1) -> int:
     """Operations of one training step: forward once, backward twice that; recomputation is not counted."""
-    return 3 * batch_size * forward_flops(model, times)
+    return 3 * batch_size * forward_flops(model, times, takes)
 
 
 def peak_flops(dtype: str) -> float | None:

@@ -1,5 +1,6 @@
 """The held-out loss: the same examples, times and noise at every evaluation, in bins of time."""
 
+import functools
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ def make_heldout_loss(config: ConfigDict, model: nn.Module, source: Source) -> A
         image_key, loss_key = jax.random.split(jax.random.fold_in(key, index))
         given = conditions.condition(config.model, batch)
         losses = validation_loss(
-            lambda x_t, t: network(model, params)(x_t, t, given),
+            functools.partial(network(model, params, frames), given=given),
             loss_key,
             images(batch, image_key, source.manifest),
             path=path,

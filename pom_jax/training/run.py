@@ -70,7 +70,8 @@ class Run:
         """Operations of a training step."""
         frames, count = frame_times(self.config)
         times = 1 if frames is None or frames.kind == "shared" else count
-        return flops.step_flops(self.config.model, self.config.data.batch_size, times)
+        takes = 1 if frames is None else frames.takes
+        return flops.step_flops(self.config.model, self.config.data.batch_size, times, takes)
 
     @property
     def samples(self) -> str:

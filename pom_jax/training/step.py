@@ -1,5 +1,6 @@
 """One training step, a pure function: state and batch in, state and metrics out."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -108,7 +109,7 @@ def make_gradient(
         given = conditions.condition(config.model, batch)
         given = conditions.drop(config.model, given, label_key, config.diffusion.label_dropout)
         losses = diffusion_loss(
-            lambda x_t, t: network(model, params)(x_t, t, given),
+            functools.partial(network(model, params, frames), given=given),
             loss_key,
             x,
             path=path,
@@ -155,6 +156,10 @@ def frame_times(config: ConfigDict) -> tuple[FrameTimes | None, int]:
     return times, count
 
 
-def network(model: nn.Module, params: Any) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
-    """The model with its parameters bound: (x_t [B, ...], t [B], labels [B] or a `Text`) -> [B, ...]."""
-    return lambda x, t, given: cast(jax.Array, model.apply({"params": params}, x, t, given))
+def network(model: nn.Module, params: Any, frames: FrameTimes | None = None) -> Callable[..., jax.Array]:
+    """The model with its parameters bound: (x_t [B, ...], t [B], given=labels [B] or a `Text`) -> [B, ...].
+
+    Where training draws drafts of clips, as `frames` says, x_t are clips and their drafts.
+    """
+    options: dict[str, Any] = {"drafts": frames.drafts} if frames is not None and frames.drafts else {}
+    return lambda x, t, given: cast(jax.Array, model.apply({"params": params}, x, t, given, **options))
