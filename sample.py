@@ -67,12 +67,18 @@ BATCH = flags.DEFINE_integer(
     "batch_size", None, "Images (256) or films (64) drawn at once; lower it if memory runs out."
 )
 PROMPT = flags.DEFINE_multi_string("prompt", [], "Film: what to show; several with ; between, or repeated.")
-FRAMES = flags.DEFINE_integer("frames", None, "Film: how many; as many as the training clips by default.")
+FRAMES = flags.DEFINE_integer(
+    "frames",
+    None,
+    "Film: how many; as many as the training clips by default. Ctrl-C writes those that are finished.",
+)
 STREAM = flags.DEFINE_bool("stream", False, "Film: frame after frame from a state; where the model can, so.")
 JOINT = flags.DEFINE_bool("joint", False, "Film: all frames at once.")
 CHUNK = flags.DEFINE_integer("chunk", None, "Film: frames that are drawn at a time; as few as can be.")
 SIZE = flags.DEFINE_string("size", None, "Film: HEIGHTxWIDTH of a frame, of pixels or latents.")
-FROM = flags.DEFINE_string("from", None, "Film: its first frames, .png, .gif, .webp or .npz (arr_0).")
+FROM = flags.DEFINE_string(
+    "from", None, "Film: its first frames, .png, .gif, .webp or .npz (arr_0), of its size."
+)
 STATE = flags.DEFINE_string("state", None, "Film: goes on from a file of --save_state.")
 SAVE_STATE = flags.DEFINE_string("save_state", None, "Film: .npz to keep the state after the last frame in.")
 FPS = flags.DEFINE_integer("fps", 8, "Film: frames a second.")

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from pom_jax.data.moving_digits import WORDS
 from pom_jax.diffusion import SDE, guide
 from pom_jax.errors import InputError
 from pom_jax.models import Text
-from pom_jax.sampling import VideoGenerator, load, load_video
+from pom_jax.sampling import SamplingProgress, VideoGenerator, load, load_video
 from pom_jax.sampling.films import read_frames, write_films
 from pom_jax.sampling.video_command import sample_video_to_file
 from pom_jax.training import checkpoint
@@ -46,6 +47,14 @@ TINY = {
     "positions": "sincos_grid",
 }
 POM = {"reads": ("own", "last"), "phase_periods": (4.0,)}
+ATTENTION = {"mixer": "attention", "num_heads": 2}
+ON_FOUR = """
+import sys, jax, numpy as np
+from tests.test_video_sampling import ATTENTION, POM, PROMPTS, tiny_generator
+assert jax.device_count() == 4
+films = {"pom": tiny_generator(**POM), "attention": tiny_generator(**ATTENTION)}
+np.savez(sys.argv[1], **{name: each.sample_array(PROMPTS, 2) for name, each in films.items()})
+"""
 PROMPTS = ["a seven moving up", "a one moving left", "a three moving down"]
 
 
@@ -191,7 +200,7 @@ def test_frame_1000_takes_the_memory_of_frame_2_and_the_same_programs(generator:
 
 
 def test_attention_carries_a_cache_that_doubles_and_reads_what_is_in_it_alone() -> None:
-    attention = tiny_generator(mixer="attention", num_heads=2)
+    attention = tiny_generator(**ATTENTION)
     given = np.random.default_rng(0).uniform(-1, 1, (1, 6, 4, 4, 1)).astype(np.float32)
     settings: dict[str, Any] = {"given": given, "guidance": 1.0, "steps": 1}
     carried = []
@@ -209,6 +218,21 @@ def test_attention_carries_a_cache_that_doubles_and_reads_what_is_in_it_alone() 
     np.testing.assert_allclose(read(cut), read(whole), atol=1e-6)
     at_once = jax.jit(lambda x: model.apply(params, x, zero, text, model.init_states(1)))(given)[1]
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), cut, at_once)
+
+
+def test_four_devices_draw_the_films_of_one(generator: VideoGenerator, tmp_path: Path) -> None:
+    """Three films in a batch of four; attention's caches are doubled on the way."""
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    subprocess.run(
+        [sys.executable, "-c", ON_FOUR, tmp_path / "films.npz"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        check=True,
+    )
+    with np.load(tmp_path / "films.npz") as found:
+        one = {"pom": generator, "attention": tiny_generator(**ATTENTION)}
+        for name, each in one.items():
+            np.testing.assert_allclose(found[name], each.sample_array(PROMPTS, 2), atol=1e-5)
 
 
 def test_guidance_takes_any_condition() -> None:
@@ -281,13 +305,33 @@ def test_what_a_model_cannot_is_explained() -> None:
         tiny_generator(channels=16).sample(PROMPTS)
 
 
-def test_from_a_workdir_to_files(
-    workdir: Path, tmp_path: Path, generator: VideoGenerator, capsys: pytest.CaptureFixture[str]
+def test_from_a_workdir_to_files_stopped_by_a_signal_and_gone_on(
+    workdir: Path,
+    tmp_path: Path,
+    generator: VideoGenerator,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    drawn = SamplingProgress.drawn
+
+    def interrupted(progress: SamplingProgress, images: int, total: int) -> None:
+        drawn(progress, images, total)
+        if images == 6:  # in the middle of the second frame of three films
+            signal.raise_signal(signal.SIGINT)
+
     state, begun, later = (str(tmp_path / name) for name in ("state.npz", "begun.npz", "later.npz"))
-    sample_video_to_file(workdir, out=begun, prompts=["; ".join(PROMPTS)], frames=2, save_state=state)
-    assert "6 frames in" in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(SamplingProgress, "drawn", interrupted)
+        prompts = ["; ".join(PROMPTS) + ";"]
+        with pytest.raises(SystemExit) as ended:
+            sample_video_to_file(workdir, out=begun, prompts=prompts, frames=50, save_state=state)
+    assert ended.value.code == 130
+    assert "finishing this frame" in (said := capsys.readouterr().out)
+    assert "stopped after 2 of 50 frames" in said
+    assert not Path(begun).exists(), "what is not whole has another name"
+    begun = str(tmp_path / "begun_first_2.npz")
     sample_video_to_file(workdir, out=later, frames=1, state=state)
+    assert "3 frames in" in capsys.readouterr().out
     whole = generator.sample(PROMPTS, 3)
     with np.load(begun) as first, np.load(later) as second:
         films = np.concatenate([first["arr_0"], second["arr_0"]], axis=1)
@@ -316,7 +360,9 @@ def test_from_a_workdir_to_files(
         ({"size": "16"}, "HEIGHTxWIDTH"),
         ({"ema": 3}, "--ema=3"),
         ({"text_encoder": "t5"}, "knows 16 words by itself"),
-        ({"autoencoder": "vae"}, "no autoencoder in diffusers' format"),
+        ({"autoencoder": "vae"}, "draws pixels by itself; leave it out"),
+        ({"prompts": (";",)}, "empty"),
+        ({"from_file": "wide.png"}, r"--from=.*wide\.png has frames of 4x8, the films have 4x4.*--size=4x8"),
     ],
 )
 def test_mistakes_on_the_command_line_are_explained(
@@ -326,9 +372,10 @@ def test_mistakes_on_the_command_line_are_explained(
     for name in {"out", "save_state", "from_file", "state"} & flags.keys():
         flags[name] = str(tmp_path / flags[name])
     flags.setdefault("out", str(tmp_path / "film.gif"))
+    Image.new("L", (8, 4)).save(tmp_path / "wide.png")
     with pytest.raises(InputError, match=message):
         sample_video_to_file(workdir, **flags)
-    assert not any(tmp_path.iterdir())
+    assert [file.name for file in tmp_path.iterdir()] == ["wide.png"]
 
 
 def test_flags_and_workdirs_of_the_other_kind_are_explained(workdir: Path, tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ def load(
     config = checkpoint.load_config(workdir)
     if models.family(config.model) is models.Polymorpher:
         raise InputError(
-            f"{workdir} is a run of a model of video and text: read it with sampling.load_video(...), or "
+            f"{workdir} is a run of a model of video and text: read it with pom_jax.load_video(...), or "
             'draw with python sample.py --workdir=... --prompt="..."'
         )
     check_ema(config, ema)

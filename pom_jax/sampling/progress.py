@@ -58,6 +58,10 @@ class SamplingProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def line(self, text: str) -> None:
+        """A line for people, above the bar."""
+        self._console.print(text, markup=False)
+
     def compiling(self, what: str) -> None:
         if self._title is not None:
             self._console.print(self._title, markup=False)

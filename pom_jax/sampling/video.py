@@ -27,7 +27,7 @@ from pom_jax.sampling.generate import check_ema, check_numbers, make_mesh, origi
 from pom_jax.sampling.progress import Progress
 from pom_jax.sampling.state_file import checksum, read_state, write_state
 from pom_jax.sampling.stream import Drawing, Films, StreamedFrames, StreamState, empty_states
-from pom_jax.sampling.video_decode import load_text_encoder, load_video_decoder
+from pom_jax.sampling.video_decode import ChunkDecoder, load_text_encoder, load_video_decoder
 from pom_jax.training import checkpoint
 from pom_jax.training.digest import digests
 from pom_jax.training.preview import to_pixels
@@ -90,22 +90,33 @@ class VideoGenerator:
         """Whether pixels come out: the model draws them, or latents are decoded."""
         return self.draws_pixels or self.decoder is not None
 
-    def check_pixels(self) -> None:
-        """Raises an InputError for a model of latents without a decoder."""
+    @property
+    def whole_frames(self) -> int:
+        """Frames of the model in a chunk of the decoder: it makes pixels of whole chunks."""
+        return self.decoder.frames if isinstance(self.decoder, ChunkDecoder) else 1
+
+    def check_pixels(self, frames: int = 0, start: int = 0) -> None:
+        """Raises an InputError unless pixels can be made of so many frames, from the number `start` on."""
         if not self.makes_pixels:
             raise InputError(
                 f"this model draws latents of shape {models.sample_shape(self.model)}: give the autoencoder "
                 "that makes pixels of them, --autoencoder=DIR, or load_video(..., autoencoder=DIR) in "
                 "Python; or take them as they are, with --out=FILE.npz, or sample_array(...)"
             )
+        if frames % self.whole_frames or start % self.whole_frames:
+            after = f" after {start} frames" if start else ""
+            raise InputError(
+                f"frames={frames}{after}: the autoencoder makes pixels of whole chunks of "
+                f"{self.whole_frames} frames; ask for a multiple, or leave it out and take the latents"
+            )
 
     def pixels(self, x: np.ndarray) -> np.ndarray:
         """[N, T, H, W, C] of the model -> [N, T, H, W, 1 or 3] uint8; latents are decoded.
 
         Raises:
-            InputError: latents, and no decoder.
+            InputError: latents and no decoder, or frames that are no whole chunks of it.
         """
-        self.check_pixels()
+        self.check_pixels(x.shape[1])
         return to_pixels(x) if self.decoder is None else self.decoder(x)
 
     def texts(self, prompts: Sequence[str]) -> Text:
@@ -144,7 +155,8 @@ class VideoGenerator:
 
     def sample(self, text: Prompts, frames: int | None = None, **settings: Any) -> np.ndarray:
         """`sample_array` in pixels, [N, T, H, W, 1 or 3] uint8."""
-        self.check_pixels()
+        state: StreamState | None = settings.get("state")
+        self.check_pixels(self.model.frames if frames is None else frames, state.frame if state else 0)
         return self.pixels(self.sample_array(text, frames, **settings))
 
     def sample_array(

@@ -1,10 +1,11 @@
 """What sample.py does with the flags of a model of video."""
 
 import re
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +13,9 @@ from pom_jax.errors import InputError
 from pom_jax.sampling.films import FPS, check_films_place, read_frames, write_films
 from pom_jax.sampling.progress import SamplingProgress
 from pom_jax.sampling.state_file import check_state_place
-from pom_jax.sampling.stream import StreamState
+from pom_jax.sampling.stream import StreamedFrames, StreamState
 from pom_jax.sampling.video import VideoGenerator, load_video
+from pom_jax.training.interrupt import Interrupt
 
 SLUG = 60  # characters of the prompts in a file name
 
@@ -51,8 +53,8 @@ def sample_video_to_file(
         frames: of a film; with `state` those to come.
         joint: draws all frames at once; by default what a model without states must.
         chunk, seed, batch_size: of `VideoGenerator.stream`.
-        size: HEIGHTxWIDTH of a frame; that of the state, of given frames or of the training clips by default.
-        from_file: first frames of the films, see `films.read_frames`.
+        size: HEIGHTxWIDTH of a frame; that of the state or of the training clips by default.
+        from_file: first frames of the films, of their size, see `films.read_frames`.
         state, save_state: file of the state to go on from, and file for the state after the last frame.
         fps: frames a second.
         step, ema, autoencoder, text_encoder: see `load_video`.
@@ -63,78 +65,134 @@ def sample_video_to_file(
 
     Raises:
         InputError: whatever is wrong with any of these, before anything is compiled or overwritten.
+        SystemExit: Ctrl-C or SIGTERM came while the second frame or a later one was drawn. The frames until
+            then are written, to the file's name with how many they are, and the state after them.
     """
     _check_request(joint, num, fps, {"from": from_file, "state": state, "save_state": save_state})
     generator = load_video(workdir, step, ema, autoencoder, text_encoder)
     resumed = None if state is None else generator.load_state(state)
-    given = None
-    if from_file is not None:
-        given = read_frames(from_file, generator.model.channels, generator.draws_pixels)
-    prompts = [part.strip() for prompt in prompts for part in prompt.split(";")]
-    prompts, given = _films(prompts, num, given, resumed)
-    captions = tuple(prompts) if prompts or resumed is None else resumed.captions
-    total = generator.config.model.frames if frames is None else frames
-    seed = seed if seed is not None else resumed.seed if resumed is not None else 0
-    defaults = generator.config.sampling
-    chosen = {
-        name: defaults[name] if settings.get(name) is None else settings[name]
-        for name in ("guidance", "steps", "sampler")
-    }
-    joint = joint if joint is not None else not generator.model.frame_causal
-    start = 0 if resumed is None else resumed.frame
     frame_size = None if size is None else _size(size)
-    name = _name(generator, captions, total, frame_size, start, joint, given is not None, chosen, seed)
-    path = check_films_place(out or workdir / "samples" / name)
-    strip = check_films_place(path.with_suffix(".png")) if out is None else None
-    if path.suffix != ".npz":
-        generator.check_pixels()
+    given = None if from_file is None else _given(from_file, generator, resumed, frame_size)
+    texts, given = _films(_prompts(prompts), num, given, resumed)
+    defaults = generator.config.sampling
+    asked = _Asked(
+        captions=tuple(texts) if texts or resumed is None else resumed.captions,
+        films=len(texts) if resumed is None else len(resumed.films),
+        frames=generator.model.frames if frames is None else frames,
+        start=0 if resumed is None else resumed.frame,
+        size=frame_size,
+        joint=not generator.model.frame_causal if joint is None else joint,
+        continued=given is not None,
+        seed=seed if seed is not None else 0 if resumed is None else resumed.seed,
+        settings={
+            name: defaults[name] if settings.get(name) is None else settings[name]
+            for name in ("guidance", "steps", "sampler")
+        },
+    )
+    files = _places(generator, asked, workdir, out, save_state)
+
+    with SamplingProgress(title=_title(generator, asked), unit="frames") as progress:
+        stream = generator.stream(
+            texts or None,
+            asked.frames,
+            joint=asked.joint,
+            chunk=chunk,
+            size=asked.size,
+            given=given,
+            state=resumed,
+            seed=asked.seed,
+            batch_size=batch_size,
+            progress=progress,
+            **asked.settings,
+        )
+        pieces, stopped = _drawn(stream, asked.frames, generator.whole_frames, progress)
     if save_state is not None:
-        if joint:
+        generator.save_state(save_state, pieces[-1].state)
+        print(f"state of {pieces[-1].state_bytes:,} bytes: {save_state}", flush=True)
+    x = np.concatenate([piece.frames for piece in pieces], axis=1)
+    if stopped:
+        files = [file.with_stem(f"{file.stem}_first_{x.shape[1]}") for file in files]
+    shown = generator.pixels(x) if generator.makes_pixels else x
+    for file in files:
+        write_films(file, shown, asked.captions, fps)
+        print(f"written: {file}", flush=True)
+    if stopped:
+        left = asked.frames - x.shape[1]
+        on = "" if save_state is None else f"; --state={save_state} --frames={left} goes on from there"
+        print(f"stopped after {x.shape[1]} of {asked.frames} frames{on}", flush=True)
+        sys.exit(stopped)
+    return files[0]
+
+
+class _Asked(NamedTuple):
+    """Films that are asked for.
+
+    Attributes:
+        captions: of each film; () where a state does not know them.
+        films, frames: how many, and frames of each.
+        start: number of the first frame.
+        size: (H, W) of a frame that was asked for, None for that of the state or of the training clips.
+        joint: whether all frames are drawn at once.
+        continued: whether the first frames are given.
+        seed: of the noise.
+        settings: guidance, steps and sampler.
+    """
+
+    captions: Sequence[str]
+    films: int
+    frames: int
+    start: int
+    size: tuple[int, int] | None
+    joint: bool
+    continued: bool
+    seed: int
+    settings: dict[str, Any]
+
+
+def _places(
+    generator: VideoGenerator, asked: _Asked, workdir: Path, out: str | None, save_state: str | None
+) -> list[Path]:
+    """The files to write; raises an InputError for one that cannot be."""
+    if out is None:
+        path = workdir / "samples" / _name(generator, asked)
+        files = [check_films_place(path), check_films_place(path.with_suffix(".png"))]
+    else:
+        files = [check_films_place(out)]
+    if files[0].suffix != ".npz" or generator.makes_pixels:
+        generator.check_pixels(asked.frames, asked.start)
+    if save_state is not None:
+        if asked.joint:
             raise InputError(
                 f"--save_state={save_state}: this model draws all frames at once, and leaves no state"
             )
         check_state_place(save_state)
-
-    count = len(resumed.films) if resumed is not None else len(prompts)
-    pieces = []
-    with SamplingProgress(
-        title=_title(generator, count, total, joint, chosen, seed), unit="frames"
-    ) as progress:
-        for piece in generator.stream(
-            list(prompts) or None,
-            total,
-            joint=joint,
-            state=resumed,
-            chunk=chunk,
-            given=given,
-            size=frame_size,
-            seed=seed,
-            batch_size=batch_size,
-            progress=progress,
-            **chosen,
-        ):
-            pieces.append(piece.frames)
-        if save_state is not None:
-            generator.save_state(save_state, piece.state)
-            print(f"state of {piece.state_bytes:,} bytes: {save_state}", flush=True)
-    x = np.concatenate(pieces, axis=1)
-    shown = generator.pixels(x) if generator.makes_pixels else x
-    write_films(path, shown, captions, fps)
-    print(f"written: {path}", flush=True)
-    if strip is not None:
-        write_films(strip, shown, captions)
-        print(f"written: {strip}", flush=True)
-    return path
+    return files
 
 
-def _title(
-    generator: VideoGenerator, count: int, frames: int, joint: bool, chosen: dict[str, Any], seed: int
-) -> str:
+def _drawn(
+    stream: Iterator[StreamedFrames], total: int, whole: int, progress: SamplingProgress
+) -> tuple[list[StreamedFrames], int]:
+    """The pieces of films, and an exit code: that of a signal that ended them early, or 0.
+
+    Before the first piece there is nothing to keep, and a signal ends the process at once. Afterwards it ends
+    the films behind a multiple of `whole` frames.
+    """
+    pieces = [next(stream)]
+    done = pieces[0].frames.shape[1]
+    with Interrupt(progress, part="frame") as interrupt:
+        while done < total and not (interrupt.number is not None and done % whole == 0):
+            pieces.append(next(stream))
+            done += pieces[-1].frames.shape[1]
+    return pieces, interrupt.exit_code if done < total else 0
+
+
+def _title(generator: VideoGenerator, asked: _Asked) -> str:
     """What is about to be drawn, in a line."""
     return (
-        f"{generator.config.name}: {count} film{'s' * (count > 1)} of {frames} frames, "
-        f"{'all frames at once' if joint else 'streamed'}, {generator.origin}, {chosen['sampler']}, "
-        f"{chosen['steps']} steps, guidance {chosen['guidance']:g}, seed {seed}"
+        f"{generator.config.name}: {asked.films} film{'s' * (asked.films > 1)} of {asked.frames} frames, "
+        f"{'all frames at once' if asked.joint else 'streamed'}, {generator.origin}, "
+        f"{asked.settings['sampler']}, {asked.settings['steps']} steps, guidance "
+        f"{asked.settings['guidance']:g}, seed {asked.seed}"
     )
 
 
@@ -149,6 +207,31 @@ def _check_request(joint: bool | None, num: int | None, fps: int, files: dict[st
                 f"--{flag}={file} is of films that are streamed: leave out --joint, which draws all frames "
                 "at once"
             )
+
+
+def _prompts(given: Sequence[str]) -> list[str]:
+    """Each may be several, with ; between them or behind."""
+    found = []
+    for prompt in given:
+        parts = [part.strip() for part in prompt.split(";")]
+        found += [part for part in parts if part] or [""]  # which is an error later
+    return found
+
+
+def _given(
+    file: str, generator: VideoGenerator, resumed: StreamState | None, size: tuple[int, int] | None
+) -> np.ndarray:
+    """[N, T0, H, W, C] first frames, of the size of the films."""
+    model = generator.model
+    given = read_frames(file, model.channels, generator.draws_pixels)
+    wanted = resumed.size if resumed is not None else size or (model.frame_height, model.frame_width)
+    if given.shape[2:4] != wanted:
+        (height, width), (high, wide) = given.shape[2:4], wanted
+        other = "" if resumed is not None else f", or draw films of that size with --size={height}x{width}"
+        raise InputError(
+            f"--from={file} has frames of {height}x{width}, the films have {high}x{wide}: resize it{other}"
+        )
+    return given
 
 
 def _films(
@@ -183,35 +266,26 @@ def _size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _name(
-    generator: VideoGenerator,
-    captions: Sequence[str],
-    frames: int,
-    size: tuple[int, int] | None,
-    start: int,
-    joint: bool,
-    given: bool,
-    chosen: dict[str, Any],
-    seed: int,
-) -> str:
+def _name(generator: VideoGenerator, asked: _Asked) -> str:
     """A file name that tells of the captions, and of all that differs from the run's own settings."""
-    defaults = generator.config.sampling
-    different = dict.fromkeys(captions)
+    defaults, settings = generator.config.sampling, asked.settings
+    different = dict.fromkeys(asked.captions)
     text = "+".join(different)
     slug = re.sub(r"[^\w+]+", "-", text).strip("-")
     if len(slug.encode()) > SLUG:
         slug = f"{slug[: SLUG // 2]}-{zlib.crc32(text.encode()):08x}"
-    name = f"step_{generator.step:07d}_{slug or 'films'}_{frames}_frames"
-    if len(captions) > len(different):
-        name += f"_{len(captions)}_films"
-    if size is not None:
-        name += f"_of_{size[0]}x{size[1]}"
-    name += f"_from_{start}" * (start > 0) + "_joint" * joint + "_continued" * given
-    name += f"_guidance_{chosen['guidance']:g}_seed_{seed}"
-    if chosen["sampler"] != defaults.sampler:
-        name += f"_{chosen['sampler']}"
-    if chosen["steps"] != defaults.steps:
-        name += f"_{chosen['steps']}_steps"
+    name = f"step_{generator.step:07d}_{slug or 'films'}_{asked.frames}_frames"
+    if len(asked.captions) > len(different):
+        name += f"_{len(asked.captions)}_films"
+    if asked.size is not None:
+        name += f"_of_{asked.size[0]}x{asked.size[1]}"
+    name += f"_from_{asked.start}" * (asked.start > 0) + "_joint" * asked.joint
+    name += "_continued" * asked.continued
+    name += f"_guidance_{settings['guidance']:g}_seed_{asked.seed}"
+    if settings["sampler"] != defaults.sampler:
+        name += f"_{settings['sampler']}"
+    if settings["steps"] != defaults.steps:
+        name += f"_{settings['steps']}_steps"
     if generator.ema != 0:
         name += "_no_ema" if generator.ema is None else f"_ema_{generator.ema}"
     return name + ".gif"

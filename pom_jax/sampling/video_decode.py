@@ -1,5 +1,6 @@
 """What a model of latents and embeddings needs beside itself: pixels of its latents, prompts embedded."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -18,6 +19,26 @@ from pom_jax.sampling.decode import load_decoder
 Decode = Callable[[np.ndarray], np.ndarray]  # [N, T', h, w, C] of the model -> [N, T, H, W, 3] uint8
 
 
+@dataclasses.dataclass(frozen=True)
+class ChunkDecoder:
+    """Decodes chunks of frames that know nothing of one another, as the clips were encoded.
+
+    Attributes:
+        autoencoder: of the clips.
+        frames: of latents in a chunk; only whole chunks can be decoded.
+        scale, shift: the model sees latent * scale + shift.
+    """
+
+    autoencoder: VideoAutoencoder
+    frames: int
+    scale: float
+    shift: float
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """[N, T', h, w, C] of the model -> [N, T, H, W, 3] uint8."""
+        return self.autoencoder.decode((x - self.shift) / self.scale)
+
+
 def load_text_encoder(folder: str | os.PathLike[str], model: Polymorpher) -> TextEncoder:
     """The encoder for the prompts of a model.
 
@@ -25,7 +46,9 @@ def load_text_encoder(folder: str | os.PathLike[str], model: Polymorpher) -> Tex
         InputError: no such encoder, one of other embeddings, or a model that has words of its own.
     """
     if model.vocabulary:
-        raise InputError(f"--text_encoder={folder}: this model knows {model.vocabulary - 1} words by itself")
+        raise InputError(
+            f"--text_encoder={folder}: this model knows {model.vocabulary - 1} words by itself; leave it out"
+        )
     encoder = TextEncoder(folder, model.text_length)
     width = encoder.fields["text"].shape[-1]
     if width != model.text_width:
@@ -44,8 +67,10 @@ def load_video_decoder(folder: str | os.PathLike[str], config: ConfigDict) -> De
         config: of the run; of its data set, if that is there, come the scale and the length of a chunk.
 
     Raises:
-        InputError: no such autoencoder, or one of other latents.
+        InputError: a model of pixels, no such autoencoder, or one of other latents.
     """
+    if config.model.channels in (1, 3):
+        raise InputError(f"--autoencoder={folder}: this model draws pixels by itself; leave it out")
     kind, space, time, channels = _sizes(Path(folder))
     if kind == "AutoencoderKL":
         return load_decoder(folder, config.model.channels)
@@ -62,7 +87,7 @@ def load_video_decoder(folder: str | os.PathLike[str], config: ConfigDict) -> De
     scale, shift = autoencoder.scale, autoencoder.shift
     if manifest is not None:
         scale, shift = manifest.scale, manifest.shift
-    return lambda x: autoencoder.decode((x - shift) / scale)
+    return ChunkDecoder(autoencoder, chunk // time, scale, shift)
 
 
 def _sizes(folder: Path) -> tuple[str, int, int, int]:

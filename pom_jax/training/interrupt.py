@@ -3,13 +3,18 @@
 import contextlib
 import signal
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.experimental import multihost_utils
 
 from pom_jax import cluster
-from pom_jax.training.progress import Log
+
+
+class Lines(Protocol):
+    """Takes lines for people."""
+
+    def line(self, text: str) -> None: ...
 
 
 class Interrupt:
@@ -21,13 +26,17 @@ class Interrupt:
     that JAX carries to all, with the step after which all of them stop. That takes about a second and some
     steps; only then does a second SIGTERM end a process. Ctrl-C is handed on as a SIGTERM.
 
+    Args:
+        log: is told of a signal.
+        part: what is finished before the end.
+
     Attributes:
         number: the signal that came, or None.
     """
 
-    def __init__(self, log: Log):
+    def __init__(self, log: Lines, part: str = "step"):
         self.number: int | None = None
-        self._log = log
+        self._log, self._part = log, part
         self._before: dict[int, Any] = {}
         self._together = jax.distributed.is_initialized()
         self._asked = 0
@@ -74,7 +83,7 @@ class Interrupt:
             self._say("stopping all processes after a step soon and saving; a second Ctrl-C quits at once")
             return
         self._quit_next()
-        self._say("finishing this step and saving; a second signal quits at once")
+        self._say(f"finishing this {self._part} and saving; a second signal quits at once")
 
     def _quit_next(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -28,11 +28,15 @@ def test_prompts_are_embedded_and_latents_decoded(autoencoder: Path, text_encode
     films = generator.sample(["a red square moves left", "a blue square"], 4, steps=1)
     assert (films.dtype, films.shape) == (np.uint8, (2, 16, 16, 32, 3))
     assert np.ptp(films) > 0
+    with pytest.raises(InputError, match="whole chunks of 2 frames"):
+        generator.sample(["a blue square"], 3, steps=1)
+    with pytest.raises(InputError, match="frames=2 after 1 frames"):
+        generator.check_pixels(2, start=1)
     with pytest.raises(InputError, match="9 tokens, this model reads at most 8"):
         generator.texts(["a red square moves left right left right"])
     with pytest.raises(InputError, match="empty"):
         generator.texts(["a red square", " "])
     with pytest.raises(InputError, match="embeddings of 16 channels, the model reads 4"):
         load_text_encoder(text_encoder, tiny_generator(vocabulary=0).model)
-    with pytest.raises(InputError, match="latents of 4 channels, the model draws 1"):
-        load_video_decoder(autoencoder, tiny_generator().config)
+    with pytest.raises(InputError, match="latents of 4 channels, the model draws 16"):
+        load_video_decoder(autoencoder, tiny_generator(channels=16).config)
