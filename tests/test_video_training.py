@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,17 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs import moving_digits as recipe
+from pom_jax import models
 from pom_jax.data import moving_digits, open_source
 from pom_jax.data.sources import heldout_split
 from pom_jax.diffusion import FlowPath, FrameTimes, TimeSampling, diffusion_loss, draw_times, validation_loss
 from pom_jax.errors import InputError
 from pom_jax.models import Text
 from pom_jax.training import conditions, loop, metrics
+from pom_jax.training.preview import Preview, shown
 from pom_jax.training.run import make_run
 from pom_jax.training.start import find_start
+from tests.mesh_agreement import awake
 
 CLIPS, FRAMES = 500, 8
 
@@ -212,6 +216,48 @@ def test_a_run_on_clips(folder: Path, tmp_path: Path) -> None:
     assert "was 'sept', is 'seven'" in find_start(make_run(child)).lines[1]
     assert "clips/s" in said
     assert "images" not in said
+
+
+@pytest.mark.parametrize("mixer", ["pom", "attention"])
+def test_pictures_of_a_run_with_clean_pasts_are_drawn_frame_after_frame(
+    mixer: str, folder: Path, tmp_path: Path
+) -> None:
+    """What is drawn within whole clips is what carried states give, guided, with the noise of each frame."""
+    config = recipe.get_config(mixer)
+    config.data.dir = str(folder)
+    config.model.update({"width": 16, "depth": 1, "num_heads": 2})
+    config.sampling.update({"steps": 2, "num": 2})
+    run = make_run(config)
+    params = awake(run.model, models.dummy_inputs(run.model))
+    samples = shown(config, run.heldout)
+    preview = Preview(config, run.model, tmp_path, lambda *_: None, params, samples)
+    preview.compile()
+    drawn = preview.draw(params, 0, lambda _: None)
+    preview.close()
+
+    noise_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2))
+    noise = jax.random.normal(noise_key, drawn.shape)
+    both = jax.tree.map(
+        lambda a, b: jnp.concatenate([a, b]), samples.given, conditions.none(config.model, samples.given)
+    )
+
+    def network(x: jax.Array, t: jax.Array, states: Any, frame: int) -> Any:
+        return run.model.apply({"params": params}, jnp.concatenate([x, x]), t, both, states, frame)
+
+    @jax.jit
+    def film() -> jax.Array:
+        states, frames = run.model.init_states(4), []
+        for frame in range(2):
+            x = noise[:, frame : frame + 1]
+            for t, after in ((1.0, 0.5), (0.5, 0.0)):
+                said, nothing = jnp.split(network(x, jnp.full(4, t), states, frame)[0], 2)
+                data = nothing + config.sampling.guidance * (said - nothing)
+                x = data + (x - data) * after / t
+            states = network(x, jnp.zeros(4), states, frame)[1]
+            frames.append(x)
+        return jnp.concatenate(frames, 1)
+
+    np.testing.assert_allclose(drawn[:, :2], film(), rtol=0, atol=2e-4)
 
 
 def test_checkpoints_are_chosen_on_the_validation_digits(folder: Path) -> None:

@@ -19,7 +19,7 @@ from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import sample
 from pom_jax.ops.mesh import lay
 from pom_jax.training import conditions
-from pom_jax.training.step import network
+from pom_jax.training.step import frame_times, network
 
 WriteImages = Callable[[Path, np.ndarray, np.ndarray, Sequence[str] | None], None]
 
@@ -49,6 +49,45 @@ def shown(config: ConfigDict, heldout: Source) -> Shown:
     words = heldout.manifest.words
     names = [decode(text, words) for text in records["text"]] if words else None
     return Shown(conditions.condition(config.model, fields), np.arange(count), names)
+
+
+def _frame_by_frame(
+    predict: Callable[..., jax.Array],
+    guided: Callable[..., Any],
+    key: jax.Array,
+    noise: jax.Array,
+    count: int,
+    options: dict[str, Any],
+) -> jax.Array:
+    """Clips whose frames are drawn one after the other, for models that were trained on clean pasts alone.
+
+    Each frame is denoised within the clip, behind the finished frames at time 0: since no frame sees later
+    ones, that is what carried states would give, at the cost of a clip for every frame.
+
+    Args:
+        predict: the network, (x [N, T, H, W, C], t [N, F], given).
+        guided: makes of such a network one that is guided.
+        key: of the sampler.
+        noise: [N, T, H, W, C].
+        count: F, frames of patches.
+        options: of `sample`.
+    """
+    length = noise.shape[1] // count
+
+    def add(clips: jax.Array, frame: jax.Array) -> tuple[jax.Array, None]:
+        at = frame * length
+
+        def behind(x: jax.Array, t: jax.Array, given: Any) -> jax.Array:
+            past = jnp.concatenate([clips] * (len(x) // len(clips)))  # guidance doubles x
+            whole = jax.lax.dynamic_update_slice_in_dim(past, x, at, axis=1)
+            times = jnp.where(jnp.arange(count) == frame, t[:, None], 0)
+            return jax.lax.dynamic_slice_in_dim(predict(whole, times, given), at, length, axis=1)
+
+        start = jax.lax.dynamic_slice_in_dim(noise, at, length, axis=1)
+        x = sample(guided(behind), jax.random.fold_in(key, frame), start, **options)
+        return jax.lax.dynamic_update_slice_in_dim(clips, x, at, axis=1), None
+
+    return jax.lax.scan(add, jnp.zeros_like(noise), jnp.arange(count))[0]
 
 
 class Preview:
@@ -82,25 +121,27 @@ class Preview:
         path = make_path(config.diffusion)
         key = jax.random.fold_in(jax.random.key(config.seed), 2)
 
+        options = {
+            "path": path,
+            "prediction": config.diffusion.prediction,
+            "sampler": config.sampling.sampler,
+            "steps": config.sampling.steps,
+            "shift": config.diffusion.shift,
+        }
+        frames, count = frame_times(config)
+
+        def guided(predict: Callable[..., jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+            none = conditions.none(config.model, samples.given)
+            return guide(predict, samples.given, none, config.sampling.guidance)
+
         @jax.jit
         def draw(params: Any) -> jax.Array:
             noise_key, sampler_key = jax.random.split(key)
-            predict = guide(
-                network(model, params),
-                samples.given,
-                conditions.none(config.model, samples.given),
-                config.sampling.guidance,
-            )
-            images = sample(
-                predict,
-                sampler_key,
-                jax.random.normal(noise_key, shape),
-                path=path,
-                prediction=config.diffusion.prediction,
-                sampler=config.sampling.sampler,
-                steps=config.sampling.steps,
-                shift=config.diffusion.shift,
-            )
+            noise, predict = jax.random.normal(noise_key, shape), network(model, params)
+            if frames is not None and frames.kind in ("clean_past", "teacher_forcing"):
+                images = _frame_by_frame(predict, guided, sampler_key, noise, count, options)
+            else:
+                images = sample(guided(predict), sampler_key, noise, **options)
             return lay(images, *(None for _ in shape))  # the process that writes them has them all
 
         self._draw: Any = draw
