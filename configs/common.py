@@ -128,6 +128,7 @@ def video_base() -> ConfigDict:
             "frame_times": "shared",
             "given_frames": 0,  # clean_past, teacher_forcing: frames at the start that are not learned
             "drafts": 0,  # teacher_forcing: noisy drafts of a clip, each as costly as the clip itself
+            "stills": 0,  # times that the frames are also learned as pictures; each as costly as the clip
         }
     )
     config.sampling.update({"guidance": 3.0, "num": 8})  # the authors draw with w = 2

@@ -13,8 +13,10 @@ after 100 steps to show that everything runs. For `memory`:
 
 What the recipe rests on:
 
-- Teacher forcing: each step runs two clean clips and three noisy drafts of each, whose frames read the states
-  of the clean frames before them. So training sees what a film sees when it is drawn, and every draft counts.
+- Teacher forcing: each step runs two clean clips and noisy drafts of each, whose frames read the states of
+  the clean frames before them. So training sees what a film sees when it is drawn, and every draft counts.
+- Stills: only a first frame is drawn from the caption alone, and a clip has but one. So all frames are
+  learned as pictures, too; without, the digits are sharp and steady, but not those of the caption.
 - The phase reads' periods of 4 and 2 patches: the state of a frame of 4 x 4 patches then holds every spatial
   frequency there is, so that a token can tell each place of the frame before from all others.
 - The network predicts the data: what it has to copy from frame to frame is then its output itself.
@@ -51,7 +53,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
         | {"frame_causal": True, "positions": "sincos_grid", "ffn_expansion": 4}
         | MIXERS[mixers[0]]
     )
-    config.diffusion.update({"prediction": "data", "frame_times": "teacher_forcing", "drafts": 3})
+    config.diffusion.update({"prediction": "data", "frame_times": "teacher_forcing"})
+    config.diffusion.update({"drafts": 2, "stills": 2})
     config.data.update({"dir": "data/moving-digits", "batch_size": 2})
     config.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 200, "b2": 0.99})
     config.train.update({"steps": 4_800, "eval_every": 800, "eval_size": 200, "sample_every": 2_400})
@@ -61,7 +64,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         config.model.update({"text_length": 2, "vocabulary": 6})
         if mixers == ["pom"]:
             config.model.reads = ("own", "last", "past")
-        config.diffusion.given_frames = 1
+        config.diffusion.update({"given_frames": 1, "drafts": 3, "stills": 0})
         config.data.dir = "data/moving-digits-direction"
         config.sampling.guidance = 1.0
     if "quick" in words:

@@ -15,22 +15,31 @@ from configs import moving_digits as recipe
 from pom_jax import models
 from pom_jax.data import moving_digits, open_source
 from pom_jax.data.sources import heldout_split
-from pom_jax.diffusion import FlowPath, FrameTimes, TimeSampling, diffusion_loss, draw_times, validation_loss
+from pom_jax.diffusion import (
+    FlowPath,
+    FrameTimes,
+    TimeSampling,
+    diffusion_loss,
+    draw_times,
+    make_frame_times,
+    validation_loss,
+)
 from pom_jax.errors import InputError
 from pom_jax.models import Text
 from pom_jax.training import conditions, loop, metrics
 from pom_jax.training.preview import Preview, shown
 from pom_jax.training.run import make_run
 from pom_jax.training.start import find_start
+from pom_jax.training.step import network
 from tests.mesh_agreement import awake
 
 CLIPS, FRAMES = 500, 8
 
 
 def draw(
-    kind: str, given: int = 0, times: TimeSampling | None = None, drafts: int = 0
+    kind: str, given: int = 0, times: TimeSampling | None = None, drafts: int = 0, stills: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    drawn = draw_times(jax.random.key(0), CLIPS, FRAMES, times, FrameTimes(kind, given, drafts))
+    drawn = draw_times(jax.random.key(0), CLIPS, FRAMES, times, FrameTimes(kind, given, drafts, stills))
     return np.asarray(drawn.t), np.asarray(drawn.weight)
 
 
@@ -74,24 +83,64 @@ def test_drafts_follow_a_clean_clip_and_count_from_the_first_that_is_not_given(
     assert abs(drafts.mean() - 0.5) < 0.02
 
 
+@pytest.mark.parametrize("kind", ["independent", "clean_past", "teacher_forcing"])
+def test_stills_follow_at_times_of_their_own_and_all_count(kind: str) -> None:
+    drafts = 2 if kind == "teacher_forcing" else 0
+    t, weight = draw(kind, 0, TimeSampling(), drafts, stills=2)
+    assert t.shape == weight.shape == (CLIPS, (3 + drafts) * FRAMES)
+    stills = t[:, -2 * FRAMES :]
+    assert (weight[:, -2 * FRAMES :] == 1).all()
+    assert abs(stills.mean() - 0.5) < 0.02
+    assert abs(np.corrcoef(stills[:, 0], stills[:, FRAMES])[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize("kind", ["independent", "teacher_forcing"])
+def test_the_network_takes_stills_for_clips_of_one_frame(kind: str, folder: Path) -> None:
+    config = recipe.get_config()
+    config.data.dir = str(folder)
+    config.model.update({"width": 16, "depth": 1})
+    config.diffusion.update({"frame_times": kind, "stills": 2})
+    config.diffusion.drafts = drafts = 1 if kind == "teacher_forcing" else 0
+    model = make_run(config).model
+    frames = make_frame_times(config.diffusion)
+    params = awake(model, models.dummy_inputs(model))
+    films = 8 * (1 + drafts)
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (2, 8 * frames.takes, 16, 16, 1))
+    t = jax.random.uniform(keys[1], x.shape[:2])
+    text = Text(jnp.array([[1, 5, 2, 13], [1, 6, 2, 14]]), jnp.ones((2, 4)))
+
+    @jax.jit
+    def run(x: jax.Array) -> tuple[Any, Any, Any]:
+        alone: Any = model.apply({"params": params}, x[:, -3:-2], t[:, -3], text)
+        clip: Any = model.apply({"params": params}, x[:, :films], t[:, :films], text, drafts=drafts)
+        return network(model, params, frames)(x, t, given=text), clip, alone
+
+    together, clip, alone = run(x)
+    np.testing.assert_allclose(together[:, :films], clip, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(together[:, -3:-2], alone, rtol=0, atol=1e-5)
+
+
 def test_validation_times_are_stratified_over_all_frames() -> None:
     t, _ = draw("independent")
     np.testing.assert_allclose(np.sort(t.ravel()), (np.arange(t.size) + 0.5) / t.size, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "drafts", "words"),
+    ("kind", "numbers", "words"),
     [
-        ("each", 0, 0, "diffusion.frame_times"),
-        ("shared", 1, 0, "given_frames=1"),
-        ("clean_past", -1, 0, "given_frames=-1"),
-        ("teacher_forcing", 0, 0, "drafts=0 must be at least 1"),
-        ("independent", 0, 2, "drafts=2 .*and 0 without"),
+        ("each", {}, "diffusion.frame_times"),
+        ("shared", {"given": 1}, "given_frames=1"),
+        ("clean_past", {"given": -1}, "given_frames=-1"),
+        ("teacher_forcing", {}, "drafts=0 must be at least 1"),
+        ("independent", {"drafts": 2}, "drafts=2 .*and 0 without"),
+        ("shared", {"stills": 1}, "stills=1 .* no time of its own"),
+        ("independent", {"stills": -1}, "stills=-1 must be at least 0"),
     ],
 )
-def test_wrong_times_of_frames_are_explained(kind: str, given: int, drafts: int, words: str) -> None:
+def test_wrong_times_of_frames_are_explained(kind: str, numbers: dict[str, int], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        FrameTimes(kind, given, drafts)
+        FrameTimes(kind, **numbers)
 
 
 def test_given_frames_leave_something_to_learn() -> None:
@@ -293,7 +342,7 @@ def test_times_that_the_model_cannot_take_are_found_before_anything_is_made(
     folder: Path, tmp_path: Path, times: dict, model: dict, words: str
 ) -> None:
     config = tiny(folder)
-    config.diffusion.update(times)
+    config.diffusion.update({"drafts": 0, "stills": 0} | times)
     config.model.update({"reads": ("all",)} | model)
     workdir = tmp_path / "run"
     with pytest.raises(InputError, match=words):

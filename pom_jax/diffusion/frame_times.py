@@ -27,11 +27,15 @@ class FrameTimes:
         given: "clean_past", "teacher_forcing": frames at the start that do not count, because a film is
             continued from them.
         drafts: "teacher_forcing": noisy drafts of a clip, which share what it costs to run the clean one.
+        stills: times that the frames of a clip are also learned as pictures, each a clip of one frame, as in
+            joint training on images and video (arXiv 2204.03458): so a first frame, of which a clip has one,
+            is learned from all. Not with "shared".
     """
 
     kind: str = "shared"
     given: int = 0
     drafts: int = 0
+    stills: int = 0
 
     def __post_init__(self):
         choose("diffusion.frame_times", self.kind, FRAME_TIMES)
@@ -45,17 +49,22 @@ class FrameTimes:
                 f"diffusion.drafts={self.drafts} must be at least 1 with "
                 "diffusion.frame_times='teacher_forcing', and 0 without"
             )
+        if self.stills < 0 or (self.stills and self.kind == "shared"):
+            raise InputError(
+                f"diffusion.stills={self.stills} must be at least 0, and 0 with "
+                "diffusion.frame_times='shared', where a frame has no time of its own"
+            )
 
     @property
     def takes(self) -> int:
-        """How many clips the network sees for one of the data: the clean one and its drafts, or just one."""
-        return 1 + self.drafts
+        """How often the network sees a clip of the data: itself, its drafts and its stills."""
+        return 1 + self.drafts + self.stills
 
 
 class Times(NamedTuple):
     """Times of clips, and what each counts in the loss: both [B, F] float32, [B, 1] if shared.
 
-    With drafts [B, (1 + drafts) F], the clean clip's first.
+    With drafts and stills [B, takes F]: the clip's, its drafts', its stills'.
     """
 
     t: jax.Array
@@ -85,23 +94,26 @@ def draw_times(key: jax.Array, clips: int, frames: int, times: TimeSampling | No
     """
     check_given(how, frames)
     time_key, past_key = jax.random.split(key)
-    count = clips if how.kind == "shared" else clips * frames * max(1, how.drafts)
+    teacher = how.kind == "teacher_forcing"
+    count = clips if how.kind == "shared" else clips * frames * (how.takes - teacher)
     t = stratified_times(time_key, count) if times is None else sample_times(time_key, count, times)
     t = t.reshape(clips, -1)
-    weight = jnp.ones_like(t)
+    weight = jnp.ones(t.shape[1])
+    if teacher:
+        t = jnp.pad(t, ((0, 0), (frames, 0)))
+        counts = jnp.arange(frames) >= how.given
+        weight = jnp.concatenate(
+            [jnp.zeros(frames), jnp.tile(counts, how.drafts), jnp.ones(how.stills * frames)]
+        )
+    weight = jnp.broadcast_to(weight, t.shape)
     if how.kind == "clean_past":
         finished = jax.random.randint(past_key, (clips, 1), how.given, frames)
-        weight = (jnp.arange(frames) >= finished).astype(jnp.float32)
+        weight = jnp.where(jnp.arange(t.shape[1]) >= finished, weight, 0)
         t *= weight
-    if how.kind == "teacher_forcing":
-        counts = (jnp.arange(frames) >= how.given).astype(jnp.float32)
-        t = jnp.pad(t, ((0, 0), (frames, 0)))
-        weight = jnp.tile(counts, how.takes).at[:frames].set(0)
-    return Times(t, jnp.broadcast_to(weight, t.shape))
+    return Times(t, weight)
 
 
 def make_frame_times(config: Any) -> FrameTimes:
-    """The times of frames of a config's `diffusion` section (`frame_times`, `given_frames`, `drafts`)."""
-    return FrameTimes(
-        config.get("frame_times", "shared"), config.get("given_frames", 0), config.get("drafts", 0)
-    )
+    """From a config's `diffusion` section: `frame_times`, `given_frames`, `drafts` and `stills`."""
+    names = {"kind": "frame_times", "given": "given_frames", "drafts": "drafts", "stills": "stills"}
+    return FrameTimes(**{field: config[name] for field, name in names.items() if name in config})

@@ -11,8 +11,8 @@ from pom_jax.diffusion.paths import Path, target
 from pom_jax.diffusion.schedules import TimeSampling, sample_times, stratified_times
 
 # A network with everything but the noisy input and the time bound: (x_t [B, ...], t [B]) -> [B, ...]. The
-# time of clips [B, T, ...] may be [B, F], one for each of F equal runs of frames; with drafts, which follow
-# the clean clip, both have 1 + drafts times as many frames.
+# time of clips [B, T, ...] may be [B, F], one for each of F equal runs of frames; with drafts and stills,
+# which follow the clip, both have `FrameTimes.takes` times as many.
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 

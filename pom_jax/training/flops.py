@@ -29,16 +29,19 @@ PEAKS: Mapping[str, tuple[float, float]] = {
 }
 
 
-def forward_flops(model: Mapping[str, Any], times: int = 1, takes: int = 1) -> int:
+def forward_flops(model: Mapping[str, Any], times: int = 1, drafts: int = 0, stills: int = 0) -> int:
     """Operations of the matrix products of one forward pass of one sample (a multiply-add counts as two).
 
     Args:
         model: fields of `config.model`.
         times: of a clip: 1, or the number of its frames of patches where each has a time of its own.
-        takes: of a clip: 1, or itself and its drafts (`diffusion.FrameTimes.takes`).
+        drafts, stills: of a clip, see `diffusion.FrameTimes`.
     """
-    clips = models.family(model) is models.Polymorpher
-    return 2 * (_clip_products(model, times, takes) if clips else _image_products(model))
+    if models.family(model) is models.DiPoM:
+        return 2 * _image_products(model)
+    still = dict(model) | {"frames": model["frame_patch"]}
+    frames = model["frames"] // model["frame_patch"]
+    return 2 * (_clip_products(model, times, 1 + drafts) + stills * frames * _clip_products(still, 1, 1))
 
 
 def _image_products(model: Mapping[str, Any]) -> int:
@@ -105,9 +108,11 @@ def _attention_products(model: Mapping[str, Any], queries: int, context: int, pa
     return 2 * (queries + context) * width * inner + 2 * pairs * inner
 
 
-def step_flops(model: Mapping[str, Any], batch_size: int, times: int = 1, takes: int = 1) -> int:
+def step_flops(
+    model: Mapping[str, Any], batch_size: int, times: int = 1, drafts: int = 0, stills: int = 0
+) -> int:
     """Operations of one training step: forward once, backward twice that; recomputation is not counted."""
-    return 3 * batch_size * forward_flops(model, times, takes)
+    return 3 * batch_size * forward_flops(model, times, drafts, stills)
 
 
 def peak_flops(dtype: str) -> float | None:

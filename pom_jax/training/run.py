@@ -69,9 +69,10 @@ class Run:
     def flops(self) -> int:
         """Operations of a training step."""
         frames, count = frame_times(self.config)
-        times = 1 if frames is None or frames.kind == "shared" else count
-        takes = 1 if frames is None else frames.takes
-        return flops.step_flops(self.config.model, self.config.data.batch_size, times, takes)
+        model, batch = self.config.model, self.config.data.batch_size
+        if frames is None or frames.kind == "shared":
+            return flops.step_flops(model, batch)
+        return flops.step_flops(model, batch, count, frames.drafts, frames.stills)
 
     @property
     def samples(self) -> str:

@@ -159,7 +159,24 @@ def frame_times(config: ConfigDict) -> tuple[FrameTimes | None, int]:
 def network(model: nn.Module, params: Any, frames: FrameTimes | None = None) -> Callable[..., jax.Array]:
     """The model with its parameters bound: (x_t [B, ...], t [B], given=labels [B] or a `Text`) -> [B, ...].
 
-    Where training draws drafts of clips, as `frames` says, x_t are clips and their drafts.
+    With `frames` as training draws them, x_t are clips, their drafts and their stills one after another.
     """
-    options: dict[str, Any] = {"drafts": frames.drafts} if frames is not None and frames.drafts else {}
-    return lambda x, t, given: cast(jax.Array, model.apply({"params": params}, x, t, given, **options))
+
+    def apply(x: jax.Array, t: jax.Array, given: Any, **options: Any) -> jax.Array:
+        return cast(jax.Array, model.apply({"params": params}, x, t, given, **options))
+
+    if frames is None or frames.takes == 1:
+        return apply
+
+    def takes(x: jax.Array, t: jax.Array, given: Any) -> jax.Array:
+        length, count = (size // frames.takes * (1 + frames.drafts) for size in (x.shape[1], t.shape[1]))
+        options = {"drafts": frames.drafts} if frames.drafts else {}
+        films = apply(x[:, :length], t[:, :count], given, **options)
+        if not frames.stills:
+            return films
+        stills, times = x[:, length:], t[:, count:]
+        each = stills.reshape(times.size, -1, *stills.shape[2:])  # frames of patches
+        texts = jax.tree.map(lambda leaf: jnp.repeat(leaf, times.shape[1], axis=0), given)
+        return jnp.concatenate([films, apply(each, times.reshape(-1), texts).reshape(stills.shape)], axis=1)
+
+    return takes
