@@ -55,7 +55,7 @@ def copier(held):
         )
         return np.array(list(moved))
 
-    return Run("copier", FRAMES, True, False, draw)
+    return Run("copier", FRAMES, True, draw)
 
 
 def test_the_memory_of_a_perfect_model_comes_from_the_frame_that_is_given(reference):

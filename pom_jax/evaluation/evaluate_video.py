@@ -89,7 +89,7 @@ def evaluate_workdirs(
     if len({run.frames for run in runs}) > 1:
         lengths = ", ".join(f"{run.name} {run.frames}" for run in runs)
         raise InputError(f"runs of clips of one length can be compared, these have frames of {lengths}")
-    plan = _plan(protocols, runs, held, say)
+    plan = _plan(protocols, runs, held)
     say(f"fitting the classifier on the real training digits, comparing with those of split {split}")
     reference = clip_scores.fit(split)
     found = []
@@ -110,23 +110,13 @@ def evaluate_workdirs(
     return VideoReport(", ".join(map(str, workdirs)), found, about)
 
 
-def _plan(
-    protocols: Sequence[str] | None, runs: Sequence[Run], held: HeldOut, say: Say
-) -> dict[str, list[Run]]:
+def _plan(protocols: Sequence[str] | None, runs: Sequence[Run], held: HeldOut) -> dict[str, list[Run]]:
     """Which runs go through which protocols; raises an InputError for one that they cannot follow."""
     if protocols:
         for name in protocols:
             check_protocol(name, runs, held)
         return {name: list(runs) for name in protocols}
-    plan = {name: list(runs) for name in fitting(runs, held)}
-    slow = [run.name for run in runs if run.grows]
-    if slow and "length" in plan:
-        say(
-            f"length leaves out {', '.join(slow)}: attention's cache grows, and drawing is compiled anew for "
-            "each frame; --protocol=length takes the time"
-        )
-        plan["length"] = [run for run in runs if not run.grows]
-    return {name: own for name, own in plan.items() if own}
+    return {name: list(runs) for name in fitting(runs, held)}
 
 
 def _open(data: str | Path, split: str) -> Records:
@@ -187,9 +177,7 @@ def _run(name: str, generator: VideoGenerator, settings: dict) -> Run:
                 prompts, frames, joint=joint, given=given, progress=progress, **settings
             )
 
-    return Run(
-        name, generator.model.frames, generator.model.frame_causal, generator.model.mixer != "pom", draw
-    )
+    return Run(name, generator.model.frames, generator.model.frame_causal, draw)
 
 
 def _settings(

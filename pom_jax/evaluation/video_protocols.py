@@ -65,14 +65,12 @@ class Run(NamedTuple):
         name: for people.
         frames: T of the clips that it was trained on.
         streams: whether it draws frame after frame.
-        grows: whether what it carries does, so that it is compiled anew for each frame.
         draw: (prompts, frames, joint, given) -> clips [N, T, S, S, 1] in [-1, 1].
     """
 
     name: str
     frames: int
     streams: bool
-    grows: bool
     draw: Callable[[Sequence[str], int, bool, np.ndarray | None], np.ndarray]
 
 
