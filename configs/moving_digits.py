@@ -21,7 +21,13 @@ What the recipe rests on:
   frequency there is, so that a token can tell each place of the frame before from all others.
 - The network predicts the data: what it has to copy from frame to frame is then its output itself.
 
-Devices: made for one CPU. RESULT
+Devices: made for one CPU. Cost: 0.76 million parameters; 128 tokens a clip, 4,200 steps of two clips, five
+takes each (`memory`: 4,800 of four takes), somewhat more than ten minutes on two cores.
+
+Expected result: digits that move and bounce. `memory`, test split, 200 clips that go on for 16 frames from a
+real one: 98 % of the first drawn frames show its digit, 81 % of all, 62 % of the 16th; direction right in 98 %
+of the steps. With captions that tell the digit, validation split, 100 clips of 8 frames: direction right in
+97 % of the steps, but only 26 % of the frames show the digit of the caption: that takes longer to learn.
 """
 
 from ml_collections import ConfigDict
@@ -57,7 +63,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.diffusion.update({"drafts": 2, "stills": 2})
     config.data.update({"dir": "data/moving-digits", "batch_size": 2})
     config.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 200, "b2": 0.99})
-    config.train.update({"steps": 4_800, "eval_every": 800, "eval_size": 200, "sample_every": 2_400})
+    config.train.update({"steps": 4_200, "eval_every": 800, "eval_size": 200, "sample_every": 2_400})
     config.train.update({"checkpoint_every": 800, "log_every": 5.0})
     config.sampling.update({"sampler": "euler", "steps": 20, "guidance": 2.0, "num": 8})
     if "memory" in words:
@@ -65,6 +71,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         if mixers == ["pom"]:
             config.model.reads = ("own", "last", "past")
         config.diffusion.update({"given_frames": 1, "drafts": 3, "stills": 0})
+        config.train.steps = 4_800
         config.data.dir = "data/moving-digits-direction"
         config.sampling.guidance = 1.0
     if "quick" in words:

@@ -318,8 +318,8 @@ def test_checkpoints_are_chosen_on_the_validation_digits(folder: Path) -> None:
     ("field", "value", "words"),
     [
         ("frames", 7, "clips of 7 x 16 x 16 x 1"),
-        ("vocabulary", 9, "up to 4 of 9 words"),
-        ("text_length", 5, "up to 5 of 17 words"),
+        ("vocabulary", 9, "up to 4 words from a vocabulary of 9"),
+        ("text_length", 5, "up to 5 words from a vocabulary of 17"),
         ("vocabulary", 0, "4 embeddings of 32 channels"),
     ],
 )
