@@ -25,8 +25,8 @@ Devices: made for one CPU. Cost: 0.76 million parameters; 128 tokens a clip, 4,2
 takes each (`memory`: 4,800 of four takes), somewhat more than ten minutes on two cores.
 
 Expected result: digits that move and bounce. `memory`, test split, 200 clips that go on for 16 frames from a
-real one: 98 % of the first drawn frames show its digit, 81 % of all, 62 % of the 16th; direction right in 98 %
-of the steps. With captions that tell the digit, validation split, 100 clips of 8 frames: direction right in
+real one: 98 % of the first drawn frames show its digit, 81 % of all, 62 % of the 16th; direction right in
+98 % of the steps. With captions that tell the digit, 100 clips of 8 validation digits: direction right in
 97 % of the steps, but only 26 % of the frames show the digit of the caption: that takes longer to learn.
 """
 
