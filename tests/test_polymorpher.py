@@ -22,7 +22,8 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "product": {},
     "power": {"form": "power", "gate_heads": 4, "reads": ("all", "last")},
     "reads": {"reads": ("own", "last", "past"), "phase_periods": (3.0,), "rotary": True, "vocabulary": 9},
-    "patched": {"frame_patch": 2, "order": "self_first", "time_token": True, "positions": "learned"},
+    "patched": {"frame_patch": 2, "order": "self_first", "time_token": True, "positions": "learned"}
+    | {"pooled_text": True},
     "attention": {"mixer": "attention", "num_heads": 2, "rotary": True, "positions": "sincos_grid"},
 }
 BATCH = 2
@@ -161,6 +162,25 @@ def test_a_text_that_is_not_there_is_the_output_bias_whatever_it_holds() -> None
     np.testing.assert_array_equal(run(params, tokens, three), run(params, other, three))
 
 
+def test_a_pooled_text_acts_as_time_does_and_only_by_the_words_that_are_there() -> None:
+    model, x, t = build(pooled_text=True), clips(4), np.array([0.3, 0.9], np.float32)
+    params = parameters(model)
+    out = params["blocks"]["text_mixer"]["out"]
+    params["blocks"]["text_mixer"]["out"] = out | {"kernel": jnp.zeros_like(out["kernel"])}
+    run = quick_jit(lambda *text: model.apply({"params": params}, x, t, Text(*text)))
+    tokens, mask = normal(2, BATCH, 5, 12), np.array([[1, 1, 1, 0, 0], [0] * 5])
+    found = run(tokens, mask)
+    other = tokens.copy()
+    other[0, 3:] = np.nan
+    np.testing.assert_array_equal(run(other, mask), found)
+    np.testing.assert_array_equal(run(tokens[:, [2, 0, 1, 3, 4]], mask)[1], found[1])
+    assert_close(run(tokens[:, [2, 0, 1, 3, 4]], mask), found, 1e-5)  # a mean: places are in the words
+    other[0, 1] += 1
+    changed = np.abs(np.asarray(run(other, mask) - found)).max((1, 2, 3, 4))
+    assert changed[0] > 1e-3
+    assert changed[1] == 0
+
+
 @pytest.mark.parametrize("name", ["patched", "attention"])
 def test_one_time_for_all_frames_is_the_same_time_for_each(name: str) -> None:
     model = build(frame_causal=True, **CAUSAL[name])
@@ -246,6 +266,7 @@ def test_output_is_exactly_zero_at_the_start(name: str) -> None:
     "changes",
     [
         {"frame_causal": True, "reads": ("own", "last"), "phase_periods": (4.0,), "time_token": True},
+        {"frame_causal": True, "pooled_text": True, "text_width": 2048},
         {"frame_causal": True, "form": "power", "gate_heads": 8, "groups": 2},
         {"mixer": "attention", "num_heads": 8},
         {"frame_causal": True, "mixer": "attention", "num_heads": 8, "drafts": 2},

@@ -35,7 +35,7 @@ KINDS = [
     ("DiPoM-S/2", {"rotary": True, "phase_periods": (16.0, 4.0)}),
     ("Polymorpher-S/2", {"frame_causal": True, "reads": ("own", "past"), "positions": "learned"}),
     ("TextVideoDiT-S/2", {"vocabulary": 32, "rotary": True}),
-    ("Polymorpher-S/2", {"form": "power", "groups": 2, "vocabulary": 32}),
+    ("Polymorpher-S/2", {"form": "power", "groups": 2, "vocabulary": 32, "pooled_text": True}),
 ]
 IMAGES = {"image_size": 32, "channels": 4, "num_classes": 10}
 CLIPS = {"frames": 6, "frame_height": 16, "frame_width": 20, "channels": 4}

@@ -39,8 +39,8 @@ _HOMM = PLAIN | {"positions": "sincos", "time_embedding": "homm", "activation": 
 _POM = {"mixer": "pom", "form": "product"}
 _ATTENTION = {"mixer": "attention", "unit_gates": False, "registers": 0}
 _VIDEO: dict[str, Any] = {name: PLAIN[name] for name in ("gate_heads", "groups", "rotary", "phase_periods")}
-_VIDEO |= {"clamp": 0.0, "vocabulary": 0, "time_token": False, "reads": ("all",)}
-_VIDEO |= {"order": "text_first", "positions": "sincos_phase"}
+_VIDEO |= {"clamp": 0.0, "vocabulary": 0, "time_token": False, "pooled_text": False}
+_VIDEO |= {"reads": ("all",), "order": "text_first", "positions": "sincos_phase"}
 _FACEBOOK = PLAIN | _ATTENTION | {"positions": "dit", "activation": "gelu_tanh"}
 
 # The fields that are the same in every model of a layout; the others are sizes, or how the model is computed.

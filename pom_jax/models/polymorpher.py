@@ -18,7 +18,14 @@ from pom_jax.nn.dense import Dense
 from pom_jax.nn.embeddings import SMALL_NORMAL, TimeEmbedding, resize_positions
 from pom_jax.nn.pom import PoM
 from pom_jax.nn.text_block import Given, TextBlock, of_tokens
-from pom_jax.nn.video_embeddings import FRAME_POSITIONS, UNIT_NORMAL, WordEmbedding, cut_clips, join_clips
+from pom_jax.nn.video_embeddings import (
+    FRAME_POSITIONS,
+    UNIT_NORMAL,
+    PooledText,
+    WordEmbedding,
+    cut_clips,
+    join_clips,
+)
 from pom_jax.ops.mesh import lay
 from pom_jax.ops.rotary import Rotary, grid_positions
 
@@ -72,6 +79,8 @@ class Polymorpher(nn.Module):
         order: "text_first" (v1) or "self_first", see `nn.text_block.TextBlock`.
         time_token: puts the time's embedding before the text, which then is never empty (the authors' later
             code).
+        pooled_text: adds the text's mean to the time's embedding, see `nn.video_embeddings.PooledText`: the
+            model learns sooner what a text of few words asks for.
         positions: one of `FRAME_POSITIONS`, or "learned": a table of rows and columns, with none of frames.
         n_timesteps: the network sees t times this; also the base of its time frequencies.
         unit_gates: gates are kept as the authors' 1 + g, see `nn.blocks.ModulatedBlock`.
@@ -107,6 +116,7 @@ class Polymorpher(nn.Module):
     ffn_expansion: int = 4
     order: str = "text_first"
     time_token: bool = False
+    pooled_text: bool = False
     positions: str = "sincos_phase"
     n_timesteps: int = 1000
     unit_gates: bool = False
@@ -155,13 +165,11 @@ class Polymorpher(nn.Module):
         tokens = embed(cut_clips(x, self.frame_patch, self.patch_size))
         places = jnp.tile(self._places(grid, first), (1, 1 + drafts, 1))
         tokens = (tokens + places).astype(tokens.dtype)
-        time = TimeEmbedding(self.width, self.n_timesteps, name="time_embedding")(t.reshape(-1))
-        time = time.reshape(len(x), -1, self.width)
-        given = self._given(time, text, grid, first, drafts)
+        given = self._given(t.reshape(len(x), -1), text, grid, first, drafts)
         block = self._block(grid, drafts)
         found = stack(block, self.depth, tokens, given, states=states, scan=self.scan, remat=self.remat)
         tokens, states = (found, None) if states is None else found
-        scale, shift = (of_tokens(each, tokens.shape[1]) for each in modulation(time, 2, self.dtype))
+        scale, shift = (of_tokens(each, tokens.shape[1]) for each in modulation(given.time, 2, self.dtype))
         tokens = modulate(tokens, scale, shift, self.dtype)
         features = self.frame_patch * self.patch_size**2 * self.channels
         out = Dense(features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")
@@ -198,13 +206,17 @@ class Polymorpher(nn.Module):
         return jnp.broadcast_to(places, (*grid, self.width)).reshape(1, -1, self.width)
 
     def _given(
-        self, time: jax.Array, text: Text, grid: tuple[int, int, int], first: int | jax.Array, drafts: int
+        self, t: jax.Array, text: Text, grid: tuple[int, int, int], first: int | jax.Array, drafts: int
     ) -> Given:
+        time = TimeEmbedding(self.width, self.n_timesteps, name="time_embedding")(t.reshape(-1))
+        time = time.reshape(*t.shape, self.width)
         tokens, mask = text.tokens, text.mask.astype(jnp.float32)
         if self.vocabulary:
             tokens = WordEmbedding(self.vocabulary, self.text_length, self.text_width, name="words")(tokens)
         # What stands where there is no word may be anything.
         tokens = jnp.where(mask[..., None] > 0, tokens, 0)
+        if self.pooled_text:
+            time += PooledText(self.width, name="pooled_text")(tokens, mask)[:, None]
         embed = Dense(self.width, dtype=self.dtype, kernel_init=SMALL_NORMAL, name="text_embedding")
         tokens = embed(tokens)[:, None]
         if self.time_token:

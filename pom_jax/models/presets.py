@@ -40,7 +40,8 @@ FAMILIES = {
 VIDEO_SIZES = {"S": SIZES["S"], "B": SIZES["B"], "XL": SIZES["XL"] | {"depth": 20}}
 _VIDEO = {name: _POM[name] for name in ("form", "degree", "expansion", "gate_heads", "groups", "rotary")}
 _VIDEO |= {"phase_periods": (), "head_width": 0, "clamp": 0.0, "frame_patch": 2, "frame_causal": False}
-_VIDEO |= {"reads": ("all",), "order": "text_first", "time_token": False, "positions": "sincos_phase"}
+_VIDEO |= {"reads": ("all",), "order": "text_first", "positions": "sincos_phase"}
+_VIDEO |= {"time_token": False, "pooled_text": False}
 VIDEO_FAMILIES = {
     "Polymorpher": _VIDEO | {"mixer": "pom"},
     "TextVideoDiT": _VIDEO | {"mixer": "attention"},

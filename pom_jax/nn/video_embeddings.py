@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pom_jax.nn.embeddings import phased_harmonics
+from pom_jax.nn.dense import Dense
+from pom_jax.nn.embeddings import SMALL_NORMAL, phased_harmonics
 
 Grid = tuple[int, int, int]
 
@@ -35,6 +36,26 @@ class WordEmbedding(nn.Module):
         places = self.param("places", UNIT_NORMAL, (self.length, self.features), jnp.float32)
         found = table.at[words].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return found + places[: words.shape[1]]
+
+
+class PooledText(nn.Module):
+    """The mean of a text through a two-layer SiLU network, in float32, to be added to the embedding of time.
+
+    So the text also scales, shifts and gates whatever time does (Stable Diffusion 3, arXiv 2403.03206).
+
+    Attributes:
+        features: width D of the embedding.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """tokens: [B, M, channels] of a text, mask: [B, M] -> [B, D] float32; no text has a vector, too."""
+        weights = mask.astype(jnp.float32)[..., None]
+        mean = jnp.sum(tokens * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
+        x = nn.silu(Dense(4 * self.features, name="hidden")(mean))
+        return Dense(self.features, kernel_init=SMALL_NORMAL, name="out")(x)
 
 
 def cut_clips(clips: jax.Array, frame_patch: int, patch: int) -> jax.Array:

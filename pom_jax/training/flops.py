@@ -80,7 +80,9 @@ def _clip_products(model: Mapping[str, Any], times: int, takes: int) -> int:
     block = mixers + tokens * 2 * model["ffn_expansion"] * width**2 + times * 11 * width**2
     patch = model["frame_patch"] * model["patch_size"] ** 2 * model["channels"]
     ends = 2 * tokens * patch * width + times * (2 * 4 + 2) * width**2
-    return takes * (model["depth"] * block + ends) + model["text_length"] * model["text_width"] * width
+    words = model["text_length"] * model["text_width"] * width
+    pooled = 4 * (model["text_width"] + width) * width if model["pooled_text"] else 0
+    return takes * (model["depth"] * block + ends) + words + pooled
 
 
 def _pom_products(

@@ -29,7 +29,7 @@ _ATTENTION = rf"{_BLOCK}(text_)?mixer/attention/"
 PARAMETER_AXES: tuple[tuple[str, tuple[str | EllipsisType | None, ...]], ...] = (
     (r".*/bias", (...,)),
     (r"(patch|text)_embedding/kernel|class_embedding/table|words/(table|places)", (None, "embed")),
-    (r"(time_embedding/\w+|out)/kernel", ("embed", ...)),
+    (r"((time_embedding|pooled_text)/\w+|out)/kernel", ("embed", ...)),
     (rf"({_BLOCK})?modulation/kernel", ("embed", ...)),
     # Grouped kernels lie as [G, D/G, E/G]: there it is the groups that are cut.
     (rf"{_POM}(features|gate)/kernel", ("embed", ..., "expand")),
