@@ -140,6 +140,11 @@ def test_what_the_model_misses_is_said_with_the_way_out(folder):
     data = {"source": "shards", "dir": "no where"}
     with pytest.raises(InputError, match=r"exist.*`python prepare.py moving-digits --out='no where'`"):
         open_source(data, "train", model)
+    memory = get_config("memory").model.to_dict()
+    with pytest.raises(InputError, match=r"`python prepare.py moving-digits --captions=direction --out="):
+        open_source(data, "train", memory)
+    with pytest.raises(InputError, match=r"--config.data.dir=data/moving-digits-direction$"):
+        open_source({**data, "dir": ""}, "train", memory)
     with pytest.raises(InputError, match=r"trains on samples of 20 x 16 x 30 x 16: .*videos --help"):
         open_source({**data, "dir": ""}, "train", video_base().model.to_dict())
     model |= {"frames": FRAMES, "frame_height": SIZE, "frame_width": SIZE, "vocabulary": 6, "text_length": 2}

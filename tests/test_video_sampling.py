@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pom_jax.sampling import SamplingProgress, VideoGenerator, load, load_video
 from pom_jax.sampling.films import read_frames, write_films
 from pom_jax.sampling.video_command import sample_video_to_file
 from pom_jax.training import checkpoint
-from pom_jax.training.config import keep_config
+from pom_jax.training.config import keep_config, write_config
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -328,6 +329,7 @@ def test_from_a_workdir_to_files_stopped_by_a_signal_and_gone_on(
     assert ended.value.code == 130
     assert "finishing this frame" in (said := capsys.readouterr().out)
     assert "stopped after 2 of 50 frames" in said
+    assert "will fall apart; draw with --joint" in said, "its frames had one time"
     assert not Path(begun).exists(), "what is not whole has another name"
     begun = str(tmp_path / "begun_first_2.npz")
     sample_video_to_file(workdir, out=later, frames=1, state=state)
@@ -344,6 +346,23 @@ def test_from_a_workdir_to_files_stopped_by_a_signal_and_gone_on(
     more = sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=1, num=2, size="4x8")
     assert more.name == "step_0000010_a-seven-moving-up_1_frames_2_films_of_4x8_guidance_2_seed_0.gif"
     assert Image.open(gif.with_suffix(".png")).size[1] > 3 * 48
+
+
+def test_films_at_once_are_advised_against_where_frames_read_finished_ones(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(workdir, tmp_path / "run")
+    config = tiny_config(**POM)
+    with config.unlocked():
+        config.diffusion.frame_times = "teacher_forcing"
+    write_config(run, config)
+    sample_video_to_file(run, prompts=PROMPTS[:1], frames=2, joint=True)
+    assert "trained with diffusion.frame_times='teacher_forcing': frames drawn all at once" in (
+        said := capsys.readouterr().out
+    )
+    assert said.index("leave out --joint") < said.index("written:")
+    sample_video_to_file(run, prompts=PROMPTS[:1], frames=1)
+    assert "note:" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

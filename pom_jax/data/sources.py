@@ -148,11 +148,20 @@ def _how_to_make(model: Mapping[str, Any] | None, folder: str | None) -> str:
         name = "digits" if (model["image_size"], model["channels"]) == (8, 1) else "images"
         sides = model["image_size"], model["image_size"]
     if "digits" in name:
-        out = shlex.quote(folder or f"data/{name}")
-        return f"Make one with `python prepare.py {name} --out={out}`, then --config.data.dir={out}"
+        captions = _unusual_captions(model["vocabulary"]) if name == "moving-digits" else ""
+        out = shlex.quote(folder or f"data/{name}{captions and f'-{captions}'}")
+        made_by = f"{name}{captions and f' --captions={captions}'} --out={out}"
+        return f"Make one with `python prepare.py {made_by}`, then --config.data.dir={out}"
     sizes = " x ".join(map(str, (*sides, model["channels"])))
     return (
         f"This config trains on samples of {sizes}: `python prepare.py {name} --help` says how to make a set "
         "of yours, `python prepare.py --help` lists all others and `pom_jax.data.Writer` writes any; then "
         "--config.data.dir=DIR. To try the speed without data: --config.data.source=synthetic"
     )
+
+
+def _unusual_captions(vocabulary: int) -> str:
+    """Which captions of moving digits, other than the usual ones, have so many words; "" if none."""
+    from pom_jax.data.moving_digits import WORDS
+
+    return next((kind for kind, words in WORDS.items() if len(words) == vocabulary and kind != "digit"), "")

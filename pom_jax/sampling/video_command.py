@@ -90,6 +90,9 @@ def sample_video_to_file(
         },
     )
     files = _places(generator, asked, workdir, out, save_state)
+    advice = _advice(generator, asked)
+    if advice:
+        print(advice, flush=True)
 
     with SamplingProgress(title=_title(generator, asked), unit="frames") as progress:
         stream = generator.stream(
@@ -194,6 +197,17 @@ def _title(generator: VideoGenerator, asked: _Asked) -> str:
         f"{asked.settings['sampler']}, {asked.settings['steps']} steps, guidance "
         f"{asked.settings['guidance']:g}, seed {asked.seed}"
     )
+
+
+def _advice(generator: VideoGenerator, asked: _Asked) -> str:
+    """A note if the run was trained for the other way to draw; "" if not."""
+    kind = generator.config.diffusion.get("frame_times", "shared")
+    note = f"note: the run was trained with diffusion.frame_times='{kind}': "
+    if asked.joint and kind in ("clean_past", "teacher_forcing"):
+        return f"{note}frames drawn all at once lack the finished ones that it reads; leave out --joint"
+    if not asked.joint and kind == "shared" and asked.frames > generator.model.frame_patch:
+        return f"{note}frames that read finished ones will fall apart; draw with --joint"
+    return ""
 
 
 def _check_request(joint: bool | None, num: int | None, fps: int, files: dict[str, str | None]) -> None:
