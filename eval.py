@@ -45,7 +45,14 @@ NPZ = flags.DEFINE_list("npz", None, "Score these files of digits instead, one a
 IMAGES = flags.DEFINE_string("images", None, "Score these images: a folder of pictures or an .npz.")
 OUT = flags.DEFINE_string("out", None, "Folder for the scores; eval/ of the run by default.")
 GUIDANCE = flags.DEFINE_list(
-    "guidance", None, "Guidance scales; 1 is off. By default 1, for digits 1 and 1.5."
+    "guidance",
+    None,
+    "Guidance scales; 1 is off. By default 1, for digits 1 and 1.5, for video the run's own.",
+)
+LATER_GUIDANCE = flags.DEFINE_float(
+    "later_guidance",
+    None,
+    "Of video: of frames that are drawn behind finished ones; the run's own by default.",
 )
 SAMPLER = flags.DEFINE_list("sampler", None, "Samplers; the run's own by default.")
 STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
@@ -107,7 +114,7 @@ _BANK = {"seed", "npz_out", "keep_samples", "part", "batch_size", "host", "hosts
 FITTING = {
     "--workdir without --reference (digits)": _SAMPLING | {"data", "seeds"},
     "--workdir with --reference": _SAMPLING | _REAL | _BANK,
-    "--workdir of video": _SAMPLING | {"data", "seed", "batch_size", "protocol", "split"},
+    "--workdir of video": _SAMPLING | {"data", "seed", "batch_size", "protocol", "split", "later_guidance"},
     "--features": {"features", "real_features", "out"},
     "--images": _REAL - {"save_reference"} | {"images"},
     "--npz (digits)": {"npz", "data", "out"},
@@ -269,6 +276,7 @@ def score_video(runs: Sequence[str]) -> None:
         guidance=single(
             "guidance", None if GUIDANCE.value is None else values("guidance", GUIDANCE.value, float)
         ),
+        later_guidance=LATER_GUIDANCE.value,
         sampler=single("sampler", SAMPLER.value),
         steps=single("steps", None if STEPS.value is None else values("steps", STEPS.value, int)),
         step=STEP.value,

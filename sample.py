@@ -36,6 +36,9 @@ NUM = flags.DEFINE_integer(
 )
 PER_CLASS = flags.DEFINE_integer("per_class", None, "A sheet with a row of so many images for each class.")
 GUIDANCE = flags.DEFINE_list("guidance", None, "Guidance scale, 1 is off; the run's own by default.")
+LATER_GUIDANCE = flags.DEFINE_float(
+    "later_guidance", None, "Film: guidance of frames behind finished ones; the run's own by default."
+)
 STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
 SAMPLER = flags.DEFINE_list(
     "sampler",
@@ -72,12 +75,14 @@ FRAMES = flags.DEFINE_integer(
     None,
     "Film: how many; as many as the training clips by default. Ctrl-C writes those that are finished.",
 )
-STREAM = flags.DEFINE_bool("stream", False, "Film: frame after frame from a state; where the model can, so.")
+STREAM = flags.DEFINE_bool(
+    "stream", False, "Film: frame after frame from a state; the default where the model can."
+)
 JOINT = flags.DEFINE_bool("joint", False, "Film: all frames at once.")
-CHUNK = flags.DEFINE_integer("chunk", None, "Film: frames that are drawn at a time; as few as can be.")
+CHUNK = flags.DEFINE_integer("chunk", None, "Film: frames that are drawn at a time; the fewest by default.")
 SIZE = flags.DEFINE_string("size", None, "Film: HEIGHTxWIDTH of a frame, of pixels or latents.")
 FROM = flags.DEFINE_string(
-    "from", None, "Film: its first frames, .png, .gif, .webp or .npz (arr_0), of its size."
+    "from", None, "Film: its first frames, .png, .gif, .webp or .npz (arr_0), of the film's size."
 )
 STATE = flags.DEFINE_string("state", None, "Film: goes on from a file of --save_state.")
 SAVE_STATE = flags.DEFINE_string("save_state", None, "Film: .npz to keep the state after the last frame in.")
@@ -88,6 +93,7 @@ TEXT_ENCODER = flags.DEFINE_string(
 
 OF_IMAGES = (CLASSES, PER_CLASS, UPSCALE_FROM, UPSCALE_START)
 OF_FILMS = (PROMPT, FRAMES, STREAM, JOINT, CHUNK, SIZE, FROM, STATE, SAVE_STATE, FPS, TEXT_ENCODER)
+OF_FILMS += (LATER_GUIDANCE,)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -146,6 +152,7 @@ def draw_films() -> None:
         raise InputError("--stream draws frame after frame, --joint all at once: give one of them")
     settings: dict[str, Any] = {
         "guidance": values(GUIDANCE, float),
+        "later_guidance": LATER_GUIDANCE.value,
         "steps": values(STEPS, int),
         "sampler": values(SAMPLER, str),
     }

@@ -140,6 +140,9 @@ def test_what_the_model_misses_is_said_with_the_way_out(folder):
     data = {"source": "shards", "dir": "no where"}
     with pytest.raises(InputError, match=r"exist.*`python prepare.py moving-digits --out='no where'`"):
         open_source(data, "train", model)
+    larger = model | {"frames": 12, "frame_height": 24, "frame_width": 24}
+    with pytest.raises(InputError, match=r"moving-digits --frames=12 --size=24 --out='no where'`"):
+        open_source(data, "train", larger)
     memory = get_config("memory").model.to_dict()
     with pytest.raises(InputError, match=r"`python prepare.py moving-digits --captions=direction --out="):
         open_source(data, "train", memory)

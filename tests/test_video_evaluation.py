@@ -106,6 +106,10 @@ def test_what_a_protocol_does_not_allow_is_said(reference):
         with pytest.raises(InputError, match=f"--protocol={name}: .*{message}"):
             follow(name, [run], held, reference)
     assert video_protocols.fitting([whole], told) == ["text"]
+    with pytest.raises(
+        InputError, match=r"no protocol fits: text, the captions do not tell.*; memory, .* at once"
+    ):
+        video_protocols.fitting([whole], untold)
     assert video_protocols.fitting([copier(untold)], untold) == ["memory", "length"]
 
 

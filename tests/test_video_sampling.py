@@ -1,8 +1,10 @@
 """Films from a model: what streams promise, and what sample.py makes of them."""
 
+import contextlib
 import importlib.util
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +25,9 @@ from pom_jax.data.moving_digits import WORDS
 from pom_jax.diffusion import SDE, guide
 from pom_jax.errors import InputError
 from pom_jax.models import Text
-from pom_jax.sampling import SamplingProgress, VideoGenerator, load, load_video
+from pom_jax.sampling import SamplingProgress, VideoGenerator, load, load_video, video_command
 from pom_jax.sampling.films import read_frames, write_films
+from pom_jax.sampling.stream import Drawing
 from pom_jax.sampling.video_command import sample_video_to_file
 from pom_jax.training import checkpoint
 from pom_jax.training.config import keep_config, write_config
@@ -127,13 +130,13 @@ def test_a_stream_is_the_plain_loop_over_frames_and_steps(generator: VideoGenera
     nothing = text._replace(mask=0 * text.mask)
     call: Any = jax.jit(lambda *given: model.apply({"params": params}, *given))
     halves = [(text, model.init_states(3)), (nothing, model.init_states(3))]
-    for piece in generator.stream(text, 2, guidance=3.0, seed=1):
-        number = piece.first
+    for piece in generator.stream(text, 2, guidance=3.0, later_guidance=1.5, seed=1):
+        number, scale = piece.first, 1.5 if piece.first else 3.0
         keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(1), i), number) for i in range(3)]
         x = jnp.stack([jax.random.normal(jax.random.split(key)[0], (1, 4, 4, 1)) for key in keys])
         for t in (1.0, 0.5):
             with_text, without = (call(x, jnp.full(3, t), say, state, number)[0] for say, state in halves)
-            x -= 0.5 * (without + 3.0 * (with_text - without))
+            x -= 0.5 * (without + scale * (with_text - without))
         x = jnp.clip(x, -1, 1)
         halves = [(say, call(x, jnp.zeros(3), say, state, number)[1]) for say, state in halves]
         np.testing.assert_allclose(piece.frames, x, atol=2e-5)
@@ -272,6 +275,7 @@ def test_guidance_takes_any_condition() -> None:
         (PROMPTS, {"given": np.full((3, 1, 4, 4, 1), np.nan)}, "not finite"),
         (PROMPTS, {"frames": 2, "given": np.zeros((3, 3, 4, 4, 1))}, "include its 3 given"),
         (PROMPTS, {"guidance": -1.0}, "guidance"),
+        (PROMPTS, {"later_guidance": -1.0}, "guidance must be finite"),
         (PROMPTS, {"steps": 0}, "steps"),
         (PROMPTS, {"sampler": "hein"}, "Did you mean 'heun'"),
         (PROMPTS, {"batch_size": 0}, "batch_size"),
@@ -329,7 +333,7 @@ def test_from_a_workdir_to_files_stopped_by_a_signal_and_gone_on(
     assert ended.value.code == 130
     assert "finishing this frame" in (said := capsys.readouterr().out)
     assert "stopped after 2 of 50 frames" in said
-    assert "will fall apart; draw with --joint" in said, "its frames had one time"
+    assert "fall apart; draw with --joint" in said, "its frames had one time"
     assert not Path(begun).exists(), "what is not whole has another name"
     begun = str(tmp_path / "begun_first_2.npz")
     sample_video_to_file(workdir, out=later, frames=1, state=state)
@@ -341,7 +345,9 @@ def test_from_a_workdir_to_files_stopped_by_a_signal_and_gone_on(
     np.testing.assert_array_equal(films, whole)
     gif = sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=3, from_file=begun, seed=1)
     assert gif.parent == workdir / "samples"
-    assert gif.name == "step_0000010_a-seven-moving-up_3_frames_3_films_continued_guidance_2_seed_1.gif"
+    assert re.fullmatch(
+        r"step_0000010_a-seven-moving-up_3_frames_3_films_continued_\w{8}_guidance_2_seed_1.gif", gif.name
+    )
     assert len(list(ImageSequence.Iterator(Image.open(gif)))) == 3
     more = sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=1, num=2, size="4x8")
     assert more.name == "step_0000010_a-seven-moving-up_1_frames_2_films_of_4x8_guidance_2_seed_0.gif"
@@ -361,8 +367,49 @@ def test_films_at_once_are_advised_against_where_frames_read_finished_ones(
         said := capsys.readouterr().out
     )
     assert said.index("leave out --joint") < said.index("written:")
-    sample_video_to_file(run, prompts=PROMPTS[:1], frames=1)
+    sample_video_to_file(run, prompts=PROMPTS[:1], frames=1, joint=True)
     assert "note:" not in capsys.readouterr().out
+    # Of a run with one time for all frames, what reads finished frames is advised against, whatever it is.
+    sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=3, chunk=3)
+    assert "note:" not in capsys.readouterr().out
+    state = str(tmp_path / "state.npz")
+    name = sample_video_to_file(
+        workdir, prompts=PROMPTS[:1], frames=2, chunk=2, save_state=state, guidance=4.0, later_guidance=1.0
+    ).name
+    assert "_2_frames_chunks_of_2_guidance_4_then_1_seed_0" in name
+    assert "guidance 4 and later 1, seed 0" in capsys.readouterr().out
+    name = sample_video_to_file(workdir, frames=1, state=state, later_guidance=1.0).name
+    assert re.search(r"_from_2_\w{8}_guidance_1_seed_0", name)
+    assert "fall apart\n" in capsys.readouterr().out, "--joint is no way out"
+
+
+def test_what_goes_wrong_later_loses_no_frame(
+    workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that is not finite, and a signal while the file is written."""
+    state, out = tmp_path / "state.npz", tmp_path / "films.npz"
+    check = Drawing._check
+
+    def third_fails(drawing: Drawing, found: np.ndarray) -> None:
+        check(drawing, found + (np.nan if drawing.films.frame == 2 else 0))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Drawing, "_check", third_fails)
+        with pytest.raises(InputError, match="frames 2 to 2 are not finite"):
+            sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=4, out=str(out), save_state=str(state))
+    assert not out.exists()
+    assert not state.exists(), "the state after the second frame is gone"
+    with np.load(tmp_path / "films_first_2.npz") as found:
+        assert found["arr_0"].shape[:2] == (1, 2)
+
+    def told(path: Path, *given: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        write_films(path, *given)
+
+    monkeypatch.setattr(video_command, "write_films", told)
+    sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=2, out=str(out))
+    with np.load(out) as found:
+        assert found["arr_0"].shape[:2] == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -374,6 +421,8 @@ def test_films_at_once_are_advised_against_where_frames_read_finished_ones(
         ({"fps": 0}, "--fps=0"),
         ({"out": "film.avi"}, "ending"),
         ({"joint": True, "save_state": "s.npz"}, "leave out --joint"),
+        ({"out": "films.npz", "save_state": "films.npz"}, "the films are written there, too"),
+        ({"out": "films.npz", "save_state": "films_first_2.npz"}, "the films are written there, too"),
         ({"from_file": "none.png"}, "no such file"),
         ({"state": "none.npz"}, "no such state"),
         ({"size": "16"}, "HEIGHTxWIDTH"),
@@ -419,7 +468,17 @@ def test_first_frames_come_from_pictures_and_arrays(tmp_path: Path) -> None:
     Image.fromarray(films[0, 0, ..., 0]).save(tmp_path / "one.png")
     found = read_frames(tmp_path / "one.png", 1, True)
     np.testing.assert_allclose(found, films[:1, :1] / 127.5 - 1, atol=1e-6)
+    write_films(tmp_path / "whole.gif", films)
+    whole = (tmp_path / "whole.gif").read_bytes()
+    for left in range(40, len(whole), len(whole) // 7):  # what Pillow raises depends on where it ends
+        (tmp_path / "cut.gif").write_bytes(whole[:left])
+        with contextlib.suppress(InputError):
+            read_frames(tmp_path / "cut.gif", 1, True)
     (tmp_path / "bad.gif").write_bytes(b"GIF89a")
+    deep = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match="more than 8 bits a channel"):
+        read_frames(tmp_path / "deep.png", 1, True)
     for name, message in (("bad.gif", "cannot be read"), ("one.png", "come from .npz")):
         with pytest.raises(InputError, match=message):
             read_frames(tmp_path / name, 16 if name == "one.png" else 1, name != "one.png")

@@ -140,18 +140,15 @@ def _how_to_make(model: Mapping[str, Any] | None, folder: str | None) -> str:
     """What to do for a data set that the model fits, in words; `folder` is where it is looked for."""
     if model is None:
         return ADVICE
-    if _draws_clips(model):
-        # Of the sets of clips, only the moving digits come with words that a model learns itself.
-        name = "moving-digits" if model["vocabulary"] else "videos" if model["frames"] > 1 else "captions"
-        sides = model["frames"], model["frame_height"], model["frame_width"]
+    if (command := _of_digits(model)) is not None:
+        name = "-direction" if "=direction" in command else ""
+        out = shlex.quote(folder or f"data/{command.split()[0]}{name}")
+        return f"Make one with `python prepare.py {command} --out={out}`, then --config.data.dir={out}"
+    if not _draws_clips(model):
+        name, sides = "images", (model["image_size"],) * 2
     else:
-        name = "digits" if (model["image_size"], model["channels"]) == (8, 1) else "images"
-        sides = model["image_size"], model["image_size"]
-    if "digits" in name:
-        captions = _unusual_captions(model["vocabulary"]) if name == "moving-digits" else ""
-        out = shlex.quote(folder or f"data/{name}{captions and f'-{captions}'}")
-        made_by = f"{name}{captions and f' --captions={captions}'} --out={out}"
-        return f"Make one with `python prepare.py {made_by}`, then --config.data.dir={out}"
+        name = "videos" if model["frames"] > 1 else "captions"
+        sides = model["frames"], model["frame_height"], model["frame_width"]
     sizes = " x ".join(map(str, (*sides, model["channels"])))
     return (
         f"This config trains on samples of {sizes}: `python prepare.py {name} --help` says how to make a set "
@@ -160,8 +157,16 @@ def _how_to_make(model: Mapping[str, Any] | None, folder: str | None) -> str:
     )
 
 
-def _unusual_captions(vocabulary: int) -> str:
-    """Which captions of moving digits, other than the usual ones, have so many words; "" if none."""
+def _of_digits(model: Mapping[str, Any]) -> str | None:
+    """The command of prepare.py that makes digits, still or moving, for a model; None if none does."""
     from pom_jax.data.moving_digits import WORDS
 
-    return next((kind for kind, words in WORDS.items() if len(words) == vocabulary and kind != "digit"), "")
+    if not _draws_clips(model):
+        return "digits" if (model["image_size"], model["channels"]) == (8, 1) else None
+    kind = next((kind for kind, words in WORDS.items() if len(words) == model["vocabulary"]), None)
+    if kind is None or model["frame_height"] != model["frame_width"] or model["channels"] != 1:
+        return None
+    wanted = {"captions": kind, "frames": model["frames"], "size": model["frame_height"]}
+    usual = {"captions": "digit", "frames": 8, "size": 16}
+    flags = (f" --{name}={value}" for name, value in wanted.items() if value != usual[name])
+    return "moving-digits" + "".join(flags)

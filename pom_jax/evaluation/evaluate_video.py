@@ -1,9 +1,10 @@
 """Scores of runs of moving digits: what eval.py calls for a model of video."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from pom_jax import models
 from pom_jax.data import Records, moving_digits
 from pom_jax.data.words import decode
-from pom_jax.diffusion.guidance import check_guidance
+from pom_jax.diffusion.guidance import check_guidance, film_guidance
 from pom_jax.errors import InputError, choose
 from pom_jax.evaluation import moving_digits as clip_scores
 from pom_jax.evaluation.evaluate import PACKAGES
@@ -38,6 +39,7 @@ def evaluate_workdirs(
     split: str = "test",
     num: int = CLIPS,
     guidance: float | None = None,
+    later_guidance: float | None = None,
     sampler: str | None = None,
     steps: int | None = None,
     step: int | None = None,
@@ -54,7 +56,7 @@ def evaluate_workdirs(
         protocols: of `video_protocols.PROTOCOLS`; all that the models and captions allow by default.
         split: whose captions and first frames: "test", or "validation" to choose recipes.
         num: clips of a protocol: the first so many of the split.
-        guidance, sampler, steps: of every run; the runs' own by default.
+        guidance, later_guidance, sampler, steps: of every run; the runs' own by default.
         step, ema: which checkpoint and which of its averages (None: the parameters themselves).
         seed: of the noise.
         batch_size: clips drawn at once.
@@ -68,8 +70,9 @@ def evaluate_workdirs(
     choose("--split", split, SPLITS)
     for name in protocols or ():
         choose("--protocol", name, PROTOCOLS)
-    if guidance is not None:
-        check_guidance(guidance)
+    for scale in (guidance, later_guidance):
+        if scale is not None:
+            check_guidance(scale)
     if batch_size < 1 or not 0 <= seed < 2**32:
         raise InputError(f"batch_size={batch_size} must be at least 1, seed={seed} from 0 to {2**32 - 1}")
     generators = [load_video(workdir, step=step, ema=ema) for workdir in workdirs]
@@ -80,6 +83,7 @@ def evaluate_workdirs(
 
     settings = {
         "guidance": guidance,
+        "later_guidance": later_guidance,
         "sampler": sampler,
         "steps": steps,
         "seed": seed,
@@ -99,7 +103,7 @@ def evaluate_workdirs(
     manifest = records.manifest
     about = {
         "clips": f"{num:,} of split {split}, seed {seed}",
-        **{f"run {run.name}": _settings(g, **settings) for run, g in zip(runs, generators, strict=True)},
+        **{f"run {run.name}": _settings(g, settings) for run, g in zip(runs, generators, strict=True)},
         "data": f"{manifest.name}, {held.size} x {held.size}, checksum {manifest.digest}",
         "Fréchet distance of the training to the held-out digits": f"{reference.floor:.4f}",
         "classifier": "SVC(gamma=0.001, C=10) on the training digits, cut out by their ink",
@@ -172,7 +176,7 @@ def _names(workdirs: Sequence[str | Path], generators: Sequence[VideoGenerator])
 
 def _run(name: str, generator: VideoGenerator, settings: dict) -> Run:
     def draw(prompts: Sequence[str], frames: int, joint: bool, given: np.ndarray | None) -> np.ndarray:
-        with SamplingProgress() as progress:
+        with SamplingProgress(unit="frames") as progress:
             return generator.sample_array(
                 prompts, frames, joint=joint, given=given, progress=progress, **settings
             )
@@ -180,11 +184,10 @@ def _run(name: str, generator: VideoGenerator, settings: dict) -> Run:
     return Run(name, generator.model.frames, generator.model.frame_causal, draw)
 
 
-def _settings(
-    generator: VideoGenerator, *, guidance: float | None, sampler: str | None, steps: int | None, **_: int
-) -> str:
+def _settings(generator: VideoGenerator, settings: Mapping[str, Any]) -> str:
     own = generator.config.sampling
+    first, later = film_guidance(own, settings["guidance"], settings["later_guidance"])
     return (
-        f"{sampler or own.sampler}, {steps or own.steps} steps, guidance "
-        f"{own.guidance if guidance is None else guidance:g}, {generator.origin}"
+        f"{settings['sampler'] or own.sampler}, {settings['steps'] or own.steps} steps, guidance {first:g}"
+        f"{'' if first == later else f' and later {later:g}'}, {generator.origin}"
     )

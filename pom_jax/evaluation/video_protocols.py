@@ -113,8 +113,11 @@ Say = Callable[[str], None]
 
 
 def fitting(runs: Sequence[Run], held: HeldOut) -> list[str]:
-    """The protocols that these models and captions allow, in order."""
-    return [name for name in PROTOCOLS if _unfit(name, runs, held) is None]
+    """The protocols that these models and captions allow, in order; an InputError if there is none."""
+    unfit = {name: _unfit(name, runs, held) for name in PROTOCOLS}
+    if None not in unfit.values():
+        raise InputError("no protocol fits: " + "; ".join(f"{name}, {why}" for name, why in unfit.items()))
+    return [name for name, why in unfit.items() if why is None]
 
 
 def check_protocol(name: str, runs: Sequence[Run], held: HeldOut) -> None:
@@ -129,7 +132,7 @@ def _unfit(name: str, runs: Sequence[Run], held: HeldOut) -> str | None:
     if name == "memory" and held.told:
         return (
             "the captions tell the digit, which gives the answer away; train on `python prepare.py "
-            "moving-digits --captions=direction`"
+            "moving-digits --captions=direction --out=data/moving-digits-direction`"
         )
     whole = [run.name for run in runs if not run.streams]
     if name != "text" and whole:

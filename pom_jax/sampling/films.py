@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageSequence
 
+from pom_jax.data.pictures import UNREADABLE, rgb
 from pom_jax.errors import BROKEN_NPZ, InputError
 from pom_jax.sampling.pictures import grid, sheet
 from pom_jax.sampling.writers import check_place, replace_file
@@ -105,10 +106,12 @@ def _read_pictures(path: Path, channels: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mode = "L" if channels == 1 else "RGB"
-            frames = [np.asarray(frame.convert(mode)) for frame in ImageSequence.Iterator(image)]
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+            frames = np.stack(
+                [np.asarray(rgb(frame).convert(mode)) for frame in ImageSequence.Iterator(image)]
+            )
+    except UNREADABLE as error:
         raise InputError(f"--from={path} cannot be read as a picture: {error}") from error
-    return np.stack(frames).reshape(1, len(frames), *frames[0].shape[:2], channels)
+    return frames.reshape(1, *frames.shape[:3], channels)
 
 
 def _shown(films: np.ndarray, captions: Sequence[str]) -> list[Image.Image]:

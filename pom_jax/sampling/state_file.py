@@ -89,11 +89,11 @@ def read_state(path: str | os.PathLike[str], empty: Any, model: str) -> StreamSt
             "give the same --workdir, --step and --ema"
         )
     template = (empty,) * about["halves"]
-    found = {}
-    for name, leaf in _leaves(template).items():
+    leaves = _leaves(template)
+    for name in ("films", "text", "text_mask", *leaves):
         if name not in arrays:
             raise InputError(f"{path} is damaged, or no state of films: it lacks {name}")
-        found[name] = arrays[name].view(leaf.dtype)
+    found = {name: arrays[name].view(leaf.dtype) for name, leaf in leaves.items()}
     halves = jax.tree.unflatten(jax.tree.structure(template), list(found.values()))
     return StreamState(
         frame=about["frame"],

@@ -149,7 +149,7 @@ class Drawing:
         denoise, add: the programs; nothing is added to films that are drawn at once.
         programs: what keeps them, compiled.
         params: of the network.
-        scale: of the guidance.
+        scales: of the guidance, of frames before which there are none, and of later ones.
         put, whole: what puts arrays on the devices, cut along the batch or whole.
         progress: is told of frames.
     """
@@ -160,10 +160,15 @@ class Drawing:
     add: Add | None
     programs: Programs
     params: Any
-    scale: float
+    scales: tuple[float, float]
     put: Put
     whole: Put
     progress: Progress | None
+
+    @property
+    def scale(self) -> float:
+        """Of the guidance of the next frames."""
+        return self.scales[self.films.frame > 0]
 
     def prepare(self, total: int | None) -> None:
         """Compiles what draws a chunk; a setting that cannot be is said here, before the first frame."""

@@ -16,7 +16,7 @@ from pom_jax import models
 from pom_jax.data import read_manifest
 from pom_jax.data.text_encoder import TextEncoder
 from pom_jax.data.words import encode
-from pom_jax.diffusion.guidance import check_guidance
+from pom_jax.diffusion.guidance import check_guidance, film_guidance
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler
 from pom_jax.errors import InputError
@@ -198,6 +198,7 @@ class VideoGenerator:
         given: np.ndarray | None = None,
         state: StreamState | None = None,
         guidance: float | None = None,
+        later_guidance: float | None = None,
         steps: int | None = None,
         sampler: str | Sampler | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
@@ -229,6 +230,8 @@ class VideoGenerator:
             state: of films that go on.
             guidance: scale in the usual sense, 1 = off, 0 = without text; like `steps` and `sampler` the
                 run's own (config.sampling) by default.
+            later_guidance: scale for frames behind finished ones, from which they know what they show: a
+                strong guidance makes them drift. By default the run's own, if it has one, else `guidance`.
             steps, sampler, clip: see `diffusion.sample`. Pixels are always cut to [-1, 1] once finished.
             interval, schedule: of the guidance, see `diffusion.guide`.
             seed: of the noise; that of the state, or 0, by default.
@@ -245,16 +248,17 @@ class VideoGenerator:
                 that are not finite.
         """
         if joint and (frames is None or chunk is not None or given is not None or state is not None):
+            way = "stream it" if self.model.frame_causal else "only a model with frame_causal=True can"
             raise InputError(
                 "a film that is drawn at once (joint) has an end and no chunks, and goes on from no given "
-                "frames or state: stream it"
+                f"frames or state: {way}"
             )
         words, captions = (state.text, state.captions) if text is None and state else self._text(text)
         count, defaults = len(words.mask), self.config.sampling
         if chunk is None:
             chunk = frames if joint and frames else self.model.frame_patch
-        scale = float(defaults.guidance if guidance is None else guidance)
-        check_guidance(scale, interval)
+        scales = film_guidance(defaults, guidance, later_guidance)
+        check_guidance(scales[0], interval)
         seed = (state.seed if state else 0) if seed is None else seed
         check_numbers(batch_size, seed, first)
         size = size or (state.size if state else self._frame_size(given))
@@ -271,7 +275,7 @@ class VideoGenerator:
             clip=clip,
             interval=(float(interval[0]), float(interval[1])),
             schedule=schedule,
-            guided=scale != 1,
+            guided=scales[0] != 1 or (scales[1] != 1 and not joint),
             bounded=self.draws_pixels,
         )
         if state is None:
@@ -288,7 +292,7 @@ class VideoGenerator:
             add=None if joint else Add(self.model),
             programs=self.programs,
             params=self.params,
-            scale=scale,
+            scales=scales,
             put=self._put,
             whole=functools.partial(jax.device_put, device=self._whole),
             progress=progress,
@@ -318,11 +322,15 @@ class VideoGenerator:
 
     @functools.cached_property
     def _checksum(self) -> str:
-        """Of all that states mean something to: the model and its parameters."""
-        config = self.config.model.to_dict() | {"dtype": self.config.dtype}
-        for name in ("scan", "remat"):  # the same numbers
-            config.pop(name, None)
-        return checksum({"model": config, "parameters": digests(self.params)})
+        """Of all that states mean something to: the model and its parameters.
+
+        Fields at their defaults are left out, so that a field that is added one day changes no checksum.
+        """
+        fields = models.own_fields(Polymorpher)
+        model = {name: getattr(self.model, name) for name in fields if name not in ("scan", "remat")}
+        unusual = {name: value for name, value in model.items() if value != fields[name].default}
+        meaning = {"model": unusual, "dtype": self.config.dtype, "parameters": digests(self.params)}
+        return checksum(meaning)
 
     def _text(self, text: Prompts | None) -> tuple[Text, tuple[str, ...]]:
         """What the model reads, and the words where they are known."""

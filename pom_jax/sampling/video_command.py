@@ -1,5 +1,6 @@
 """What sample.py does with the flags of a model of video."""
 
+import contextlib
 import re
 import sys
 import zlib
@@ -7,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from pom_jax.diffusion.guidance import film_guidance
 from pom_jax.errors import InputError
 from pom_jax.sampling.films import FPS, check_films_place, read_frames, write_films
 from pom_jax.sampling.progress import SamplingProgress
@@ -17,6 +20,7 @@ from pom_jax.sampling.stream import StreamedFrames, StreamState
 from pom_jax.sampling.video import VideoGenerator, load_video
 from pom_jax.training.interrupt import Interrupt
 
+OWN = ("steps", "sampler")  # the run's own unless they are given
 SLUG = 60  # characters of the prompts in a file name
 
 
@@ -58,13 +62,15 @@ def sample_video_to_file(
         state, save_state: file of the state to go on from, and file for the state after the last frame.
         fps: frames a second.
         step, ema, autoencoder, text_encoder: see `load_video`.
-        settings: guidance, steps and sampler of `VideoGenerator.stream`; None for the run's own.
+        settings: guidance, later_guidance, steps and sampler of `VideoGenerator.stream`; None for the run's
+            own.
 
     Returns:
         The file.
 
     Raises:
-        InputError: whatever is wrong with any of these, before anything is compiled or overwritten.
+        InputError: whatever is wrong with any of these, before anything is compiled or overwritten; a later
+            frame that is not finite, once the frames before it are written.
         SystemExit: Ctrl-C or SIGTERM came while the second frame or a later one was drawn. The frames until
             then are written, to the file's name with how many they are, and the state after them.
     """
@@ -74,7 +80,8 @@ def sample_video_to_file(
     frame_size = None if size is None else _size(size)
     given = None if from_file is None else _given(from_file, generator, resumed, frame_size)
     texts, given = _films(_prompts(prompts), num, given, resumed)
-    defaults = generator.config.sampling
+    own = generator.config.sampling
+    first, later = film_guidance(own, settings.get("guidance"), settings.get("later_guidance"))
     asked = _Asked(
         captions=tuple(texts) if texts or resumed is None else resumed.captions,
         films=len(texts) if resumed is None else len(resumed.films),
@@ -82,48 +89,47 @@ def sample_video_to_file(
         start=0 if resumed is None else resumed.frame,
         size=frame_size,
         joint=not generator.model.frame_causal if joint is None else joint,
-        continued=given is not None,
+        chunk=chunk,
+        past=_mark(given, resumed),
         seed=seed if seed is not None else 0 if resumed is None else resumed.seed,
         settings={
-            name: defaults[name] if settings.get(name) is None else settings[name]
-            for name in ("guidance", "steps", "sampler")
+            "guidance": first,
+            "later_guidance": later,
+            **{name: own[name] if settings.get(name) is None else settings[name] for name in OWN},
         },
     )
     files = _places(generator, asked, workdir, out, save_state)
-    advice = _advice(generator, asked)
-    if advice:
-        print(advice, flush=True)
 
-    with SamplingProgress(title=_title(generator, asked), unit="frames") as progress:
-        stream = generator.stream(
-            texts or None,
-            asked.frames,
-            joint=asked.joint,
-            chunk=chunk,
-            size=asked.size,
-            given=given,
-            state=resumed,
-            seed=asked.seed,
-            batch_size=batch_size,
-            progress=progress,
-            **asked.settings,
-        )
-        pieces, stopped = _drawn(stream, asked.frames, generator.whole_frames, progress)
-    if save_state is not None:
-        generator.save_state(save_state, pieces[-1].state)
-        print(f"state of {pieces[-1].state_bytes:,} bytes: {save_state}", flush=True)
-    x = np.concatenate([piece.frames for piece in pieces], axis=1)
-    if stopped:
-        files = [file.with_stem(f"{file.stem}_first_{x.shape[1]}") for file in files]
-    shown = generator.pixels(x) if generator.makes_pixels else x
-    for file in files:
-        write_films(file, shown, asked.captions, fps)
-        print(f"written: {file}", flush=True)
-    if stopped:
-        left = asked.frames - x.shape[1]
+    with contextlib.ExitStack() as until_written:
+        with SamplingProgress(title=_title(generator, asked), unit="frames") as progress:
+            stream = generator.stream(
+                texts or None,
+                asked.frames,
+                joint=asked.joint,
+                chunk=chunk,
+                size=asked.size,
+                given=given,
+                state=resumed,
+                seed=asked.seed,
+                batch_size=batch_size,
+                progress=progress,
+                **asked.settings,
+            )
+            if advice := _advice(generator, asked):
+                progress.line(advice)
+            # Before the first piece there is nothing to keep, and a signal ends the process at once.
+            pieces = [next(stream)]
+            interrupt = until_written.enter_context(Interrupt(progress, part="frame"))
+            failure = _draw(stream, pieces, asked.frames, generator.whole_frames, interrupt)
+        _write(generator, asked, pieces, files, None if failure else save_state, fps)
+    drawn = _length(pieces)
+    if failure is not None:
+        raise failure
+    if drawn < asked.frames:
+        left = asked.frames - drawn
         on = "" if save_state is None else f"; --state={save_state} --frames={left} goes on from there"
-        print(f"stopped after {x.shape[1]} of {asked.frames} frames{on}", flush=True)
-        sys.exit(stopped)
+        print(f"stopped after {drawn} of {asked.frames} frames{on}", flush=True)
+        sys.exit(interrupt.exit_code)
     return files[0]
 
 
@@ -136,9 +142,10 @@ class _Asked(NamedTuple):
         start: number of the first frame.
         size: (H, W) of a frame that was asked for, None for that of the state or of the training clips.
         joint: whether all frames are drawn at once.
-        continued: whether the first frames are given.
+        chunk: frames that are drawn at a time, None for the fewest.
+        past: a checksum of the given frames, or of the state that the films go on from; "" without any.
         seed: of the noise.
-        settings: guidance, steps and sampler.
+        settings: both scales of the guidance, steps and sampler.
     """
 
     captions: Sequence[str]
@@ -147,7 +154,8 @@ class _Asked(NamedTuple):
     start: int
     size: tuple[int, int] | None
     joint: bool
-    continued: bool
+    chunk: int | None
+    past: str
     seed: int
     settings: dict[str, Any]
 
@@ -168,25 +176,65 @@ def _places(
             raise InputError(
                 f"--save_state={save_state}: this model draws all frames at once, and leaves no state"
             )
-        check_state_place(save_state)
+        kept = check_state_place(save_state).resolve()
+        for file in files:
+            names = rf"{re.escape(file.stem)}(_first_\d+)?"
+            if (
+                kept.parent == file.resolve().parent
+                and kept.suffix == file.suffix
+                and re.fullmatch(names, kept.stem)
+            ):
+                raise InputError(
+                    f"--save_state={save_state}: the films are written there, too; give it another name"
+                )
     return files
 
 
-def _drawn(
-    stream: Iterator[StreamedFrames], total: int, whole: int, progress: SamplingProgress
-) -> tuple[list[StreamedFrames], int]:
-    """The pieces of films, and an exit code: that of a signal that ended them early, or 0.
+def _draw(
+    stream: Iterator[StreamedFrames],
+    pieces: list[StreamedFrames],
+    total: int,
+    whole: int,
+    interrupt: Interrupt,
+) -> Exception | None:
+    """Draws on to the end, or until a signal came, behind a multiple of `whole` frames.
 
-    Before the first piece there is nothing to keep, and a signal ends the process at once. Afterwards it ends
-    the films behind a multiple of `whole` frames.
+    Returns:
+        What went wrong, if something did. The frames before it are kept; the state after them is gone.
     """
-    pieces = [next(stream)]
-    done = pieces[0].frames.shape[1]
-    with Interrupt(progress, part="frame") as interrupt:
-        while done < total and not (interrupt.number is not None and done % whole == 0):
+    try:
+        while (done := _length(pieces)) < total and not (interrupt.number is not None and done % whole == 0):
             pieces.append(next(stream))
-            done += pieces[-1].frames.shape[1]
-    return pieces, interrupt.exit_code if done < total else 0
+    except (InputError, jax.errors.JaxRuntimeError) as error:  # such as no memory for a larger cache
+        while _length(pieces) % whole and len(pieces) > 1:
+            pieces.pop()
+        return error
+    return None
+
+
+def _write(
+    generator: VideoGenerator,
+    asked: _Asked,
+    pieces: Sequence[StreamedFrames],
+    files: Sequence[Path],
+    save_state: str | None,
+    fps: int,
+) -> None:
+    """Writes the state and the films; the name of a file of films that are not whole says their length."""
+    if save_state is not None:
+        generator.save_state(save_state, pieces[-1].state)
+        print(f"state of {pieces[-1].state_bytes:,} bytes: {save_state}", flush=True)
+    x = np.concatenate([piece.frames for piece in pieces], axis=1)
+    shown = generator.pixels(x) if generator.makes_pixels else x
+    for file in files:
+        if x.shape[1] < asked.frames:
+            file = file.with_stem(f"{file.stem}_first_{x.shape[1]}")
+        write_films(file, shown, asked.captions, fps)
+        print(f"written: {file}", flush=True)
+
+
+def _length(pieces: Sequence[StreamedFrames]) -> int:
+    return sum(piece.frames.shape[1] for piece in pieces)
 
 
 def _title(generator: VideoGenerator, asked: _Asked) -> str:
@@ -195,18 +243,31 @@ def _title(generator: VideoGenerator, asked: _Asked) -> str:
         f"{generator.config.name}: {asked.films} film{'s' * (asked.films > 1)} of {asked.frames} frames, "
         f"{'all frames at once' if asked.joint else 'streamed'}, {generator.origin}, "
         f"{asked.settings['sampler']}, {asked.settings['steps']} steps, guidance "
-        f"{asked.settings['guidance']:g}, seed {asked.seed}"
+        f"{' and later '.join(_scales(asked))}, seed {asked.seed}"
     )
+
+
+def _scales(asked: _Asked) -> list[str]:
+    """The scales of the guidance that count: of first frames and, if it is another, of later ones."""
+    first, later = (f"{asked.settings[name]:g}" for name in ("guidance", "later_guidance"))
+    return [first] if asked.joint or first == later else [later] if asked.past else [first, later]
+
+
+def _mark(given: np.ndarray | None, resumed: StreamState | None) -> str:
+    """Tells what films go on from in a file's name; "" if from nothing."""
+    leaves = [given] if given is not None else [] if resumed is None else jax.tree.leaves(resumed.halves)
+    return f"{zlib.crc32(b''.join(leaf.tobytes() for leaf in leaves)):08x}" if leaves else ""
 
 
 def _advice(generator: VideoGenerator, asked: _Asked) -> str:
     """A note if the run was trained for the other way to draw; "" if not."""
+    patch = generator.model.frame_patch
     kind = generator.config.diffusion.get("frame_times", "shared")
     note = f"note: the run was trained with diffusion.frame_times='{kind}': "
-    if asked.joint and kind in ("clean_past", "teacher_forcing"):
+    if asked.joint and kind in ("clean_past", "teacher_forcing") and asked.frames > patch:
         return f"{note}frames drawn all at once lack the finished ones that it reads; leave out --joint"
-    if not asked.joint and kind == "shared" and asked.frames > generator.model.frame_patch:
-        return f"{note}frames that read finished ones will fall apart; draw with --joint"
+    if not asked.joint and kind == "shared" and (asked.past or asked.frames > (asked.chunk or patch)):
+        return f"{note}frames that read finished ones fall apart" + "; draw with --joint" * (not asked.past)
     return ""
 
 
@@ -293,9 +354,10 @@ def _name(generator: VideoGenerator, asked: _Asked) -> str:
         name += f"_{len(asked.captions)}_films"
     if asked.size is not None:
         name += f"_of_{asked.size[0]}x{asked.size[1]}"
-    name += f"_from_{asked.start}" * (asked.start > 0) + "_joint" * asked.joint
-    name += "_continued" * asked.continued
-    name += f"_guidance_{settings['guidance']:g}_seed_{asked.seed}"
+    name += "_joint" * asked.joint + (f"_chunks_of_{asked.chunk}" if asked.chunk else "")
+    if asked.past:
+        name += f"_from_{asked.start}_{asked.past}" if asked.start else f"_continued_{asked.past}"
+    name += f"_guidance_{'_then_'.join(_scales(asked))}_seed_{asked.seed}"
     if settings["sampler"] != defaults.sampler:
         name += f"_{settings['sampler']}"
     if settings["steps"] != defaults.steps:

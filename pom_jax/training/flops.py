@@ -37,7 +37,10 @@ def forward_flops(model: Mapping[str, Any], times: int = 1, drafts: int = 0, sti
         times: of a clip: 1, or the number of its frames of patches where each has a time of its own.
         drafts, stills: of a clip, see `diffusion.FrameTimes`.
     """
-    if models.family(model) is models.DiPoM:
+    kind = models.family(model)
+    usual: dict[str, Any] = {name: field.default for name, field in models.own_fields(kind).items()}
+    model = usual | dict(model)
+    if kind is models.DiPoM:
         return 2 * _image_products(model)
     still = dict(model) | {"frames": model["frame_patch"]}
     frames = model["frames"] // model["frame_patch"]

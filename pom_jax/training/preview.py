@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from pom_jax import models
 from pom_jax.data import Source
 from pom_jax.data.words import decode
-from pom_jax.diffusion.guidance import guide
+from pom_jax.diffusion.guidance import film_guidance, guide
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import sample
 from pom_jax.ops.mesh import lay
@@ -66,7 +66,7 @@ def _frame_by_frame(
 
     Args:
         predict: the network, (x [N, T, H, W, C], t [N, F], given).
-        guided: makes of such a network one that is guided.
+        guided: makes of such a network, and of whether it is a first frame, one that is guided.
         key: of the sampler.
         noise: [N, T, H, W, C].
         count: F, frames of patches.
@@ -84,7 +84,8 @@ def _frame_by_frame(
             return jax.lax.dynamic_slice_in_dim(predict(whole, times, given), at, length, axis=1)
 
         start = jax.lax.dynamic_slice_in_dim(noise, at, length, axis=1)
-        x = sample(guided(behind), jax.random.fold_in(key, frame), start, **options)
+        x = sample(guided(behind, frame == 0), jax.random.fold_in(key, frame), start, **options)
+        x = jnp.clip(x, -1, 1) if x.shape[-1] in (1, 3) else x  # pixels, as in films
         return jax.lax.dynamic_update_slice_in_dim(clips, x, at, axis=1), None
 
     return jax.lax.scan(add, jnp.zeros_like(noise), jnp.arange(count))[0]
@@ -130,9 +131,14 @@ class Preview:
         }
         frames, count = frame_times(config)
 
-        def guided(predict: Callable[..., jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        first, later = film_guidance(config.sampling)
+
+        def guided(
+            predict: Callable[..., jax.Array], begins: bool | jax.Array = True
+        ) -> Callable[[jax.Array, jax.Array], jax.Array]:
             none = conditions.none(config.model, samples.given)
-            return guide(predict, samples.given, none, config.sampling.guidance)
+            scale = first if begins is True or first == later else jnp.where(begins, first, later)
+            return guide(predict, samples.given, none, scale)
 
         @jax.jit
         def draw(params: Any) -> jax.Array:
