@@ -1,7 +1,7 @@
 # make demo    install, prepare the digits, train, sample, score: under 7 minutes on two CPU cores
 # make test    install, lint, types, tests
 # make test-interop  beside torch, diffusers and torch-fidelity, in an environment of its own (about 1.5 GB)
-# make evidence  the figures of README.md: six digits runs and the benchmarks, about half an hour on two cores
+# make evidence  the figures of README.md: six digits runs, the benchmarks of layer and step, above an hour on two cores
 # PYTHON=python3.12 VENV=.venv312 choose another interpreter and its environment.
 
 PYTHON ?= python3

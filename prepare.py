@@ -28,7 +28,9 @@ def main(argv: Sequence[str]) -> int:
     add_commands(parser)
     arguments = parser.parse_args(argv)
     arguments.command_line = command_line(argv)
-    arguments.out = arguments.out or Path("data") / arguments.command
+    if arguments.command == "moving-digits" and arguments.captions == "direction":
+        arguments.name, arguments.recipe = "moving-digits-direction", "moving_digits:memory"
+    arguments.out = arguments.out or Path("data") / getattr(arguments, "name", arguments.command)
     keep_programs()
     print(f"preparing {arguments.command} in {arguments.out}", flush=True)
     start = time.perf_counter()
@@ -219,7 +221,8 @@ def command_line(argv: Sequence[str]) -> str:
 
 def training_command(recipe: str, manifest: Manifest, folder: Path) -> str:
     """The command that trains on a data set: with the recipe, or a small model of the data's sizes."""
-    config = importlib.import_module(f"configs.{recipe}").get_config()
+    recipe, _, variant = recipe.partition(":")
+    config = importlib.import_module(f"configs.{recipe}").get_config(variant or None)
     sizes = clip_sizes(manifest) if manifest.is_video else image_sizes(manifest)
     words = []
     if str(folder) != config.data.dir:
@@ -229,7 +232,7 @@ def training_command(recipe: str, manifest: Manifest, folder: Path) -> str:
         recipe = recipe if manifest.is_video else SMALL_RECIPE
         words += [f"--config.{name}={value}" for name, value in changed.items()]
         words.append(f"--workdir={shlex.quote(f'runs/{folder.resolve().name}')}")
-    return " ".join([f"python train.py --config=configs/{recipe}.py", *words])
+    return " ".join([f"python train.py --config=configs/{recipe}.py{variant and f':{variant}'}", *words])
 
 
 def image_sizes(manifest: Manifest) -> dict[str, int]:

@@ -8,7 +8,7 @@ python sample.py --workdir=runs/digits --guidance=0,1,1.5,3  a sheet with a colu
 python sample.py --workdir=runs/dipom_xl2_512 --upscale_from=small.npz  larger images of smaller samples
 
 python sample.py --workdir=runs/moving_digits --prompt="a seven moving up" --frames=64
-python sample.py --workdir=runs/moving_digits --prompt="a one moving left; a two moving left" --num=4 --joint
+python sample.py --workdir=runs/moving_digits --prompt="a one moving left; a two moving left" --num=4
 python sample.py --workdir=runs/moving_digits --prompt="a six moving down" --from=first.png --out=six.mp4
 python sample.py --workdir=runs/moving_digits --prompt="a six moving up" --frames=100 --save_state=six.npz
 python sample.py --workdir=runs/moving_digits --state=six.npz --frames=100  the hundred frames after those

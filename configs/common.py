@@ -55,7 +55,7 @@ def base() -> ConfigDict:
             "variance_schedule": "linear",  # or sine, cosine, sigmoid, karras, ddpm; of the variance path
             "prediction": "velocity",  # or "noise", "data"
             "time_sampling": "uniform",  # or "logit_normal"
-            "logit_mean": 0.0,
+            "logit_mean": 0.0,  # logit_normal: mean and deviation of the time's logit
             "logit_std": 1.0,
             "shift": 1.0,  # resolution-dependent shift of time towards the noise; 1 = none
             "label_dropout": 0.1,  # share of the labels replaced by the null class, for guidance
@@ -71,7 +71,7 @@ def base() -> ConfigDict:
         }
     )
     config.train = _train()
-    config.sampling = ConfigDict(  # of the grids drawn during training
+    config.sampling = ConfigDict(  # of the grids drawn during training; and what sample.py does by default
         {"sampler": "heun", "steps": 25, "guidance": 4.0, "num": 16}
     )
     config.fid = ConfigDict(  # FID during training, of the first average
@@ -125,10 +125,12 @@ def video_base() -> ConfigDict:
             # The frames of a clip have one time ("shared"), each its own ("independent"), those before one
             # at random are clean ("clean_past"), or each of some noisy drafts of the clip reads the clean
             # frames before it ("teacher_forcing"): what is generated frame after frame reads clean frames.
+            # All but "shared" need model.frame_causal=True.
             "frame_times": "shared",
-            "given_frames": 0,  # clean_past, teacher_forcing: frames at the start that are not learned
-            "drafts": 0,  # teacher_forcing: noisy drafts of a clip, each as costly as the clip itself
-            "stills": 0,  # times that the frames are also learned as pictures; each as costly as the clip
+            "given_frames": 0,  # clean_past, teacher_forcing: frames of patches at the start that do not count
+            "drafts": 0,  # teacher_forcing: noisy drafts of a clip, at least 1; 0 with any other
+            "stills": 0,  # times that the frames are also learned as pictures; 0 with "shared".
+            # A step costs 1 + drafts + stills clips.
         }
     )
     config.sampling.update({"guidance": 3.0, "num": 8})  # the authors draw with w = 2

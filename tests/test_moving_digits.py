@@ -99,6 +99,9 @@ def test_the_command_makes_captions_of_the_direction_alone(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "train: 20 clips" in printed
     assert "3 x 9 x 9 x 1, 10 classes, captions of up to 2 of 5 words" in printed
+    assert (
+        f"next: python train.py --config=configs/moving_digits.py:memory --config.data.dir={out}" in printed
+    )
     # Clips with other captions are another set.
     assert prepare_command.main(["moving-digits", f"--out={out}"]) == 2
     assert "its manifest says moving-digits-direction" in capsys.readouterr().err
