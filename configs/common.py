@@ -127,7 +127,7 @@ def video_base() -> ConfigDict:
             # frames before it ("teacher_forcing"): what is generated frame after frame reads clean frames.
             # All but "shared" need model.frame_causal=True.
             "frame_times": "shared",
-            "given_frames": 0,  # clean_past, teacher_forcing: frames of patches at the start that do not count
+            "given_frames": 0,  # clean_past, teacher_forcing: frames of patches at the start, not learned
             "drafts": 0,  # teacher_forcing: noisy drafts of a clip, at least 1; 0 with any other
             "stills": 0,  # times that the frames are also learned as pictures; 0 with "shared".
             # A step costs 1 + drafts + stills clips.

@@ -3,8 +3,8 @@
     python train.py --config=configs/dipom_xl2.py --config.data.dir=DIR
 
 A run that dipom_xl2_512.py is to fine-tune needs `--config.model.positions=sincos_phase` from its start: a
-finer grid can follow their waves. Devices: any number that divides the batch of 256. `configs.common.imagenet`
-says what `data.dir` holds, how to try the speed without data, what saves memory, and where the values come
+finer grid can follow their waves. Devices: any number that divides the batch of 256.
+`configs.common.imagenet` says what `data.dir` holds, how to try the speed without data, what saves memory, and where the values come
 from.
 
 Cost: 832.5 million parameters; 305 GFLOP for a forward pass of one image, 234 TFLOP for a step of 256 images,
