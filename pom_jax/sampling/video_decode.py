@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,9 +85,15 @@ def load_video_decoder(folder: str | os.PathLike[str], config: ConfigDict) -> De
     chunk = int(made_by.get("chunk_frames", max(CHUNK_FRAMES, time)))
     size = (config.model.frame_height * space, config.model.frame_width * space)
     autoencoder = VideoAutoencoder(folder, chunk, size, chunk_frames=chunk)
-    scale, shift = autoencoder.scale, autoencoder.shift
     if manifest is not None:
         scale, shift = manifest.scale, manifest.shift
+    else:
+        scale, shift = autoencoder.scale, autoencoder.shift
+        warnings.warn(
+            f"the data set {config.data.dir!r} that says how its latents were scaled is not here: they are "
+            f"decoded with the autoencoder's own scale {scale:g} and shift {shift:g}, {chunk} frames at a time",
+            stacklevel=2,
+        )
     return ChunkDecoder(autoencoder, chunk // time, scale, shift)
 
 

@@ -81,7 +81,7 @@ def _placed(source: Source, batch_size: int, size: int, mesh: Mesh) -> Batch:
     at = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     rows = local_rows(NamedSharding(mesh, PartitionSpec(BATCH_AXES)), batch_size)
     count = -(-min(size, len(source)) // batch_size)
-    parts = [batch for batch, _ in zip(one_pass(source, batch_size, rows=rows), range(count), strict=False)]
+    parts = [batch for _, batch in zip(range(count), one_pass(source, batch_size, rows=rows), strict=False)]
     batches = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
     places = np.arange(count)[:, None] * batch_size + np.arange(batch_size)[rows]
     batches["valid"] &= places < size
