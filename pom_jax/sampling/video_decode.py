@@ -90,7 +90,7 @@ def load_video_decoder(folder: str | os.PathLike[str], config: ConfigDict) -> De
     else:
         scale, shift = autoencoder.scale, autoencoder.shift
         warnings.warn(
-            f"the data set {config.data.dir!r}, which says how its latents were scaled, is not here: they are "
+            f"the data set {config.data.dir!r}, which tells their scale, is not here: they are "
             f"decoded with the autoencoder's own scale ({scale:g}), {chunk} frames at a time",
             stacklevel=2,
         )
