@@ -125,6 +125,10 @@ def test_a_run_older_than_a_field_of_the_model_goes_on_with_its_default() -> Non
     with older.unlocked():
         del older.model["window"], older.model["phase_periods"]
     assert config.differences(older, now) == []
+    films, film = load("video_s2"), load("video_s2")
+    with films.unlocked():
+        del films.model["pooled_text"], films.diffusion["drafts"], films.diffusion["stills"]
+    assert config.differences(films, film) == []
     now.model.window = 2
     assert config.differences(older, now) == ["model.window: 0 there, 2 now"]
 

@@ -287,7 +287,10 @@ def test_flops_are_those_that_the_compiler_counts(changes: dict[str, Any]) -> No
     x = jnp.tile(x, (1, 1 + drafts, 1, 1, 1))
     forward = quick_jit(lambda p, *a: model.apply({"params": p}, *a, drafts=drafts))
     costs: Any = forward.lower(shapes, x, t, text).compile().cost_analysis()
-    assert 0.97 < flops.forward_flops(fields, times, drafts) / costs["flops"] < 1.0
+    found = flops.forward_flops(fields, times, drafts)
+    assert 0.97 < found / costs["flops"] < 1.0
+    default = {name: value for name, value in fields.items() if name != "positions"}
+    assert flops.forward_flops(default, times, drafts) == found, "a field that is not there has its default"
 
 
 @pytest.mark.smoke

@@ -412,6 +412,15 @@ def test_what_goes_wrong_later_loses_no_frame(
         assert found["arr_0"].shape[:2] == (1, 2)
 
 
+def test_a_state_outlives_fields_that_are_added_to_models(generator: VideoGenerator, tmp_path: Path) -> None:
+    state = next(generator.stream(PROMPTS, 1, steps=1)).state
+    generator.save_state(tmp_path / "state.npz", state)
+    later = tiny_generator(**POM, pooled_text=False, n_timesteps=1000)
+    assert later.load_state(tmp_path / "state.npz").frame == 1
+    with pytest.raises(InputError, match="of another model"):
+        tiny_generator(**POM, n_timesteps=100).load_state(tmp_path / "state.npz")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
