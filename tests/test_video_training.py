@@ -24,6 +24,7 @@ from pom_jax.diffusion import (
     make_frame_times,
     validation_loss,
 )
+from pom_jax.diffusion.schedules import shift_time
 from pom_jax.errors import InputError
 from pom_jax.models import Text
 from pom_jax.training import conditions, loop, metrics
@@ -284,6 +285,9 @@ def test_pictures_of_a_run_with_clean_pasts_are_drawn_frame_after_frame(
     drawn = preview.draw(params, 0, lambda _: None)
     preview.close()
 
+    scales = config.sampling.guidance, config.sampling.later_guidance
+    assert scales == (4.0, 1.0)
+    middle = shift_time(0.5, config.diffusion.shift)
     noise_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2))
     noise = jax.random.normal(noise_key, drawn.shape)
     both = jax.tree.map(
@@ -298,10 +302,11 @@ def test_pictures_of_a_run_with_clean_pasts_are_drawn_frame_after_frame(
         states, frames = run.model.init_states(4), []
         for frame in range(2):
             x = noise[:, frame : frame + 1]
-            for t, after in ((1.0, 0.5), (0.5, 0.0)):
+            for t, after in ((1.0, middle), (middle, 0.0)):
                 said, nothing = jnp.split(network(x, jnp.full(4, t), states, frame)[0], 2)
-                data = nothing + config.sampling.guidance * (said - nothing)
+                data = nothing + scales[frame > 0] * (said - nothing)
                 x = data + (x - data) * after / t
+            x = jnp.clip(x, -1, 1)
             states = network(x, jnp.zeros(4), states, frame)[1]
             frames.append(x)
         return jnp.concatenate(frames, 1)
