@@ -28,9 +28,11 @@ def main(argv: Sequence[str]) -> int:
     add_commands(parser)
     arguments = parser.parse_args(argv)
     arguments.command_line = command_line(argv)
-    if arguments.command == "moving-digits" and arguments.captions == "direction":
-        arguments.name, arguments.recipe = "moving-digits-direction", "moving_digits:memory"
-    arguments.out = arguments.out or Path("data") / getattr(arguments, "name", arguments.command)
+    name = arguments.command
+    if name == moving_digits.NAME:
+        name = moving_digits.set_name(arguments.captions)
+        arguments.recipe += ":memory" * (arguments.captions == "direction")
+    arguments.out = arguments.out or Path("data") / name
     keep_programs()
     print(f"preparing {arguments.command} in {arguments.out}", flush=True)
     start = time.perf_counter()

@@ -175,6 +175,7 @@ def test_a_pooled_text_acts_as_time_does_and_only_by_the_words_that_are_there() 
     np.testing.assert_array_equal(run(other, mask), found)
     np.testing.assert_array_equal(run(tokens[:, [2, 0, 1, 3, 4]], mask)[1], found[1])
     assert_close(run(tokens[:, [2, 0, 1, 3, 4]], mask), found, 1e-5)  # a mean: places are in the words
+    assert_close(run(tokens[:, :3], mask[:, :3]), found, 1e-5)  # of as many as there are
     other[0, 1] += 1
     changed = np.abs(np.asarray(run(other, mask) - found)).max((1, 2, 3, 4))
     assert changed[0] > 1e-3

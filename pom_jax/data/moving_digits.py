@@ -107,6 +107,11 @@ def caption(digit: int, direction: int, captions: str = "digit") -> str:
     return CAPTIONS[captions].format(digit=DIGITS[digit], direction=DIRECTIONS[direction])
 
 
+def set_name(captions: str) -> str:
+    """What a data set with captions of this kind is called, and its folder in data/ by default."""
+    return NAME if captions == "digit" else f"{NAME}-{captions}"
+
+
 def caption_words(captions: str) -> int:
     """M, the words of every caption of this kind."""
     return len(CAPTIONS[captions].split())
@@ -192,7 +197,7 @@ def prepare(
     length = caption_words(captions)
     writer = Writer(
         out,
-        name=NAME if captions == "digit" else f"{NAME}-{captions}",
+        name=set_name(captions),
         fields={
             "mean": Field("uint8", (1, frames, size, size, 1)),
             "text": Field("int32", (length,)),

@@ -140,13 +140,12 @@ def _how_to_make(model: Mapping[str, Any] | None, folder: str | None) -> str:
     """What to do for a data set that the model fits, in words; `folder` is where it is looked for."""
     if model is None:
         return ADVICE
-    if (command := _of_digits(model)) is not None:
-        name = "-direction" if "=direction" in command else ""
-        out = shlex.quote(folder or f"data/{command.split()[0]}{name}")
+    if (found := _of_digits(model)) is not None:
+        command, name = found
+        out = shlex.quote(folder or f"data/{name}")
         return f"Make one with `python prepare.py {command} --out={out}`, then --config.data.dir={out}"
-    if not _draws_clips(model):
-        name, sides = "images", (model["image_size"],) * 2
-    else:
+    name, sides = "images", (model.get("image_size"),) * 2
+    if _draws_clips(model):
         name = "videos" if model["frames"] > 1 else "captions"
         sides = model["frames"], model["frame_height"], model["frame_width"]
     sizes = " x ".join(map(str, (*sides, model["channels"])))
@@ -157,16 +156,16 @@ def _how_to_make(model: Mapping[str, Any] | None, folder: str | None) -> str:
     )
 
 
-def _of_digits(model: Mapping[str, Any]) -> str | None:
-    """The command of prepare.py that makes digits, still or moving, for a model; None if none does."""
-    from pom_jax.data.moving_digits import WORDS
+def _of_digits(model: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What prepare.py is told to make digits, still or moving, for a model, and the set's name; or None."""
+    from pom_jax.data.moving_digits import NAME, WORDS, set_name
 
     if not _draws_clips(model):
-        return "digits" if (model["image_size"], model["channels"]) == (8, 1) else None
+        return ("digits", "digits") if (model["image_size"], model["channels"]) == (8, 1) else None
     kind = next((kind for kind, words in WORDS.items() if len(words) == model["vocabulary"]), None)
     if kind is None or model["frame_height"] != model["frame_width"] or model["channels"] != 1:
         return None
     wanted = {"captions": kind, "frames": model["frames"], "size": model["frame_height"]}
     usual = {"captions": "digit", "frames": 8, "size": 16}
     flags = (f" --{name}={value}" for name, value in wanted.items() if value != usual[name])
-    return "moving-digits" + "".join(flags)
+    return NAME + "".join(flags), set_name(kind)

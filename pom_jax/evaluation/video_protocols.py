@@ -132,7 +132,7 @@ def _unfit(name: str, runs: Sequence[Run], held: HeldOut) -> str | None:
     if name == "memory" and held.told:
         return (
             "the captions tell the digit, which gives the answer away; train on `python prepare.py "
-            "moving-digits --captions=direction --out=data/moving-digits-direction`"
+            "moving-digits --captions=direction`"
         )
     whole = [run.name for run in runs if not run.streams]
     if name != "text" and whole:
