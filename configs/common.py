@@ -128,9 +128,10 @@ def video_base() -> ConfigDict:
             # All but "shared" need model.frame_causal=True.
             "frame_times": "shared",
             "given_frames": 0,  # clean_past, teacher_forcing: frames of patches at the start, not learned
-            "drafts": 0,  # teacher_forcing: noisy drafts of a clip, at least 1; 0 with any other
-            "stills": 0,  # times that the frames are also learned as pictures; 0 with "shared".
-            # A step costs 1 + drafts + stills clips.
+            "drafts": 0,  # teacher_forcing: noisy drafts of a film, at least 1; 0 with any other
+            "film_every": 1,  # of so many clips of a batch one is learned as a film, 1 = all
+            "still_frames": 0,  # frames of each clip, drawn at random, that are learned as pictures
+            # A step runs (1 + drafts) frames / film_every + still_frames frames for each clip.
         }
     )
     config.sampling.update({"guidance": 3.0, "num": 8})  # the authors draw with w = 2

@@ -62,11 +62,12 @@ def get_config(variant: str | None = None) -> ConfigDict:
         {"frames": 8, "frame_height": 16, "frame_width": 16, "channels": 1, "patch_size": 4, "frame_patch": 1}
         | {"text_length": 4, "text_width": 32, "vocabulary": 17, "width": 64, "depth": 4, "num_heads": 4}
         | {"frame_causal": True, "positions": "sincos_grid", "ffn_expansion": 4, "pooled_text": True}
+        | {"context_frames": 2}
         | MIXERS[mixers[0]]
     )
     config.diffusion.update({"prediction": "data", "frame_times": "teacher_forcing", "shift": 2.0})
-    config.diffusion.update({"drafts": 2, "stills": 3})
-    config.data.update({"dir": "data/moving-digits", "batch_size": 2})
+    config.diffusion.update({"drafts": 2, "film_every": 8, "still_frames": 3})
+    config.data.update({"dir": "data/moving-digits", "batch_size": 16})
     config.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 200, "b2": 0.99})
     config.train.update({"steps": 5_600, "eval_every": 1_400, "eval_size": 200, "sample_every": 2_800})
     config.train.update({"checkpoint_every": 1_400, "log_every": 5.0})
@@ -75,9 +76,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     )
     if "memory" in words:
         config.model.update({"text_length": 2, "vocabulary": 6, "pooled_text": False})
-        if mixers == ["pom"]:
-            config.model.reads = ("own", "last", "past")
-        config.diffusion.update({"given_frames": 1, "drafts": 3, "stills": 0, "shift": 3.0})
+        config.diffusion.update({"given_frames": 1, "drafts": 3, "film_every": 1, "still_frames": 0})
+        config.diffusion.shift = 3.0
+        config.data.batch_size = 2
         config.train.update({"steps": 7_000, "sample_every": 3_500})
         config.data.dir = "data/moving-digits-direction"
         config.sampling.guidance = 1.0

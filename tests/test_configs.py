@@ -127,7 +127,7 @@ def test_a_run_older_than_a_field_of_the_model_goes_on_with_its_default() -> Non
     assert config.differences(older, now) == []
     films, film = load("video_s2"), load("video_s2")
     with films.unlocked():
-        del films.model["pooled_text"], films.diffusion["drafts"], films.diffusion["stills"]
+        del films.model["pooled_text"], films.diffusion["drafts"], films.diffusion["still_frames"]
     assert config.differences(films, film) == []
     now.model.window = 2
     assert config.differences(older, now) == ["model.window: 0 there, 2 now"]

@@ -20,11 +20,12 @@ TINY = {"family": "polymorpher", "frames": 4, "frame_height": 4, "frame_width": 
 TINY |= {"text_length": 5, "text_width": 12, "patch_size": 2, "width": 24, "depth": 2, "ffn_expansion": 1}
 CAUSAL: dict[str, dict[str, Any]] = {
     "product": {},
-    "power": {"form": "power", "gate_heads": 4, "reads": ("all", "last")},
+    "power": {"form": "power", "gate_heads": 4, "reads": ("all", "last"), "context_frames": 2},
     "reads": {"reads": ("own", "last", "past"), "phase_periods": (3.0,), "rotary": True, "vocabulary": 9},
     "patched": {"frame_patch": 2, "order": "self_first", "time_token": True, "positions": "learned"}
-    | {"pooled_text": True},
-    "attention": {"mixer": "attention", "num_heads": 2, "rotary": True, "positions": "sincos_grid"},
+    | {"pooled_text": True, "context_frames": 1},
+    "attention": {"mixer": "attention", "num_heads": 2, "rotary": True, "positions": "sincos_grid"}
+    | {"context_frames": 2},
 }
 BATCH = 2
 CHUNKS = (1, 3)  # frames of patches
@@ -271,7 +272,7 @@ def test_output_is_exactly_zero_at_the_start(name: str) -> None:
         {"frame_causal": True, "form": "power", "gate_heads": 8, "groups": 2},
         {"mixer": "attention", "num_heads": 8},
         {"frame_causal": True, "mixer": "attention", "num_heads": 8, "drafts": 2},
-        {"frame_causal": True, "reads": ("own", "last"), "drafts": 2},
+        {"frame_causal": True, "reads": ("own", "last"), "context_frames": 3, "drafts": 2},
     ],
 )
 def test_flops_are_those_that_the_compiler_counts(changes: dict[str, Any]) -> None:
@@ -312,6 +313,7 @@ def test_flops_are_those_that_the_compiler_counts(changes: dict[str, Any]) -> No
         ({"reads": ("own",)}, "frame_causal=True: set it"),
         ({"reads": ("own",), "frame_causal": True, "mixer": "attention"}, "of PoM with"),
         ({"vocabulary": 1}, "vocabulary=1 has no word but none"),
+        ({"context_frames": 1}, "context_frames=1 are frames before .*frame_causal=True"),
         ({"order": "text_last"}, "text_first"),
         ({"positions": "sincos"}, "sincos_phase"),
         ({"mixer": "hybrid"}, "attention"),
@@ -378,6 +380,10 @@ def test_states_need_a_causal_model() -> None:
     inputs = np.zeros(CLIP, np.float32), np.zeros(2), Text(jnp.asarray(TOKENS), jnp.asarray(MASK)), states
     with pytest.raises(InputError, match="they need frame_causal=True"):
         jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    context = build(frame_causal=True, context_frames=1)
+    inputs = *inputs[:3], context.init_states(2, (8, 6))
+    with pytest.raises(InputError, match=r"\(1, 2, 8, 6, 2\), .*init_states\(batch, \(height, width\)\)"):
+        jax.eval_shape(context.init, jax.random.key(0), *inputs)
 
 
 @pytest.mark.parametrize(

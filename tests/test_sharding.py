@@ -33,7 +33,10 @@ KINDS = [
     ("DiPoM-S/2", {"mixer": "hybrid", "window": 2, "form": "power", "gate_heads": 4}),
     ("DiPoM-S/2", {"attention_every": 3, "window": 2}),
     ("DiPoM-S/2", {"rotary": True, "phase_periods": (16.0, 4.0)}),
-    ("Polymorpher-S/2", {"frame_causal": True, "reads": ("own", "past"), "positions": "learned"}),
+    (
+        "Polymorpher-S/2",
+        {"frame_causal": True, "reads": ("own", "past"), "positions": "learned", "context_frames": 2},
+    ),
     ("TextVideoDiT-S/2", {"vocabulary": 32, "rotary": True}),
     ("Polymorpher-S/2", {"form": "power", "groups": 2, "vocabulary": 32, "pooled_text": True}),
 ]

@@ -50,8 +50,8 @@ TINY = {
     "frame_causal": True,
     "positions": "sincos_grid",
 }
-POM = {"reads": ("own", "last"), "phase_periods": (4.0,)}
-ATTENTION = {"mixer": "attention", "num_heads": 2}
+POM = {"reads": ("own", "last"), "phase_periods": (4.0,), "context_frames": 2}
+ATTENTION = {"mixer": "attention", "num_heads": 2, "context_frames": 1}
 ON_FOUR = """
 import sys, jax, numpy as np
 from tests.test_video_sampling import ATTENTION, POM, PROMPTS, tiny_generator
@@ -204,7 +204,7 @@ def test_frame_1000_takes_the_memory_of_frame_2_and_the_same_programs(generator:
 
 
 def test_attention_carries_a_cache_that_doubles_and_reads_what_is_in_it_alone() -> None:
-    attention = tiny_generator(**ATTENTION)
+    attention = tiny_generator(mixer="attention", num_heads=2)
     given = np.random.default_rng(0).uniform(-1, 1, (1, 6, 4, 4, 1)).astype(np.float32)
     settings: dict[str, Any] = {"given": given, "guidance": 1.0, "steps": 1}
     carried = []

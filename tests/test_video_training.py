@@ -28,19 +28,19 @@ from pom_jax.diffusion.schedules import shift_time
 from pom_jax.errors import InputError
 from pom_jax.models import Text
 from pom_jax.training import conditions, loop, metrics
+from pom_jax.training.objective import choose_frames, make_objective, network
 from pom_jax.training.preview import Preview, shown
 from pom_jax.training.run import make_run
 from pom_jax.training.start import find_start
-from pom_jax.training.step import network
 from tests.mesh_agreement import awake
 
 CLIPS, FRAMES = 500, 8
 
 
 def draw(
-    kind: str, given: int = 0, times: TimeSampling | None = None, drafts: int = 0, stills: int = 0
+    kind: str, given: int = 0, times: TimeSampling | None = None, drafts: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    drawn = draw_times(jax.random.key(0), CLIPS, FRAMES, times, FrameTimes(kind, given, drafts, stills))
+    drawn = draw_times(jax.random.key(0), CLIPS, FRAMES, times, FrameTimes(kind, given, drafts))
     return np.asarray(drawn.t), np.asarray(drawn.weight)
 
 
@@ -84,42 +84,62 @@ def test_drafts_follow_a_clean_clip_and_count_from_the_first_that_is_not_given(
     assert abs(drafts.mean() - 0.5) < 0.02
 
 
-@pytest.mark.parametrize("kind", ["independent", "clean_past", "teacher_forcing"])
-def test_stills_follow_at_times_of_their_own_and_all_count(kind: str) -> None:
-    drafts = 2 if kind == "teacher_forcing" else 0
-    t, weight = draw(kind, 0, TimeSampling(), drafts, stills=2)
-    assert t.shape == weight.shape == (CLIPS, (3 + drafts) * FRAMES)
-    stills = t[:, -2 * FRAMES :]
-    assert (weight[:, -2 * FRAMES :] == 1).all()
-    assert abs(stills.mean() - 0.5) < 0.02
-    assert abs(np.corrcoef(stills[:, 0], stills[:, FRAMES])[0, 1]) < 0.15
+def test_stills_are_some_frames_of_each_clip_and_none_twice() -> None:
+    x = jnp.arange(6 * 8 * 2.0).reshape(6, 8, 2)  # two frames a patch
+    found = np.asarray(choose_frames(jax.random.key(0), x, 4, 3)).reshape(6, 3, 2, 2)
+    places = found[:, :, 0, 0].astype(int) // 2 % 8 // 2
+    assert all(len(set(row)) == 3 for row in places.tolist())
+    assert len({tuple(row) for row in places.tolist()}) > 1
+    for clip, row in enumerate(places):
+        np.testing.assert_array_equal(found[clip], x[clip].reshape(4, 2, 2)[row])
 
 
-@pytest.mark.parametrize("kind", ["independent", "teacher_forcing"])
-def test_the_network_takes_stills_for_clips_of_one_frame(kind: str, folder: Path) -> None:
+@pytest.mark.parametrize("kind", ["shared", "independent", "teacher_forcing"])
+def test_a_batch_is_learned_as_some_films_and_stills_of_all(kind: str, folder: Path) -> None:
+    """The losses are those of films with their texts, then those of stills; padding does not count."""
     config = recipe.get_config()
     config.data.dir = str(folder)
     config.model.update({"width": 16, "depth": 1})
-    config.diffusion.update({"frame_times": kind, "stills": 2})
-    config.diffusion.drafts = drafts = 1 if kind == "teacher_forcing" else 0
-    model = make_run(config).model
-    frames = make_frame_times(config.diffusion)
+    config.diffusion.update({"frame_times": kind, "film_every": 2, "still_frames": 3})
+    config.diffusion.drafts = 1 if kind == "teacher_forcing" else 0
+    model = models.build(config.model, config.dtype)
     params = awake(model, models.dummy_inputs(model))
-    films = 8 * (1 + drafts)
-    keys = jax.random.split(jax.random.key(0))
-    x = jax.random.normal(keys[0], (2, 8 * frames.takes, 16, 16, 1))
-    t = jax.random.uniform(keys[1], x.shape[:2])
-    text = Text(jnp.array([[1, 5, 2, 13], [1, 6, 2, 14]]), jnp.ones((2, 4)))
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (4, 8, 16, 16, 1))
+    text = Text(jax.random.randint(keys[1], (4, 4), 1, 17), jnp.ones((4, 4)))
+    objective = make_objective(config, model)
 
     @jax.jit
-    def run(x: jax.Array) -> tuple[Any, Any, Any]:
-        alone: Any = model.apply({"params": params}, x[:, -3:-2], t[:, -3], text)
-        clip: Any = model.apply({"params": params}, x[:, :films], t[:, :films], text, drafts=drafts)
-        return network(model, params, frames)(x, t, given=text), clip, alone
+    def run(x: jax.Array, text: Text, counts: jax.Array) -> Any:
+        return objective(params, keys[2], x, text, counts)
 
-    together, clip, alone = run(x)
-    np.testing.assert_allclose(together[:, :films], clip, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(together[:, -3:-2], alone, rtol=0, atol=1e-5)
+    counts = jnp.array([1.0, 1, 0, 1])
+    losses = run(x, text, counts)
+    takes = {"shared": 1, "independent": 8, "teacher_forcing": 16}[kind]
+    films, stills = np.split(np.asarray(losses.weight), [2 * takes])
+    assert films.reshape(2, -1)[0].sum() == min(takes, 8)
+    assert films.reshape(2, -1)[1].sum() == 0, "the second film is clip 2, which does not count"
+    np.testing.assert_array_equal(stills, np.repeat(counts, 3))
+    weighted = np.asarray(losses.per_example * losses.weight).sum() / np.asarray(losses.weight).sum()
+    np.testing.assert_allclose(losses.mean, weighted, rtol=1e-6)
+
+    changed = run(x, text._replace(tokens=text.tokens.at[1].set(3)), counts).per_example - losses.per_example
+    moved = np.flatnonzero(np.abs(np.asarray(changed)) > 1e-6)
+    assert set(moved) <= {2 * takes + 3, 2 * takes + 4, 2 * takes + 5}, "clip 1 is no film"
+    assert len(moved)
+
+
+def test_the_network_takes_drafts_behind_films(folder: Path) -> None:
+    config = recipe.get_config()
+    config.data.dir = str(folder)
+    config.model.update({"width": 16, "depth": 1})
+    model, frames = make_run(config).model, make_frame_times(config.diffusion)
+    params = awake(model, models.dummy_inputs(model))
+    x = jax.random.normal(jax.random.key(1), (2, 8 * frames.takes, 16, 16, 1))
+    t = jax.random.uniform(jax.random.key(2), x.shape[:2])
+    text = Text(jnp.array([[1, 5, 2, 13], [1, 6, 2, 14]]), jnp.ones((2, 4)))
+    alone: Any = jax.jit(lambda x: model.apply({"params": params}, x, t, text, drafts=frames.drafts))(x)
+    np.testing.assert_allclose(network(model, params, frames)(x, t, text), alone, rtol=0, atol=1e-5)
 
 
 def test_validation_times_are_stratified_over_all_frames() -> None:
@@ -135,8 +155,9 @@ def test_validation_times_are_stratified_over_all_frames() -> None:
         ("clean_past", {"given": -1}, "given_frames=-1"),
         ("teacher_forcing", {}, "drafts=0 must be at least 1"),
         ("independent", {"drafts": 2}, "drafts=2 .*and 0 without"),
-        ("shared", {"stills": 1}, "stills=1 .* no time of its own"),
-        ("independent", {"stills": -1}, "stills=-1 must be at least 0"),
+        ("independent", {"still_frames": -1}, "still_frames=-1 at least 0"),
+        ("shared", {"film_every": 2}, "film_every above 1 the other clips are learned as stills alone"),
+        ("shared", {"film_every": 0, "still_frames": 1}, "film_every=0 must be at least 1"),
     ],
 )
 def test_wrong_times_of_frames_are_explained(kind: str, numbers: dict[str, int], words: str) -> None:
@@ -228,6 +249,7 @@ def tiny(folder: Path) -> ConfigDict:
     config = recipe.get_config("quick")
     config.data.update({"dir": str(folder), "batch_size": 4})
     config.model.update({"width": 16, "depth": 2})
+    config.diffusion.film_every = 2
     config.train.update(
         {"steps": 4, "eval_every": 2, "eval_size": 8, "sample_every": 4, "checkpoint_every": 2}
     )
@@ -341,14 +363,17 @@ def test_data_that_the_model_does_not_fit(folder: Path, field: str, value: int, 
         ({"frame_times": "independent"}, {"frame_causal": False}, "'independent' needs model.frame_causal"),
         ({"frame_times": "clean_past"}, {"frame_causal": False}, "'clean_past' needs model.frame_causal"),
         ({"frame_times": "clean_past", "given_frames": 8}, {}, "given_frames=8 leaves nothing to learn"),
+        ({"still_frames": 9}, {}, "still_frames=9: a clip has 8 frames to choose from"),
+        ({"film_every": 8, "still_frames": 1}, {}, "batch_size=4 must be a positive multiple of 8"),
     ],
 )
 def test_times_that_the_model_cannot_take_are_found_before_anything_is_made(
     folder: Path, tmp_path: Path, times: dict, model: dict, words: str
 ) -> None:
     config = tiny(folder)
-    config.diffusion.update({"drafts": 0, "stills": 0} | times)
-    config.model.update({"reads": ("all",)} | model)
+    off = {"frame_times": "shared", "drafts": 0, "film_every": 1, "still_frames": 0}
+    config.diffusion.update(off | times)
+    config.model.update({"reads": ("all",), "context_frames": 0} | model)
     workdir = tmp_path / "run"
     with pytest.raises(InputError, match=words):
         loop.train(config, workdir, lambda *_: None)

@@ -14,7 +14,7 @@ FRAME_TIMES = ("shared", "independent", "clean_past", "teacher_forcing")
 
 @dataclasses.dataclass(frozen=True)
 class FrameTimes:
-    """How training draws the times of the F frames of a clip.
+    """What training makes of clips of F frames, and how it draws the times of these.
 
     A model that generates frame after frame reads the states of finished frames, at time 0. With one time
     for all frames it has seen no such states, and what it draws falls apart.
@@ -27,15 +27,17 @@ class FrameTimes:
         given: "clean_past", "teacher_forcing": frames at the start that do not count, because a film is
             continued from them.
         drafts: "teacher_forcing": noisy drafts of a clip, which share what it costs to run the clean one.
-        stills: times that the frames of a clip are also learned as pictures, each a clip of one frame, as in
-            joint training on images and video (arXiv 2204.03458): so a first frame, of which a clip has one,
-            is learned from all. Not with "shared".
+        film_every: of so many clips of a batch one is learned as a film; 1 for all.
+        still_frames: frames of each clip, drawn at random, that are learned as pictures, clips of one frame,
+            as in joint training on images and video (arXiv 2204.03458). So a first frame, of which a film has
+            one, and what a text asks for are learned from many more clips than films are affordable of.
     """
 
     kind: str = "shared"
     given: int = 0
     drafts: int = 0
-    stills: int = 0
+    film_every: int = 1
+    still_frames: int = 0
 
     def __post_init__(self):
         choose("diffusion.frame_times", self.kind, FRAME_TIMES)
@@ -49,33 +51,38 @@ class FrameTimes:
                 f"diffusion.drafts={self.drafts} must be at least 1 with "
                 "diffusion.frame_times='teacher_forcing', and 0 without"
             )
-        if self.stills < 0 or (self.stills and self.kind == "shared"):
+        if self.film_every < 1 or self.still_frames < 0 or (self.film_every > 1 and not self.still_frames):
             raise InputError(
-                f"diffusion.stills={self.stills} must be at least 0, and 0 with "
-                "diffusion.frame_times='shared', where a frame has no time of its own"
+                f"diffusion.film_every={self.film_every} must be at least 1 and diffusion.still_frames="
+                f"{self.still_frames} at least 0; with film_every above 1 the other clips are learned as "
+                "stills alone, of which there must be at least one"
             )
 
     @property
     def takes(self) -> int:
-        """How often the network sees a clip of the data: itself, its drafts and its stills."""
-        return 1 + self.drafts + self.stills
+        """How often the network sees a film: itself and its drafts."""
+        return 1 + self.drafts
 
 
 class Times(NamedTuple):
     """Times of clips, and what each counts in the loss: both [B, F] float32, [B, 1] if shared.
 
-    With drafts and stills [B, takes F]: the clip's, its drafts', its stills'.
+    With drafts [B, takes F]: the clip's, then theirs.
     """
 
     t: jax.Array
     weight: jax.Array
 
 
-def check_given(how: FrameTimes, frames: int) -> None:
-    """Raises an InputError if as many frames are given as there are."""
+def check_frames(how: FrameTimes, frames: int) -> None:
+    """Raises an InputError if as many frames are given as there are, or more are stills."""
     if how.given >= frames:
         raise InputError(
             f"diffusion.given_frames={how.given} leaves nothing to learn of clips of {frames} frames"
+        )
+    if how.still_frames > frames:
+        raise InputError(
+            f"diffusion.still_frames={how.still_frames}: a clip has {frames} frames to choose from"
         )
 
 
@@ -92,7 +99,7 @@ def draw_times(key: jax.Array, clips: int, frames: int, times: TimeSampling | No
     Raises:
         InputError: as many frames given as there are.
     """
-    check_given(how, frames)
+    check_frames(how, frames)
     time_key, past_key = jax.random.split(key)
     teacher = how.kind == "teacher_forcing"
     count = clips if how.kind == "shared" else clips * frames * (how.takes - teacher)
@@ -102,9 +109,7 @@ def draw_times(key: jax.Array, clips: int, frames: int, times: TimeSampling | No
     if teacher:
         t = jnp.pad(t, ((0, 0), (frames, 0)))
         counts = jnp.arange(frames) >= how.given
-        weight = jnp.concatenate(
-            [jnp.zeros(frames), jnp.tile(counts, how.drafts), jnp.ones(how.stills * frames)]
-        )
+        weight = jnp.concatenate([jnp.zeros(frames), jnp.tile(counts, how.drafts)])
     weight = jnp.broadcast_to(weight, t.shape)
     if how.kind == "clean_past":
         finished = jax.random.randint(past_key, (clips, 1), how.given, frames)
@@ -114,6 +119,7 @@ def draw_times(key: jax.Array, clips: int, frames: int, times: TimeSampling | No
 
 
 def make_frame_times(config: Any) -> FrameTimes:
-    """From a config's `diffusion` section: `frame_times`, `given_frames`, `drafts` and `stills`."""
-    names = {"kind": "frame_times", "given": "given_frames", "drafts": "drafts", "stills": "stills"}
+    """From a config's `diffusion` section."""
+    names = {"kind": "frame_times", "given": "given_frames"}
+    names |= {name: name for name in ("drafts", "film_every", "still_frames")}
     return FrameTimes(**{field: config[name] for field, name in names.items() if name in config})

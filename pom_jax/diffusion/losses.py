@@ -11,13 +11,13 @@ from pom_jax.diffusion.paths import Path, target
 from pom_jax.diffusion.schedules import TimeSampling, sample_times, stratified_times
 
 # A network with everything but the noisy input and the time bound: (x_t [B, ...], t [B]) -> [B, ...]. The
-# time of clips [B, T, ...] may be [B, F], one for each of F equal runs of frames; with drafts and stills,
-# which follow the clip, both have `FrameTimes.takes` times as many.
+# time of clips [B, T, ...] may be [B, F], one for each of F equal runs of frames; with drafts, which follow
+# the clip, both have `FrameTimes.takes` times as many.
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Losses(NamedTuple):
-    """Losses, the times they were taken at and what each counts, [B] or of clips as in `Times`; float32."""
+    """Losses, the times they were taken at and what each counts, float32: [B], or of clips as in `Times`."""
 
     per_example: jax.Array
     t: jax.Array
@@ -26,8 +26,6 @@ class Losses(NamedTuple):
     @property
     def mean(self) -> jax.Array:
         """What is trained on, a scalar: the mean of what counts."""
-        if self.per_example.ndim == 1:
-            return jnp.mean(self.per_example)
         return jnp.sum(self.per_example * self.weight) / jnp.sum(self.weight)
 
 

@@ -13,6 +13,7 @@ from pom_jax.models.checks import check_fields
 from pom_jax.models.checks import own_fields as own_fields
 from pom_jax.models.dipom import DiPoM as DiPoM
 from pom_jax.models.polymorpher import Polymorpher as Polymorpher
+from pom_jax.models.polymorpher import States as States
 from pom_jax.models.polymorpher import Text as Text
 from pom_jax.models.polymorpher_checks import check_polymorpher
 from pom_jax.models.presets import NAMES as NAMES

@@ -21,9 +21,12 @@ from pom_jax.nn.text_block import Given, TextBlock, of_tokens
 from pom_jax.nn.video_embeddings import (
     FRAME_POSITIONS,
     UNIT_NORMAL,
+    ContextEmbedding,
     PooledText,
     WordEmbedding,
     cut_clips,
+    frames_before,
+    frames_of_patches,
     join_clips,
 )
 from pom_jax.ops.mesh import lay
@@ -41,6 +44,18 @@ class Text(NamedTuple):
 
     tokens: jax.Array
     mask: jax.Array
+
+
+class States(NamedTuple):
+    """What frames leave for those after them.
+
+    Attributes:
+        blocks: states of the mixers, a tree of arrays with a leading axis of layers.
+        frames: [n, B, H, W, C] the last n frames of patches themselves (`context_frames`), the newest last.
+    """
+
+    blocks: Any
+    frames: jax.Array
 
 
 class Polymorpher(nn.Module):
@@ -72,6 +87,8 @@ class Polymorpher(nn.Module):
         mixer: of a layer, "pom" or "attention".
         form, degree, expansion, gate_heads, groups: of PoM, see `nn.PoM`.
         reads: states that a token reads, of PoM with `frame_causal`, see `nn.PoM`.
+        context_frames: n frames of patches before its own that a token sees around its place, see
+            `nn.video_embeddings.ContextEmbedding`; needs `frame_causal`.
         rotary: rotary positions on the axes of time, rows and columns, of either mixer.
         phase_periods: periods, in patches, of a phase read on rows and columns (see `nn.Phase`); () for none.
         num_heads, head_width: of attention; heads of width 0 share the width D.
@@ -109,6 +126,7 @@ class Polymorpher(nn.Module):
     gate_heads: int = 1
     groups: int = 1
     reads: tuple[str, ...] = ("all",)
+    context_frames: int = 0
     rotary: bool = False
     phase_periods: tuple[float, ...] = ()
     num_heads: int = 1
@@ -131,7 +149,7 @@ class Polymorpher(nn.Module):
         x: jax.Array,
         t: jax.Array,
         text: Text,
-        states: Any = None,
+        states: States | None = None,
         first: int | jax.Array = 0,
         drafts: int = 0,
     ) -> Any:
@@ -165,19 +183,28 @@ class Polymorpher(nn.Module):
         tokens = embed(cut_clips(x, self.frame_patch, self.patch_size))
         places = jnp.tile(self._places(grid, first), (1, 1 + drafts, 1))
         tokens = (tokens + places).astype(tokens.dtype)
+        past = self._no_frames(len(x), x.shape[2:4]) if states is None else states.frames
+        if self.context_frames:
+            before, past = frames_before(frames_of_patches(x, self.frame_patch), past, drafts)
+            tokens += ContextEmbedding(self.width, self.patch_size, self.dtype, name="context")(before)
         given = self._given(t.reshape(len(x), -1), text, grid, first, drafts)
         block = self._block(grid, drafts)
-        found = stack(block, self.depth, tokens, given, states=states, scan=self.scan, remat=self.remat)
-        tokens, states = (found, None) if states is None else found
+        carried = None if states is None else states.blocks
+        found = stack(block, self.depth, tokens, given, states=carried, scan=self.scan, remat=self.remat)
+        tokens, carried = (found, None) if states is None else found
         scale, shift = (of_tokens(each, tokens.shape[1]) for each in modulation(given.time, 2, self.dtype))
         tokens = modulate(tokens, scale, shift, self.dtype)
         features = self.frame_patch * self.patch_size**2 * self.channels
         out = Dense(features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")
         y = join_clips(out(tokens).astype(jnp.float32), self.frame_patch, self.patch_size, x.shape)
-        return y if states is None else (y, states)
+        return y if states is None else (y, States(carried, past))
 
-    def init_states(self, batch: int) -> Any:
-        """The states before any frame, of `batch` clips: a tree of arrays with a leading axis of layers.
+    def init_states(self, batch: int, size: tuple[int, int] | None = None) -> States:
+        """The states before any frame.
+
+        Args:
+            batch: B, number of clips.
+            size: (H, W) of their frames; that of the training clips by default.
 
         Raises:
             InputError: a model that is not `frame_causal`.
@@ -189,7 +216,12 @@ class Polymorpher(nn.Module):
             )
         mixer: Any = self._mixer()(parent=None)
         one = mixer.init_state(batch, self.width)
-        return jax.tree.map(lambda leaf: jnp.zeros((self.depth, *leaf.shape), leaf.dtype), one)
+        blocks = jax.tree.map(lambda leaf: jnp.zeros((self.depth, *leaf.shape), leaf.dtype), one)
+        return States(blocks, self._no_frames(batch, size or (self.frame_height, self.frame_width)))
+
+    def _no_frames(self, batch: int, size: tuple[int, ...]) -> jax.Array:
+        """[n, B, H, W, C] of what is before the first frame."""
+        return jnp.zeros((self.context_frames, batch, *size, self.frame_patch * self.channels))
 
     def _places(self, grid: tuple[int, int, int], first: int | jax.Array) -> jax.Array:
         """[1 or T, H, W, D] positions that are added to the tokens, as [1, N, D]."""

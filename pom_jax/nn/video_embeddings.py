@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from pom_jax.nn.dense import Dense
 from pom_jax.nn.embeddings import SMALL_NORMAL, phased_harmonics
@@ -56,6 +57,69 @@ class PooledText(nn.Module):
         mean = jnp.sum(tokens * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
         x = nn.silu(Dense(4 * self.features, name="hidden")(mean))
         return Dense(self.features, kernel_init=SMALL_NORMAL, name="out")(x)
+
+
+class ContextEmbedding(nn.Module):
+    """What the frames before a patch's own show around its place, as an addition to its token.
+
+    A local path beside the state, which is global: what moves by less than half a patch from frame to frame
+    lies in the window. Frames before are joined as further channels, as image-to-video models and GameNGen
+    (arXiv 2408.14837) join theirs; the windows overlap as the patches of a strided convolution do.
+
+    Attributes:
+        features: width D of the tokens.
+        patch: side of a patch, p; a window has p // 2 more on each side, zeros beyond the frame's border.
+        dtype: of the product, float32 if None.
+    """
+
+    features: int
+    patch: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, frames: jax.Array) -> jax.Array:
+        """frames: [B, F, H, W, C], those before each of F frames side by side -> [B, N, D]."""
+        windows = cut_windows(frames, self.patch)
+        return Dense(self.features, use_bias=False, dtype=self.dtype, name="windows")(windows)
+
+
+def cut_windows(frames: jax.Array, patch: int) -> jax.Array:
+    """The window around each patch of each frame: [B, F, H, W, C] -> [B, N, side * side * C].
+
+    side = patch + 2 (patch // 2); the order of the patches is that of `cut_clips`.
+    """
+    b, _, h, w, c = frames.shape
+    margin = patch // 2
+    side = patch + 2 * margin
+    padded = jnp.pad(frames, ((0, 0), (0, 0), (margin, margin), (margin, margin), (0, 0)))
+    rows, columns = (np.arange(0, size, patch)[:, None] + np.arange(side) for size in (h, w))
+    found = padded[:, :, rows][:, :, :, :, columns]  # [B, F, rows, side, columns, side, C]
+    return found.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, -1, side**2 * c)
+
+
+def frames_before(frames: jax.Array, past: jax.Array, drafts: int = 0) -> tuple[jax.Array, jax.Array]:
+    """The n frames before each frame.
+
+    Args:
+        frames: [B, F, H, W, C], or a clip and its drafts one after another, [B, (1 + drafts) F, H, W, C]:
+            before a frame of a draft lie those of the clip.
+        past: [n, B, H, W, C] before the first of them, the newest last.
+        drafts: of the clip.
+
+    Returns:
+        [B, (1 + drafts) F, H, W, n C], the newest last, and the n last frames [n, B, H, W, C].
+    """
+    count, length = len(past), frames.shape[1] // (1 + drafts)
+    line = jnp.concatenate([jnp.moveaxis(past, 0, 1).astype(frames.dtype), frames[:, :length]], axis=1)
+    before = jnp.concatenate([line[:, i : i + length] for i in range(count)], axis=-1)
+    return jnp.tile(before, (1, 1 + drafts, 1, 1, 1)), jnp.moveaxis(line[:, length:], 1, 0)
+
+
+def frames_of_patches(clips: jax.Array, frame_patch: int) -> jax.Array:
+    """The frames of a patch as one with more channels: [B, T, H, W, C] -> [B, T / p, H, W, p C]."""
+    b, t, h, w, c = clips.shape
+    x = clips.reshape(b, t // frame_patch, frame_patch, h, w, c)
+    return x.transpose(0, 1, 3, 4, 2, 5).reshape(b, -1, h, w, frame_patch * c)
 
 
 def cut_clips(clips: jax.Array, frame_patch: int, patch: int) -> jax.Array:

@@ -18,14 +18,15 @@ from jax.sharding import NamedSharding
 from pom_jax.diffusion.guidance import both_halves, guide
 from pom_jax.diffusion.paths import Path
 from pom_jax.diffusion.samplers import Sampler, sample
-from pom_jax.models import Polymorpher, Text
+from pom_jax.models import Polymorpher, States, Text
 from pom_jax.sampling.progress import Progress
 
-Halves = tuple[Any, ...]  # states [B, L, ...] of films with their texts, and, guided, of the same without
+# States of films with their texts, and, guided, of the same without; leaves [B, L or n, ...].
+Halves = tuple[States, ...]
 
 
 def _layers_first(states: Any) -> Any:
-    """Leaves [B, L, ...] <-> [L, B, ...], as the model has them."""
+    """Leaves [B, L or n, ...] <-> [L or n, B, ...], as the model has them."""
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), states)
 
 
@@ -140,7 +141,8 @@ class Add:
         after = _layers_first(after)
         if self.model.mixer == "attention":
             tokens = place * self._tokens((1, self.model.frame_patch, *x.shape[2:]))
-            after = jax.tree.map(lambda past, all: _moved(past, all, tokens), states, after)
+            caches = jax.tree.map(lambda past, all: _moved(past, all, tokens), states.blocks, after.blocks)
+            after = after._replace(blocks=caches)
         if len(halves) == 1:
             return (after,)
         return tuple(jax.tree.map(lambda leaf, half=half: jnp.split(leaf, 2)[half], after) for half in (0, 1))
@@ -158,7 +160,9 @@ class Add:
             missing = room - leaf.shape[2]
             return jnp.pad(leaf, [(0, 0), (0, 0), (0, missing), *[(0, 0)] * (leaf.ndim - 3)])
 
-        return halves if jax.tree.leaves(halves)[0].shape[2] >= room else jax.tree.map(padded, halves)
+        if jax.tree.leaves(halves[0].blocks)[0].shape[2] >= room:
+            return halves
+        return tuple(half._replace(blocks=jax.tree.map(padded, half.blocks)) for half in halves)
 
     def _tokens(self, shape: tuple[int, ...]) -> int:
         """Of films [B, T, H, W, C]."""

@@ -26,8 +26,8 @@ from pom_jax.sampling.decode import Decoder, load_decoder
 from pom_jax.sampling.progress import Progress
 from pom_jax.sampling.upscale import START, check_start, noised
 from pom_jax.training import checkpoint
+from pom_jax.training.objective import network
 from pom_jax.training.preview import to_pixels
-from pom_jax.training.step import network
 
 Labels = Sequence[int] | np.ndarray
 

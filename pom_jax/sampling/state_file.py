@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pom_jax.sampling.stream import StreamState
 from pom_jax.sampling.writers import check_place, replace_file
 from pom_jax.training.digest import path_name
 
-FORMAT = "pom_jax stream 2"
+FORMAT = "pom_jax stream 3"
 ENDING = ".npz"
 
 
@@ -62,12 +63,15 @@ def check_state_place(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def read_state(path: str | os.PathLike[str], empty: Any, model: str) -> StreamState:
+def read_state(
+    path: str | os.PathLike[str], empty: Callable[[tuple[int, int]], Any], model: str
+) -> StreamState:
     """Reads a state.
 
     Args:
         path: of a file of `write_state`.
-        empty: states [1, L, ...] of the model before any frame; their axis 2 may grow.
+        empty: size (H, W) -> states [1, L or n, ...] of the model before any frame; the axis 2 of a cache
+            may grow.
         model: a checksum of the model and its parameters.
 
     Raises:
@@ -88,7 +92,8 @@ def read_state(path: str | os.PathLike[str], empty: Any, model: str) -> StreamSt
             f"{path} holds films of another model or checkpoint (checksum {about['model']}, here {model}): "
             "give the same --workdir, --step and --ema"
         )
-    template = (empty,) * about["halves"]
+    size = tuple(about["size"])
+    template = (empty(size),) * about["halves"]
     leaves = _leaves(template)
     for name in ("films", "text", "text_mask", *leaves):
         if name not in arrays:
@@ -97,7 +102,7 @@ def read_state(path: str | os.PathLike[str], empty: Any, model: str) -> StreamSt
     halves = jax.tree.unflatten(jax.tree.structure(template), list(found.values()))
     return StreamState(
         frame=about["frame"],
-        size=tuple(about["size"]),
+        size=size,
         seed=about["seed"],
         films=arrays["films"],
         text=Text(arrays["text"], arrays["text_mask"]),

@@ -28,7 +28,7 @@ class StreamState(NamedTuple):
         films: [N] uint32, number of each film among those of the seed.
         text: of each film, numpy arrays.
         captions: the texts in words, () where they are not known.
-        halves: states with the text, and without it where there is guidance; leaves [N, L, ...].
+        halves: states with the text, and without it where there is guidance; leaves [N, L or n, ...].
     """
 
     frame: int
@@ -133,9 +133,9 @@ def film_keys(seed: int, films: np.ndarray) -> jax.Array:
     return jax.vmap(lambda film: jax.random.fold_in(jax.random.key(seed), film))(films)
 
 
-def empty_states(model: Polymorpher, films: int) -> Any:
-    """The states before any frame, leaves [N, L, ...] in numpy; nothing is computed."""
-    shapes = jax.eval_shape(lambda: model.init_states(films))
+def empty_states(model: Polymorpher, films: int, size: tuple[int, int]) -> Any:
+    """The states before any frame of (H, W), leaves [N, L or n, ...] in numpy; nothing is computed."""
+    shapes = jax.eval_shape(lambda: model.init_states(films, size))
     return jax.tree.map(lambda s: np.zeros((s.shape[1], s.shape[0], *s.shape[2:]), s.dtype), shapes)
 
 

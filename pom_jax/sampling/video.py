@@ -280,7 +280,7 @@ class VideoGenerator:
         )
         if state is None:
             films = (first + np.arange(count)).astype(np.uint32)
-            halves = () if joint else (empty_states(self.model, count),) * (2 if denoise.guided else 1)
+            halves = () if joint else (empty_states(self.model, count, size),) * (2 if denoise.guided else 1)
             state = StreamState(0, size, seed, films, words, captions, halves)
         else:
             state = going_on(state, size, seed, words, captions, denoise.guided)
@@ -318,7 +318,7 @@ class VideoGenerator:
         Raises:
             InputError: no such file, a damaged one, or one of films of another model.
         """
-        return read_state(path, empty_states(self.model, 1), self._checksum)
+        return read_state(path, functools.partial(empty_states, self.model, 1), self._checksum)
 
     @functools.cached_property
     def _checksum(self) -> str:

@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pom_jax.diffusion.frame_times import FrameTimes
 from pom_jax.models import count_tokens, dummy_inputs
 from pom_jax.ops.mesh import backend, parts
 from pom_jax.training.checkpoint import tree_bytes
 from pom_jax.training.memory import Memory, of_arrays
+from pom_jax.training.objective import PICTURES, frame_times, network
 from pom_jax.training.run import Run
-from pom_jax.training.step import frame_times, network
 
 # Arrays [tokens, D] float32 that live at the peak besides what is kept: 3 to 9 in compiled steps of DiPoM-S/2
 # to XL/2 and DiT-XL/2. With 6 all memory together is at most 6 % off, on one CPU and on TPU v5p 9 %.
@@ -31,8 +32,10 @@ def estimate(run: Run) -> Memory:
     kept = _kept(run, images, model.remat)
     block = _kept(run, images, "none")
     arrays = of_arrays(run.state, run.batch)
-    frames, _ = frame_times(run.config)
-    tokens = images * count_tokens(run.model) * (1 if frames is None else frames.takes)
+    frames, count = frame_times(run.config)
+    tokens = images * count_tokens(run.model)
+    if frames is not None:
+        tokens = tokens // frames.film_every * frames.takes + tokens // count * frames.still_frames
     at_work = 4 * tokens * model.width * ARRAYS_AT_WORK // _cuts()
     if model.remat != "none":  # one block at a time keeps everything again
         at_work += block.stacked // _periods(model)
@@ -61,20 +64,14 @@ class _Kept:
 def _kept(run: Run, images: int, remat: str) -> _Kept:
     """What lies between the forward and the backward pass of so many images, without the parameters."""
     model = run.model.clone(remat=remat, scan=True)
-    frames, count = frame_times(run.config)
-
-    def inputs() -> tuple[jax.Array, jax.Array, Any]:
-        x, t, given = dummy_inputs(model, images)
-        if frames is not None and frames.kind != "shared":
-            x = jnp.tile(x, (1, frames.takes, 1, 1, 1))
-            t = jnp.zeros((images, frames.takes * count))
-        return x, t, given
-
-    shapes = jax.eval_shape(inputs)
+    how, shapes = zip(*_calls(run, images), strict=True)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.state.params)
 
-    def backward(params: Any, *inputs: jax.Array) -> Any:
-        return jax.vjp(lambda params: network(model, params, frames)(*inputs), params)[1]
+    def backward(params: Any, *calls: Any) -> Any:
+        def forward(params: Any) -> Any:
+            return [network(model, params, f)(*inputs) for f, inputs in zip(how, calls, strict=True)]
+
+        return jax.vjp(forward, params)[1]
 
     leaves = jax.tree.leaves(jax.eval_shape(backward, params, *shapes))
     weights = {(leaf.size, leaf.dtype) for leaf in jax.tree.leaves(params)}
@@ -91,6 +88,28 @@ def _kept(run: Run, images: int, remat: str) -> _Kept:
         total += size
         stacked += size if leaf.ndim and leaf.shape[0] == layers else 0
     return _Kept(total, stacked, converted)
+
+
+def _calls(run: Run, images: int) -> list[tuple[FrameTimes | None, Any]]:
+    """What the network is called on in a step: what it learns, and the shapes of x, t and given."""
+    frames, count = frame_times(run.config)
+    one: Any = jax.eval_shape(lambda: dummy_inputs(run.model))
+
+    def inputs(batch: int, length: int = 1, times: tuple[int, ...] = ()) -> Any:
+        x, t, given = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), one)
+        shapes = (batch, x.shape[1] * length // max(count, 1), *x.shape[2:]), (batch, *times)
+        return *(jax.ShapeDtypeStruct(shape, t.dtype) for shape in shapes), given
+
+    if frames is None:
+        return [(None, inputs(images))]
+    length = frames.takes * count
+    times = () if frames.kind == "shared" else (length,)
+    calls: list[tuple[FrameTimes | None, Any]] = [
+        (frames, inputs(images // frames.film_every, length, times))
+    ]
+    if frames.still_frames:
+        calls.append((PICTURES, inputs(images * frames.still_frames)))
+    return calls
 
 
 def _periods(model: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from pom_jax import models
+from pom_jax.diffusion.frame_times import FrameTimes
 from pom_jax.ops.windows import window_pairs
 
 # Dense peak of one device in FLOP/s by its `device_kind`: (bfloat16, float32), from the makers' data sheets.
@@ -29,22 +30,20 @@ PEAKS: Mapping[str, tuple[float, float]] = {
 }
 
 
-def forward_flops(model: Mapping[str, Any], times: int = 1, drafts: int = 0, stills: int = 0) -> int:
+def forward_flops(model: Mapping[str, Any], times: int = 1, drafts: int = 0) -> int:
     """Operations of the matrix products of one forward pass of one sample (a multiply-add counts as two).
 
     Args:
         model: fields of `config.model`.
         times: of a clip: 1, or the number of its frames of patches where each has a time of its own.
-        drafts, stills: of a clip, see `diffusion.FrameTimes`.
+        drafts: of a clip, see `diffusion.FrameTimes`.
     """
     kind = models.family(model)
     usual: dict[str, Any] = {name: field.default for name, field in models.own_fields(kind).items()}
     model = usual | dict(model)
     if kind is models.DiPoM:
         return 2 * _image_products(model)
-    still = dict(model) | {"frames": model["frame_patch"]}
-    frames = model["frames"] // model["frame_patch"]
-    return 2 * (_clip_products(model, times, 1 + drafts) + stills * frames * _clip_products(still, 1, 1))
+    return 2 * _clip_products(model, times, 1 + drafts)
 
 
 def _image_products(model: Mapping[str, Any]) -> int:
@@ -82,7 +81,9 @@ def _clip_products(model: Mapping[str, Any], times: int, takes: int) -> int:
         mixers += _pom_products(dict(model) | {"phase_periods": ()}, tokens, text, states=times)
     block = mixers + tokens * 2 * model["ffn_expansion"] * width**2 + times * 11 * width**2
     patch = model["frame_patch"] * model["patch_size"] ** 2 * model["channels"]
-    ends = 2 * tokens * patch * width + times * (2 * 4 + 2) * width**2
+    windows = model["context_frames"] * (model["patch_size"] // 2 * 2 + model["patch_size"]) ** 2
+    context = tokens * windows * model["frame_patch"] * model["channels"] * width
+    ends = context + 2 * tokens * patch * width + times * (2 * 4 + 2) * width**2
     words = model["text_length"] * model["text_width"] * width
     pooled = 4 * (model["text_width"] + width) * width if model["pooled_text"] else 0
     return takes * (model["depth"] * block + ends) + words + pooled
@@ -114,10 +115,21 @@ def _attention_products(model: Mapping[str, Any], queries: int, context: int, pa
 
 
 def step_flops(
-    model: Mapping[str, Any], batch_size: int, times: int = 1, drafts: int = 0, stills: int = 0
+    model: Mapping[str, Any], batch_size: int, frames: FrameTimes | None = None, count: int = 0
 ) -> int:
-    """Operations of one training step: forward once, backward twice that; recomputation is not counted."""
-    return 3 * batch_size * forward_flops(model, times, drafts, stills)
+    """Operations of one training step: forward once, backward twice that; recomputation is not counted.
+
+    Args:
+        model: fields of `config.model`.
+        batch_size: images or clips.
+        frames: what clips are learned as.
+        count: frames of patches of a clip.
+    """
+    if frames is None:
+        return 3 * batch_size * forward_flops(model)
+    films = forward_flops(model, 1 if frames.kind == "shared" else count, frames.drafts)
+    still = forward_flops(dict(model) | {"frames": model.get("frame_patch", 1)})
+    return 3 * (batch_size // frames.film_every * films + batch_size * frames.still_frames * still)
 
 
 def peak_flops(dtype: str) -> float | None:

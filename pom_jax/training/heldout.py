@@ -1,6 +1,5 @@
 """The held-out loss: the same examples, times and noise at every evaluation, in bins of time."""
 
-import functools
 from typing import Any
 
 import jax
@@ -12,11 +11,11 @@ from ml_collections import ConfigDict
 
 from pom_jax.data import Source
 from pom_jax.data.pipeline import images, local_rows, one_pass
-from pom_jax.diffusion.losses import BinnedLoss, loss_by_bins, validation_loss
-from pom_jax.diffusion.paths import make_path
+from pom_jax.diffusion.losses import BinnedLoss, loss_by_bins
 from pom_jax.ops.mesh import BATCH_AXES
 from pom_jax.training import conditions
-from pom_jax.training.step import Batch, Metrics, frame_times, network
+from pom_jax.training.objective import make_objective
+from pom_jax.training.step import Batch, Metrics
 
 BINS = 4
 
@@ -47,23 +46,14 @@ def make_heldout_loss(config: ConfigDict, model: nn.Module, source: Source) -> A
 
     Batches are those of training with a leading axis, and `valid` [n, B] bool.
     """
-    path, (frames, count) = make_path(config.diffusion), frame_times(config)
+    objective = make_objective(config, model, heldout=True)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def one_batch(params: Any, batch: Batch, index: jax.Array) -> BinnedLoss:
         image_key, loss_key = jax.random.split(jax.random.fold_in(key, index))
-        given = conditions.condition(config.model, batch)
-        losses = validation_loss(
-            functools.partial(network(model, params, frames), given=given),
-            loss_key,
-            images(batch, image_key, source.manifest),
-            path=path,
-            prediction=config.diffusion.prediction,
-            frames=frames,
-            count=count,
-        )
-        valid = batch["valid"].reshape(-1, *(1,) * (losses.weight.ndim - 1))
-        return loss_by_bins(losses.per_example, losses.t, BINS, losses.weight * valid)
+        x, given = images(batch, image_key, source.manifest), conditions.condition(config.model, batch)
+        losses = objective(params, loss_key, x, given, batch["valid"])
+        return loss_by_bins(losses.per_example, losses.t, BINS, losses.weight)
 
     def heldout_loss(params: Any, batches: Batch) -> Metrics:
         count = len(batches["valid"])

@@ -19,7 +19,7 @@ from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import sample
 from pom_jax.ops.mesh import lay
 from pom_jax.training import conditions
-from pom_jax.training.step import frame_times, network
+from pom_jax.training.objective import frame_times, network
 
 WriteImages = Callable[[Path, np.ndarray, np.ndarray, Sequence[str] | None], None]
 

@@ -16,9 +16,10 @@ from pom_jax.data.sources import heldout_split
 from pom_jax.models.resample import fit_parameters
 from pom_jax.training import flops, sharding
 from pom_jax.training.config import check_config
+from pom_jax.training.objective import frame_times
 from pom_jax.training.optim import make_optimizer
 from pom_jax.training.state import TrainState, initial_state
-from pom_jax.training.step import TrainStep, frame_times, make_train_step
+from pom_jax.training.step import TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +69,7 @@ class Run:
     @property
     def flops(self) -> int:
         """Operations of a training step."""
-        frames, count = frame_times(self.config)
-        model, batch = self.config.model, self.config.data.batch_size
-        if frames is None or frames.kind == "shared":
-            return flops.step_flops(model, batch)
-        return flops.step_flops(model, batch, count, frames.drafts, frames.stills)
+        return flops.step_flops(self.config.model, self.config.data.batch_size, *frame_times(self.config))
 
     @property
     def samples(self) -> str:
@@ -105,9 +102,11 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     """
     check_config(config)
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
     model = models.build(config.model, config.dtype)
     sharding.check_model(config.model, mesh)
+    frames, _ = frame_times(config)
+    every = 1 if frames is None else frames.film_every
+    sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh, every)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     train = open_source(config.data, "train", config.model)
     heldout = open_source(config.data, heldout_split(train.manifest), config.model)

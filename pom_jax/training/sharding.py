@@ -28,7 +28,10 @@ _ATTENTION = rf"{_BLOCK}(text_)?mixer/attention/"
 # any number of whole axes. Parameters under `blocks` have the layers in front, which the table leaves out.
 PARAMETER_AXES: tuple[tuple[str, tuple[str | EllipsisType | None, ...]], ...] = (
     (r".*/bias", (...,)),
-    (r"(patch|text)_embedding/kernel|class_embedding/table|words/(table|places)", (None, "embed")),
+    (
+        r"(patch|text)_embedding/kernel|context/windows/kernel|class_embedding/table|words/(table|places)",
+        (None, "embed"),
+    ),
     (r"((time_embedding|pooled_text)/\w+|out)/kernel", ("embed", ...)),
     (rf"({_BLOCK})?modulation/kernel", ("embed", ...)),
     # Grouped kernels lie as [G, D/G, E/G]: there it is the groups that are cut.
@@ -206,14 +209,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """Raises InputError unless a batch divides into `accumulate` slices over the devices that share it."""
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh, film_every: int = 1) -> None:
+    """Raises InputError unless a batch divides into `accumulate` slices over the devices that share it.
+
+    Of each device's share one clip of `film_every` is a film.
+    """
     devices = math.prod(mesh.shape[name] for name in BATCH_AXES)
-    if batch_size < 1 or accumulate < 1 or batch_size % (accumulate * devices):
+    if batch_size < 1 or accumulate < 1 or batch_size % (accumulate * devices * film_every):
         shared = " x ".join(f"mesh.{name}={mesh.shape[name]}" for name in BATCH_AXES)
+        films = f", each with one film of diffusion.film_every={film_every} clips" if film_every > 1 else ""
         raise InputError(
-            f"data.batch_size={batch_size} must be a positive multiple of {accumulate * devices}: "
-            f"optimizer.accumulate={accumulate} slices over {shared}"
+            f"data.batch_size={batch_size} must be a positive multiple of {accumulate * devices * film_every}"
+            f": optimizer.accumulate={accumulate} slices over {shared}{films}"
         )
 
 

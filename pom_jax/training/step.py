@@ -1,8 +1,7 @@
 """One training step, a pure function: state and batch in, state and metrics out."""
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,9 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from pom_jax import models
 from pom_jax.data.pipeline import Affine, images
-from pom_jax.diffusion.frame_times import FrameTimes, check_given, make_frame_times
-from pom_jax.diffusion.losses import diffusion_loss
-from pom_jax.diffusion.paths import make_path, make_times
-from pom_jax.errors import InputError
 from pom_jax.training import conditions, ema
+from pom_jax.training.objective import make_objective
 from pom_jax.training.optim import make_schedule
 from pom_jax.training.state import TrainState
 
@@ -99,8 +94,7 @@ def make_gradient(
     Returns:
         gradient(params, key, batch) -> (mean loss [] float32, its gradient, a tree like params).
     """
-    path, times = make_path(config.diffusion), make_times(config.diffusion)
-    frames, count = frame_times(config)
+    objective = make_objective(config, model)
     slices = config.optimizer.accumulate
 
     def loss(params: Any, key: jax.Array, batch: Batch) -> jax.Array:
@@ -108,17 +102,7 @@ def make_gradient(
         x = images(batch, image_key, affine)
         given = conditions.condition(config.model, batch)
         given = conditions.drop(config.model, given, label_key, config.diffusion.label_dropout)
-        losses = diffusion_loss(
-            functools.partial(network(model, params, frames), given=given),
-            loss_key,
-            x,
-            path=path,
-            prediction=config.diffusion.prediction,
-            times=times,
-            frames=frames,
-            count=count,
-        )
-        return losses.mean
+        return objective(params, loss_key, x, given).mean
 
     def gradient(params: Any, key: jax.Array, batch: Batch) -> tuple[jax.Array, Any]:
         if slices == 1:
@@ -135,48 +119,3 @@ def make_gradient(
         return jax.tree.map(lambda a: a / slices, total)
 
     return gradient
-
-
-def frame_times(config: ConfigDict) -> tuple[FrameTimes | None, int]:
-    """How the times of a clip's frames are drawn, and how many there are; None for images.
-
-    Raises:
-        InputError: no such times, or times that the model, or the length of its clips, does not allow.
-    """
-    model = config.model
-    if models.family(model) is models.DiPoM:
-        return None, 0
-    times, count = make_frame_times(config.diffusion), model.frames // model.frame_patch
-    if times.kind != "shared" and count > 1 and not model.frame_causal:
-        raise InputError(
-            f"diffusion.frame_times='{times.kind}' needs model.frame_causal=True: set it, or "
-            "diffusion.frame_times='shared'"
-        )
-    check_given(times, count)
-    return times, count
-
-
-def network(model: nn.Module, params: Any, frames: FrameTimes | None = None) -> Callable[..., jax.Array]:
-    """The model with its parameters bound: (x_t [B, ...], t [B], given=labels [B] or a `Text`) -> [B, ...].
-
-    With `frames` as training draws them, x_t are clips, their drafts and their stills one after another.
-    """
-
-    def apply(x: jax.Array, t: jax.Array, given: Any, **options: Any) -> jax.Array:
-        return cast(jax.Array, model.apply({"params": params}, x, t, given, **options))
-
-    if frames is None or frames.takes == 1:
-        return apply
-
-    def takes(x: jax.Array, t: jax.Array, given: Any) -> jax.Array:
-        length, count = (size // frames.takes * (1 + frames.drafts) for size in (x.shape[1], t.shape[1]))
-        options = {"drafts": frames.drafts} if frames.drafts else {}
-        films = apply(x[:, :length], t[:, :count], given, **options)
-        if not frames.stills:
-            return films
-        stills, times = x[:, length:], t[:, count:]
-        each = stills.reshape(times.size, -1, *stills.shape[2:])  # frames of patches
-        texts = jax.tree.map(lambda leaf: jnp.repeat(leaf, times.shape[1], axis=0), given)
-        return jnp.concatenate([films, apply(each, times.reshape(-1), texts).reshape(stills.shape)], axis=1)
-
-    return takes

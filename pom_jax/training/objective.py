@@ -1,0 +1,156 @@
+"""What a batch is learned as: images; or clips, as films and, frame by frame, as pictures."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from pom_jax import models
+from pom_jax.diffusion.frame_times import FrameTimes, check_frames, make_frame_times
+from pom_jax.diffusion.losses import Losses, diffusion_loss, validation_loss
+from pom_jax.diffusion.paths import Path, make_path, make_times
+from pom_jax.diffusion.schedules import TimeSampling
+from pom_jax.errors import InputError
+
+PICTURES = FrameTimes("shared")  # clips of one frame
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The loss of a batch, as a function of the parameters.
+
+    Attributes:
+        model: called as model.apply({"params": p}, x [B, ...], t [B], labels [B] or a `Text`).
+        path, prediction: what the network predicts, and on which path.
+        times: how times are drawn; None for stratified ones, for validation.
+        frames: what clips are learned as, and how the times of their frames are drawn; None for images.
+        count: frames of patches of a clip.
+    """
+
+    model: nn.Module
+    path: Path
+    prediction: str
+    times: TimeSampling | None
+    frames: FrameTimes | None
+    count: int
+
+    def __call__(
+        self, params: Any, key: jax.Array, x: jax.Array, given: Any, counts: jax.Array | None = None
+    ) -> Losses:
+        """The losses of images or clips.
+
+        Args:
+            params: of the model.
+            key: of all draws.
+            x: [B, ...] clean images or clips.
+            given: labels [B] or a `Text`.
+            counts: [B] what each counts, for instance 0 where it only fills up the batch; all 1 by default.
+
+        Returns:
+            Losses [B] of images; of clips those of all frames of the films, then of the stills. Each frame
+            counts alike.
+        """
+        if self.frames is None:
+            return self._losses(params, key, x, given, counts, None, 0)
+        film_key, still_key, choice_key = jax.random.split(key, 3)
+        every, stills = self.frames.film_every, self.frames.still_frames
+        film, told, count = jax.tree.map(lambda leaf: one_of(leaf, every), (x, given, counts))
+        losses = self._losses(params, film_key, film, told, count, self.frames, self.count)
+        if not stills:
+            return losses
+        pictures = choose_frames(choice_key, x, self.count, stills)
+        told, count = jax.tree.map(lambda leaf: jnp.repeat(leaf, stills, axis=0), (given, counts))
+        more = self._losses(params, still_key, pictures, told, count, PICTURES, 1)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a.ravel(), b.ravel()]), losses, more)
+
+    def _losses(
+        self,
+        params: Any,
+        key: jax.Array,
+        x: jax.Array,
+        given: Any,
+        counts: jax.Array | None,
+        frames: FrameTimes | None,
+        count: int,
+    ) -> Losses:
+        predict = network(self.model, params, frames)
+        settings: dict[str, Any] = {"path": self.path, "prediction": self.prediction}
+        settings |= {"frames": frames, "count": count}
+        if self.times is None:
+            losses = validation_loss(lambda x, t: predict(x, t, given=given), key, x, **settings)
+        else:
+            settings["times"] = self.times
+            losses = diffusion_loss(lambda x, t: predict(x, t, given=given), key, x, **settings)
+        if counts is None:
+            return losses
+        return losses._replace(weight=losses.weight * counts.reshape(-1, *[1] * (losses.weight.ndim - 1)))
+
+
+def make_objective(config: ConfigDict, model: nn.Module, *, heldout: bool = False) -> Objective:
+    """The objective of a configuration, for training or for the held-out loss.
+
+    Raises:
+        InputError: see `frame_times`.
+    """
+    times = None if heldout else make_times(config.diffusion)
+    return Objective(
+        model, make_path(config.diffusion), config.diffusion.prediction, times, *frame_times(config)
+    )
+
+
+def frame_times(config: ConfigDict) -> tuple[FrameTimes | None, int]:
+    """What clips are learned as and the frames of patches that they have; None for images.
+
+    Raises:
+        InputError: no such times, or times that the model, or the length of its clips, does not allow.
+    """
+    model = config.model
+    if models.family(model) is models.DiPoM:
+        return None, 0
+    times, count = make_frame_times(config.diffusion), model.frames // model.frame_patch
+    if times.kind != "shared" and count > 1 and not model.frame_causal:
+        raise InputError(
+            f"diffusion.frame_times='{times.kind}' needs model.frame_causal=True: set it, or "
+            "diffusion.frame_times='shared'"
+        )
+    check_frames(times, count)
+    return times, count
+
+
+def network(model: nn.Module, params: Any, frames: FrameTimes | None = None) -> Callable[..., jax.Array]:
+    """The model with its parameters bound: (x_t [B, ...], t [B], given=labels [B] or a `Text`) -> [B, ...].
+
+    With `frames` as training draws them, x_t are clips and their drafts one after another.
+    """
+    options: dict[str, Any] = {"drafts": frames.drafts} if frames is not None and frames.drafts else {}
+
+    def apply(x: jax.Array, t: jax.Array, given: Any) -> jax.Array:
+        return cast(jax.Array, model.apply({"params": params}, x, t, given, **options))
+
+    return apply
+
+
+def one_of(leaf: jax.Array, every: int) -> jax.Array:
+    """The first of every so many: [B, ...] -> [B / every, ...]; each device keeps its own."""
+    return leaf.reshape(-1, every, *leaf.shape[1:])[:, 0]
+
+
+def choose_frames(key: jax.Array, x: jax.Array, count: int, chosen: int) -> jax.Array:
+    """Some frames of each clip, none twice, as clips of one frame of patches.
+
+    Args:
+        key: of the draw.
+        x: [B, T, ...] clips.
+        count: F, their frames of patches.
+        chosen: n, how many of them.
+
+    Returns:
+        [B n, T / F, ...].
+    """
+    order = jnp.argsort(jax.random.uniform(key, (len(x), count)), axis=1)[:, :chosen]
+    frames = x.reshape(len(x), count, -1, *x.shape[2:])
+    return jax.vmap(lambda clip, places: clip[places])(frames, order).reshape(-1, *frames.shape[2:])
