@@ -127,8 +127,12 @@ def test_a_run_older_than_a_field_of_the_model_goes_on_with_its_default() -> Non
     assert config.differences(older, now) == []
     films, film = load("video_s2"), load("video_s2")
     with films.unlocked():
-        del films.model["pooled_text"], films.diffusion["drafts"], films.diffusion["still_frames"]
+        del films.model["pooled_text"], films.diffusion["drafts"]
+        del films.diffusion["film_every"], films.diffusion["still_frames"]
+        films.diffusion.stills = 0
     assert config.differences(films, film) == []
+    films.diffusion.stills = 3
+    assert config.differences(films, film) == ["diffusion.stills: 3 there, 0 now"]
     now.model.window = 2
     assert config.differences(older, now) == ["model.window: 0 there, 2 now"]
 

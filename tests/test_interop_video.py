@@ -140,6 +140,8 @@ def test_models_for_images_and_for_video_are_told_apart() -> None:
         ({"rotary": True, "expansion": 3}, "model.rotary = True has no place"),
         ({"vocabulary": 9}, "model.vocabulary = 9 has no place"),
         ({"positions": "learned"}, "model.positions = 'learned' has no place"),
+        ({"pooled_text": True}, "model.pooled_text = True has no place"),
+        ({"frame_causal": True, "past_frames": 1}, "model.past_frames = 1 has no place"),
         ({"depth": 3}, r"shape of blocks/.*: \[2, .*, but the model's is \[3"),
     ],
 )

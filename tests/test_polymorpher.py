@@ -11,7 +11,7 @@ from jax import Array
 from pom_jax import models
 from pom_jax.errors import InputError
 from pom_jax.models import Polymorpher, Text
-from pom_jax.nn.video_embeddings import WordEmbedding
+from pom_jax.nn.video_embeddings import WordEmbedding, cut_windows, frames_before
 from pom_jax.training import flops
 from tests.layers import assert_close, gap, normal, quick_jit, uniform
 from tests.mesh_agreement import awake
@@ -20,12 +20,12 @@ TINY = {"family": "polymorpher", "frames": 4, "frame_height": 4, "frame_width": 
 TINY |= {"text_length": 5, "text_width": 12, "patch_size": 2, "width": 24, "depth": 2, "ffn_expansion": 1}
 CAUSAL: dict[str, dict[str, Any]] = {
     "product": {},
-    "power": {"form": "power", "gate_heads": 4, "reads": ("all", "last"), "context_frames": 2},
+    "power": {"form": "power", "gate_heads": 4, "reads": ("all", "last"), "past_frames": 2},
     "reads": {"reads": ("own", "last", "past"), "phase_periods": (3.0,), "rotary": True, "vocabulary": 9},
     "patched": {"frame_patch": 2, "order": "self_first", "time_token": True, "positions": "learned"}
-    | {"pooled_text": True, "context_frames": 1},
+    | {"pooled_text": True, "past_frames": 1},
     "attention": {"mixer": "attention", "num_heads": 2, "rotary": True, "positions": "sincos_grid"}
-    | {"context_frames": 2},
+    | {"past_frames": 2},
 }
 BATCH = 2
 CHUNKS = (1, 3)  # frames of patches
@@ -118,6 +118,26 @@ def test_a_draft_reads_the_clean_frames_before_it_as_a_film_does(name: str) -> N
     change = np.abs(np.asarray(run(clean, noisy)[0] - together)[:, 1]).max((0, 2, 3, 4))
     np.testing.assert_array_equal(change[:patch], 0)
     assert change[patch:].min() > 1e-3
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3])
+def test_the_window_of_a_patch_is_the_frame_around_its_place(patch: int) -> None:
+    frames = normal(1, 2, 3, 2 * patch, 4 * patch, 5)
+    margin = patch // 2
+    padded = np.pad(frames, ((0, 0), (0, 0), (margin, margin), (margin, margin), (0, 0)))
+    found = np.asarray(cut_windows(jnp.asarray(frames), patch)).reshape(2, 3, 2, 4, -1)
+    for row, column in np.ndindex(2, 4):
+        rows, columns = (slice(i * patch, i * patch + patch + 2 * margin) for i in (row, column))
+        window = padded[:, :, rows, columns].reshape(2, 3, -1)
+        np.testing.assert_array_equal(found[:, :, row, column], window)
+
+
+def test_frames_before_are_the_newest_last_and_go_on_after_the_clip() -> None:
+    clip = np.arange(2 * 4).reshape(2, 4, 1, 1, 1).astype(np.float32)
+    past = jnp.full((2, 2, 1, 1, 1), -1.0)
+    before, last = frames_before(jnp.asarray(clip), past)
+    np.testing.assert_array_equal(before[0, :, 0, 0], [[-1, -1], [-1, 0], [0, 1], [1, 2]])
+    np.testing.assert_array_equal(last[:, :, 0, 0, 0], [[2, 6], [3, 7]])
 
 
 def test_a_frame_has_no_slope_by_later_ones() -> None:
@@ -272,7 +292,7 @@ def test_output_is_exactly_zero_at_the_start(name: str) -> None:
         {"frame_causal": True, "form": "power", "gate_heads": 8, "groups": 2},
         {"mixer": "attention", "num_heads": 8},
         {"frame_causal": True, "mixer": "attention", "num_heads": 8, "drafts": 2},
-        {"frame_causal": True, "reads": ("own", "last"), "context_frames": 3, "drafts": 2},
+        {"frame_causal": True, "reads": ("own", "last"), "past_frames": 1, "drafts": 2},
     ],
 )
 def test_flops_are_those_that_the_compiler_counts(changes: dict[str, Any]) -> None:
@@ -313,7 +333,9 @@ def test_flops_are_those_that_the_compiler_counts(changes: dict[str, Any]) -> No
         ({"reads": ("own",)}, "frame_causal=True: set it"),
         ({"reads": ("own",), "frame_causal": True, "mixer": "attention"}, "of PoM with"),
         ({"vocabulary": 1}, "vocabulary=1 has no word but none"),
-        ({"context_frames": 1}, "context_frames=1 are frames before .*frame_causal=True"),
+        ({"past_frames": 1}, "past_frames=1 are frames before .*frame_causal=True"),
+        ({"past_frames": -1}, "past_frames=-1 must be at least 0"),
+        ({"past_frames": 4, "frame_causal": True}, "past_frames=4 must be less than the 4 frames"),
         ({"order": "text_last"}, "text_first"),
         ({"positions": "sincos"}, "sincos_phase"),
         ({"mixer": "hybrid"}, "attention"),
@@ -380,7 +402,7 @@ def test_states_need_a_causal_model() -> None:
     inputs = np.zeros(CLIP, np.float32), np.zeros(2), Text(jnp.asarray(TOKENS), jnp.asarray(MASK)), states
     with pytest.raises(InputError, match="they need frame_causal=True"):
         jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    context = build(frame_causal=True, context_frames=1)
+    context = build(frame_causal=True, past_frames=1)
     inputs = *inputs[:3], context.init_states(2, (8, 6))
     with pytest.raises(InputError, match=r"\(1, 2, 8, 6, 2\), .*init_states\(batch, \(height, width\)\)"):
         jax.eval_shape(context.init, jax.random.key(0), *inputs)

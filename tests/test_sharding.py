@@ -35,7 +35,7 @@ KINDS = [
     ("DiPoM-S/2", {"rotary": True, "phase_periods": (16.0, 4.0)}),
     (
         "Polymorpher-S/2",
-        {"frame_causal": True, "reads": ("own", "past"), "positions": "learned", "context_frames": 2},
+        {"frame_causal": True, "reads": ("own", "past"), "positions": "learned", "past_frames": 2},
     ),
     ("TextVideoDiT-S/2", {"vocabulary": 32, "rotary": True}),
     ("Polymorpher-S/2", {"form": "power", "groups": 2, "vocabulary": 32, "pooled_text": True}),

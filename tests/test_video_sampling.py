@@ -50,8 +50,8 @@ TINY = {
     "frame_causal": True,
     "positions": "sincos_grid",
 }
-POM = {"reads": ("own", "last"), "phase_periods": (4.0,), "context_frames": 2}
-ATTENTION = {"mixer": "attention", "num_heads": 2, "context_frames": 1}
+POM = {"reads": ("own", "last"), "phase_periods": (4.0,), "past_frames": 2}
+ATTENTION = {"mixer": "attention", "num_heads": 2, "past_frames": 1}
 ON_FOUR = """
 import sys, jax, numpy as np
 from tests.test_video_sampling import ATTENTION, POM, PROMPTS, tiny_generator
@@ -183,6 +183,11 @@ def test_a_stream_that_was_put_on_disk_goes_on_bit_for_bit(generator: VideoGener
 
     with pytest.raises(InputError, match="another model or checkpoint"):
         tiny_generator(still=True, **POM).load_state(file)
+    with np.load(file) as content:
+        about = str(content["about"]).replace("pom_jax stream 3", "pom_jax stream 2")
+        np.savez(tmp_path / "older.npz", **dict(content) | {"about": np.array(about)})
+    with pytest.raises(InputError, match=r"another version of pom_jax .*: draw these films anew"):
+        generator.load_state(tmp_path / "older.npz")
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(InputError, match="damaged, or no state"):
         generator.load_state(file)

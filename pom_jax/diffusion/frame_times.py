@@ -28,9 +28,9 @@ class FrameTimes:
             continued from them.
         drafts: "teacher_forcing": noisy drafts of a clip, which share what it costs to run the clean one.
         film_every: of so many clips of a batch one is learned as a film; 1 for all.
-        still_frames: frames of each clip, drawn at random, that are learned as pictures, clips of one frame,
-            as in joint training on images and video (arXiv 2204.03458). So a first frame, of which a film has
-            one, and what a text asks for are learned from many more clips than films are affordable of.
+        still_frames: frames of patches of each clip, drawn at random, that are learned as pictures, as in
+            joint training on images and video (arXiv 2204.03458). So a first frame, of which a film has one,
+            and what a text asks for are learned from many more clips than there is time for as films.
     """
 
     kind: str = "shared"
@@ -82,7 +82,7 @@ def check_frames(how: FrameTimes, frames: int) -> None:
         )
     if how.still_frames > frames:
         raise InputError(
-            f"diffusion.still_frames={how.still_frames}: a clip has {frames} frames to choose from"
+            f"diffusion.still_frames={how.still_frames}: a clip has {frames} frames of patches to choose from"
         )
 
 
@@ -97,7 +97,7 @@ def draw_times(key: jax.Array, clips: int, frames: int, times: TimeSampling | No
         how: of frames.
 
     Raises:
-        InputError: as many frames given as there are.
+        InputError: see `check_frames`.
     """
     check_frames(how, frames)
     time_key, past_key = jax.random.split(key)

@@ -27,7 +27,7 @@ LEAST = {
     "clamp": 0.0,
     "gate_heads": 0,
     "vocabulary": 0,
-    "context_frames": 0,
+    "past_frames": 0,
     "attention_every": 0,
     "window": 0,
     "head_width": 0,

@@ -51,7 +51,7 @@ class States(NamedTuple):
 
     Attributes:
         blocks: states of the mixers, a tree of arrays with a leading axis of layers.
-        frames: [n, B, H, W, C] the last n frames of patches themselves (`context_frames`), the newest last.
+        frames: [n, B, H, W, C] the last n frames of patches themselves (`past_frames`), the newest last.
     """
 
     blocks: Any
@@ -87,7 +87,7 @@ class Polymorpher(nn.Module):
         mixer: of a layer, "pom" or "attention".
         form, degree, expansion, gate_heads, groups: of PoM, see `nn.PoM`.
         reads: states that a token reads, of PoM with `frame_causal`, see `nn.PoM`.
-        context_frames: n frames of patches before its own that a token sees around its place, see
+        past_frames: n frames of patches before its own that a token sees around its place, see
             `nn.video_embeddings.ContextEmbedding`; needs `frame_causal`.
         rotary: rotary positions on the axes of time, rows and columns, of either mixer.
         phase_periods: periods, in patches, of a phase read on rows and columns (see `nn.Phase`); () for none.
@@ -126,7 +126,7 @@ class Polymorpher(nn.Module):
     gate_heads: int = 1
     groups: int = 1
     reads: tuple[str, ...] = ("all",)
-    context_frames: int = 0
+    past_frames: int = 0
     rotary: bool = False
     phase_periods: tuple[float, ...] = ()
     num_heads: int = 1
@@ -184,9 +184,12 @@ class Polymorpher(nn.Module):
         places = jnp.tile(self._places(grid, first), (1, 1 + drafts, 1))
         tokens = (tokens + places).astype(tokens.dtype)
         past = self._no_frames(len(x), x.shape[2:4]) if states is None else states.frames
-        if self.context_frames:
-            before, past = frames_before(frames_of_patches(x, self.frame_patch), past, drafts)
-            tokens += ContextEmbedding(self.width, self.patch_size, self.dtype, name="context")(before)
+        if self.past_frames:
+            # Before a frame of a draft lie those of the clip.
+            clip = frames_of_patches(x[:, : grid[0] * self.frame_patch], self.frame_patch)
+            before, past = frames_before(clip, past)
+            context = ContextEmbedding(self.width, self.patch_size, self.dtype, name="context")(before)
+            tokens += jnp.tile(context, (1, 1 + drafts, 1))
         given = self._given(t.reshape(len(x), -1), text, grid, first, drafts)
         block = self._block(grid, drafts)
         carried = None if states is None else states.blocks
@@ -221,7 +224,7 @@ class Polymorpher(nn.Module):
 
     def _no_frames(self, batch: int, size: tuple[int, ...]) -> jax.Array:
         """[n, B, H, W, C] of what is before the first frame."""
-        return jnp.zeros((self.context_frames, batch, *size, self.frame_patch * self.channels))
+        return jnp.zeros((self.past_frames, batch, *size, self.frame_patch * self.channels))
 
     def _places(self, grid: tuple[int, int, int], first: int | jax.Array) -> jax.Array:
         """[1 or T, H, W, D] positions that are added to the tokens, as [1, N, D]."""

@@ -59,9 +59,14 @@ def check_polymorpher(m: Any) -> None:
             f"model.reads={m.reads} tells a frame's own tokens from those before, which is of PoM with "
             "model.frame_causal=True: set it, or leave reads at ('all',)"
         )
-    if m.context_frames and not m.frame_causal:
+    if m.past_frames and m.past_frames >= m.frames // m.frame_patch:
         raise InputError(
-            f"model.context_frames={m.context_frames} are frames before a token's own: set "
+            f"model.past_frames={m.past_frames} must be less than the {m.frames // m.frame_patch} frames of "
+            "patches of a clip: no frame has so many before it"
+        )
+    if m.past_frames and not m.frame_causal:
+        raise InputError(
+            f"model.past_frames={m.past_frames} are frames before a token's own: set "
             "model.frame_causal=True, or leave it 0"
         )
     if m.vocabulary == 1:
@@ -97,8 +102,8 @@ def check_call(m: Any, x: jax.Array, t: jax.Array, text: Any, states: Any, draft
         raise InputError(
             "states are carried from frame to frame and drafts read those before: they need frame_causal=True"
         )
-    past = (m.context_frames, len(x), *x.shape[2:4], m.frame_patch * m.channels)
-    if states is not None and m.context_frames and states.frames.shape != past:
+    past = (m.past_frames, len(x), *x.shape[2:4], m.frame_patch * m.channels)
+    if states is not None and m.past_frames and states.frames.shape != past:
         raise InputError(
             f"the states carry frames of shape {states.frames.shape}, and clips {x.shape} follow frames "
             f"{past}: make states with init_states(batch, (height, width))"

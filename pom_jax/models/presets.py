@@ -41,7 +41,7 @@ VIDEO_SIZES = {"S": SIZES["S"], "B": SIZES["B"], "XL": SIZES["XL"] | {"depth": 2
 _VIDEO = {name: _POM[name] for name in ("form", "degree", "expansion", "gate_heads", "groups", "rotary")}
 _VIDEO |= {"phase_periods": (), "head_width": 0, "clamp": 0.0, "frame_patch": 2, "frame_causal": False}
 _VIDEO |= {"reads": ("all",), "order": "text_first", "positions": "sincos_phase"}
-_VIDEO |= {"time_token": False, "pooled_text": False, "context_frames": 0}
+_VIDEO |= {"time_token": False, "pooled_text": False, "past_frames": 0}
 VIDEO_FAMILIES = {
     "Polymorpher": _VIDEO | {"mixer": "pom"},
     "TextVideoDiT": _VIDEO | {"mixer": "attention"},

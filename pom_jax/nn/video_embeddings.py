@@ -62,9 +62,9 @@ class PooledText(nn.Module):
 class ContextEmbedding(nn.Module):
     """What the frames before a patch's own show around its place, as an addition to its token.
 
-    A local path beside the state, which is global: what moves by less than half a patch from frame to frame
-    lies in the window. Frames before are joined as further channels, as image-to-video models and GameNGen
-    (arXiv 2408.14837) join theirs; the windows overlap as the patches of a strided convolution do.
+    A local path beside the state, which is global: what moved by no more than half a patch since a frame lies
+    in the window that is cut out of it. Frames before are joined as further channels, as image-to-video
+    models and GameNGen (arXiv 2408.14837) join theirs; the windows overlap as a strided convolution's do.
 
     Attributes:
         features: width D of the tokens.
@@ -97,22 +97,20 @@ def cut_windows(frames: jax.Array, patch: int) -> jax.Array:
     return found.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, -1, side**2 * c)
 
 
-def frames_before(frames: jax.Array, past: jax.Array, drafts: int = 0) -> tuple[jax.Array, jax.Array]:
+def frames_before(frames: jax.Array, past: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The n frames before each frame.
 
     Args:
-        frames: [B, F, H, W, C], or a clip and its drafts one after another, [B, (1 + drafts) F, H, W, C]:
-            before a frame of a draft lie those of the clip.
+        frames: [B, F, H, W, C].
         past: [n, B, H, W, C] before the first of them, the newest last.
-        drafts: of the clip.
 
     Returns:
-        [B, (1 + drafts) F, H, W, n C], the newest last, and the n last frames [n, B, H, W, C].
+        [B, F, H, W, n C], the newest last, and the n last frames [n, B, H, W, C].
     """
-    count, length = len(past), frames.shape[1] // (1 + drafts)
-    line = jnp.concatenate([jnp.moveaxis(past, 0, 1).astype(frames.dtype), frames[:, :length]], axis=1)
-    before = jnp.concatenate([line[:, i : i + length] for i in range(count)], axis=-1)
-    return jnp.tile(before, (1, 1 + drafts, 1, 1, 1)), jnp.moveaxis(line[:, length:], 1, 0)
+    length = frames.shape[1]
+    line = jnp.concatenate([jnp.moveaxis(past, 0, 1).astype(frames.dtype), frames], axis=1)
+    before = jnp.concatenate([line[:, i : i + length] for i in range(len(past))], axis=-1)
+    return before, jnp.moveaxis(line[:, length:], 1, 0)
 
 
 def frames_of_patches(clips: jax.Array, frame_patch: int) -> jax.Array:

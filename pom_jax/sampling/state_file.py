@@ -83,6 +83,11 @@ def read_state(
         with np.load(path, allow_pickle=False) as content:
             about = json.loads(str(content["about"]))
             if about["format"] != FORMAT:
+                if str(about["format"]).startswith("pom_jax stream"):
+                    raise InputError(
+                        f"{path} was written by another version of pom_jax (format {about['format']!r}, here "
+                        f"{FORMAT!r}): draw these films anew"
+                    )
                 raise ValueError(f"format {about['format']!r}")
             arrays = {name: content[name] for name in content.files}
     except BROKEN_NPZ as error:

@@ -30,8 +30,9 @@ CHANGEABLE = (
 # Fields of the training sections that runs older than them lack, and what they stood at.
 ADDED = {"init_from": "", "init_step": -1, "init_ema": 0, "init_state": False, "optimizer.decay_from": 0}
 ADDED |= {"optimizer.moments": "float32", "model.family": "dipom", "diffusion.frame_times": "shared"}
-ADDED |= {"diffusion.given_frames": 0, "diffusion.drafts": 0, "diffusion.stills": 0}
+ADDED |= {"diffusion.given_frames": 0, "diffusion.drafts": 0}
 ADDED |= {"diffusion.film_every": 1, "diffusion.still_frames": 0}
+ADDED |= {"diffusion.stills": 0}  # was there for a while: such runs go on if they had none
 
 
 def check_config(config: ConfigDict) -> None:

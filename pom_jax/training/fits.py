@@ -9,6 +9,7 @@ import jax
 from pom_jax.errors import InputError
 from pom_jax.training.estimate import estimate
 from pom_jax.training.memory import Memory
+from pom_jax.training.objective import frame_times
 from pom_jax.training.run import Run
 
 REMAT = ("none", "dots", "states", "full")  # each keeps less than the one before
@@ -55,7 +56,9 @@ def _savings_at_work(needed: Memory, run: Run) -> list[tuple[float, str]]:
     policies = REMAT[REMAT.index(run.config.model.remat) + 1 :]
     changes: list[tuple[str, Any]] = [("model.remat", policy) for policy in policies]
     cuts = math.prod(run.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
-    if batch % (2 * slices * cuts) == 0:
+    frames, _ = frame_times(run.config)
+    every = 1 if frames is None else frames.film_every
+    if batch % (2 * slices * cuts * every) == 0:
         changes += [("optimizer.accumulate", 2 * slices), ("data.batch_size", batch // 2)]
     with jax.set_mesh(run.mesh):
         work = estimate(run).work

@@ -81,12 +81,12 @@ def _clip_products(model: Mapping[str, Any], times: int, takes: int) -> int:
         mixers += _pom_products(dict(model) | {"phase_periods": ()}, tokens, text, states=times)
     block = mixers + tokens * 2 * model["ffn_expansion"] * width**2 + times * 11 * width**2
     patch = model["frame_patch"] * model["patch_size"] ** 2 * model["channels"]
-    windows = model["context_frames"] * (model["patch_size"] // 2 * 2 + model["patch_size"]) ** 2
+    windows = model["past_frames"] * (model["patch_size"] // 2 * 2 + model["patch_size"]) ** 2
     context = tokens * windows * model["frame_patch"] * model["channels"] * width
-    ends = context + 2 * tokens * patch * width + times * (2 * 4 + 2) * width**2
+    ends = 2 * tokens * patch * width + times * (2 * 4 + 2) * width**2
     words = model["text_length"] * model["text_width"] * width
     pooled = 4 * (model["text_width"] + width) * width if model["pooled_text"] else 0
-    return takes * (model["depth"] * block + ends) + words + pooled
+    return takes * (model["depth"] * block + ends) + context + words + pooled
 
 
 def _pom_products(

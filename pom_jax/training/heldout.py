@@ -52,8 +52,9 @@ def make_heldout_loss(config: ConfigDict, model: nn.Module, source: Source) -> A
     def one_batch(params: Any, batch: Batch, index: jax.Array) -> BinnedLoss:
         image_key, loss_key = jax.random.split(jax.random.fold_in(key, index))
         x, given = images(batch, image_key, source.manifest), conditions.condition(config.model, batch)
-        losses = objective(params, loss_key, x, given, batch["valid"])
-        return loss_by_bins(losses.per_example, losses.t, BINS, losses.weight)
+        parts = objective(params, loss_key, x, given, batch["valid"])
+        bins = [loss_by_bins(part.per_example, part.t, BINS, part.weight) for part in parts]
+        return jax.tree.map(lambda *sums: sum(sums), *bins)
 
     def heldout_loss(params: Any, batches: Batch) -> Metrics:
         count = len(batches["valid"])

@@ -1,7 +1,7 @@
 """What a batch is learned as: images; or clips, as films and, frame by frame, as pictures."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -39,33 +39,35 @@ class Objective:
     count: int
 
     def __call__(
-        self, params: Any, key: jax.Array, x: jax.Array, given: Any, counts: jax.Array | None = None
-    ) -> Losses:
-        """The losses of images or clips.
+        self, params: Any, key: jax.Array, x: jax.Array, given: Any, weights: jax.Array | None = None
+    ) -> tuple[Losses, ...]:
+        """The losses of images or clips; their `mean_loss` is what is trained on.
 
         Args:
             params: of the model.
             key: of all draws.
             x: [B, ...] clean images or clips.
             given: labels [B] or a `Text`.
-            counts: [B] what each counts, for instance 0 where it only fills up the batch; all 1 by default.
+            weights: [B] what each counts, for instance 0 where it only fills up the batch; all 1 by default.
 
         Returns:
-            Losses [B] of images; of clips those of all frames of the films, then of the stills. Each frame
-            counts alike.
+            Losses [B] of images; or [B / film_every, takes F] of films ([B / film_every, 1] with shared
+            times), and [B still_frames, 1] of stills if there are any. Each frame that is learned counts
+            alike.
         """
         if self.frames is None:
-            return self._losses(params, key, x, given, counts, None, 0)
-        film_key, still_key, choice_key = jax.random.split(key, 3)
+            return (self._losses(params, key, x, given, weights, None),)
         every, stills = self.frames.film_every, self.frames.still_frames
-        film, told, count = jax.tree.map(lambda leaf: one_of(leaf, every), (x, given, counts))
-        losses = self._losses(params, film_key, film, told, count, self.frames, self.count)
+        films, texts, counts = jax.tree.map(lambda leaf: first_of(leaf, every), (x, given, weights))
+        losses = self._losses(params, key, films, texts, counts, self.frames)
         if not stills:
-            return losses
+            return (losses,)
+        if self.frames.kind == "shared":  # one loss for all frames
+            losses = losses._replace(weight=losses.weight * self.count)
+        choice_key, still_key = jax.random.split(jax.random.fold_in(key, 1))
         pictures = choose_frames(choice_key, x, self.count, stills)
-        told, count = jax.tree.map(lambda leaf: jnp.repeat(leaf, stills, axis=0), (given, counts))
-        more = self._losses(params, still_key, pictures, told, count, PICTURES, 1)
-        return jax.tree.map(lambda a, b: jnp.concatenate([a.ravel(), b.ravel()]), losses, more)
+        texts, weights = jax.tree.map(lambda leaf: jnp.repeat(leaf, stills, axis=0), (given, weights))
+        return losses, self._losses(params, still_key, pictures, texts, weights, PICTURES)
 
     def _losses(
         self,
@@ -73,25 +75,30 @@ class Objective:
         key: jax.Array,
         x: jax.Array,
         given: Any,
-        counts: jax.Array | None,
+        weights: jax.Array | None,
         frames: FrameTimes | None,
-        count: int,
     ) -> Losses:
         predict = network(self.model, params, frames)
         settings: dict[str, Any] = {"path": self.path, "prediction": self.prediction}
-        settings |= {"frames": frames, "count": count}
+        settings |= {"frames": frames, "count": 1 if frames is PICTURES else self.count}
         if self.times is None:
             losses = validation_loss(lambda x, t: predict(x, t, given=given), key, x, **settings)
         else:
             settings["times"] = self.times
             losses = diffusion_loss(lambda x, t: predict(x, t, given=given), key, x, **settings)
-        if counts is None:
+        if weights is None:
             return losses
-        return losses._replace(weight=losses.weight * counts.reshape(-1, *[1] * (losses.weight.ndim - 1)))
+        return losses._replace(weight=losses.weight * weights.reshape(-1, *[1] * (losses.weight.ndim - 1)))
+
+
+def mean_loss(parts: Sequence[Losses]) -> jax.Array:
+    """The mean of all that counts, a scalar."""
+    total = sum(jnp.sum(part.per_example * part.weight) for part in parts)
+    return jnp.asarray(total / sum(jnp.sum(part.weight) for part in parts))
 
 
 def make_objective(config: ConfigDict, model: nn.Module, *, heldout: bool = False) -> Objective:
-    """The objective of a configuration, for training or for the held-out loss.
+    """The objective of a configuration, for training or for the held-out loss, where every clip is a film.
 
     Raises:
         InputError: see `frame_times`.
@@ -134,7 +141,7 @@ def network(model: nn.Module, params: Any, frames: FrameTimes | None = None) -> 
     return apply
 
 
-def one_of(leaf: jax.Array, every: int) -> jax.Array:
+def first_of(leaf: jax.Array, every: int) -> jax.Array:
     """The first of every so many: [B, ...] -> [B / every, ...]; each device keeps its own."""
     return leaf.reshape(-1, every, *leaf.shape[1:])[:, 0]
 

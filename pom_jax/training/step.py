@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from pom_jax.data.pipeline import Affine, images
 from pom_jax.training import conditions, ema
-from pom_jax.training.objective import make_objective
+from pom_jax.training.objective import make_objective, mean_loss
 from pom_jax.training.optim import make_schedule
 from pom_jax.training.state import TrainState
 
@@ -102,7 +102,7 @@ def make_gradient(
         x = images(batch, image_key, affine)
         given = conditions.condition(config.model, batch)
         given = conditions.drop(config.model, given, label_key, config.diffusion.label_dropout)
-        return objective(params, loss_key, x, given).mean
+        return mean_loss(objective(params, loss_key, x, given))
 
     def gradient(params: Any, key: jax.Array, batch: Batch) -> tuple[jax.Array, Any]:
         if slices == 1:
