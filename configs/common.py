@@ -127,11 +127,11 @@ def video_base() -> ConfigDict:
             # frames before it ("teacher_forcing"): what is generated frame after frame reads clean frames.
             # All but "shared" need model.frame_causal=True.
             "frame_times": "shared",
-            "given_frames": 0,  # clean_past, teacher_forcing: frames of patches at the start, not learned
+            "given_frames": 0,  # clean_past, teacher_forcing: first frames that films do not learn
             "drafts": 0,  # teacher_forcing: noisy drafts of a film, at least 1; 0 with any other
             "film_every": 1,  # of so many clips of a batch one is learned as a film, 1 = all
             "still_frames": 0,  # frames of patches of each clip, drawn at random, learned as pictures
-            # A step runs (1 + drafts) frames / film_every + still_frames frames for each clip.
+            # A step runs (1 + drafts) F / film_every + still_frames frames of patches for each clip of F.
         }
     )
     config.sampling.update({"guidance": 3.0, "num": 8})  # the authors draw with w = 2

@@ -18,21 +18,22 @@ What the recipe rests on:
   less exactly, and change in the course of a film.
 - Teacher forcing: noisy drafts of a film, each frame of which reads the clean frames before it. So training
   sees what a film sees when it is drawn, and every draft counts.
-- Stills: of sixteen clips two are learned as films and four frames of each as pictures. Only a first frame is
-  drawn from the caption alone, and what a caption asks for is learned from many clips sooner than from two:
-  with as many frames of the same two, 62 % of first frames showed the digit of the caption after 2,400 steps,
-  82 % so.
-- The pooled text: without it a caption of four words is hardly learned in this time.
+- Stills (not `memory`, whose first frame is given): of sixteen clips two are learned as films, of all four
+  frames each as pictures. Only a first frame is drawn from the caption alone, and what a caption asks for is
+  learned sooner from many clips: after 2,400 steps 82 % of first frames showed the digit of the caption with
+  stills of sixteen clips, 62 % with as many of two.
+- The pooled text (not `memory`): without it a caption of four words is hardly learned in this time.
 - The phase reads' periods of 4 and 2 patches: the state of a frame of 4 x 4 patches then holds every spatial
   frequency there is, so that a token can tell each place of the frame before from all others.
 - The network predicts the data: what it has to copy from frame to frame is then its output itself. Times are
   shifted towards the noise, where it has nothing else to copy from.
-- Much guidance for first frames, little behind finished ones, where it makes a film drift. Few steps: what
-  comes next is hardly in doubt.
+- Much guidance for first frames (not `memory`), little behind finished ones, where it makes a film drift.
+  Few steps: what comes next is hardly in doubt.
 
 Devices: made for one CPU. Cost: 0.79 million parameters (`memory` 0.91, `attention` 0.56); 128 tokens a clip,
 4,400 steps of 112 frames (`memory`: 7,500 of 64). About ten minutes on two cores of a shared machine, eight
-for `memory`; its speed varies by a third.
+for `memory`; its speed varies by a third. At most two
+devices share such a batch; more need a larger data.batch_size.
 
 Expected result: digits that move and bounce. `memory`, test split, 200 clips that go on for 16 frames from a
 real one: 98 % of the first drawn frames show its digit, 96 % of all, 94 % of the 16th (98 % of real ones do);

@@ -142,7 +142,13 @@ def workdir(tmp_path_factory, folder):
 def test_a_workdir_is_scored_from_end_to_end(workdir, tmp_path):
     said = []
     report = evaluate_workdirs(
-        [workdir], ["text", "length"], split="validation", num=30, guidance=1.0, say=said.append
+        [workdir],
+        ["text", "length"],
+        split="validation",
+        num=30,
+        guidance=1.0,
+        later_guidance=1.0,
+        say=said.append,
     )
     assert "[1/2] text: drawing 30 clips of 3 frames, streamed: moving_digits" in said
     assert [found.protocol for found in report.found] == ["text", "length"]

@@ -1,4 +1,4 @@
-"""Times of the frames of a clip: one for all, or each its own, for a model that reads finished frames."""
+"""What clips are learned as, and the times of their frames: one for all, or each its own."""
 
 import dataclasses
 from typing import Any, NamedTuple

@@ -23,11 +23,6 @@ class Losses(NamedTuple):
     t: jax.Array
     weight: jax.Array
 
-    @property
-    def mean(self) -> jax.Array:
-        """What is trained on, a scalar: the mean of what counts."""
-        return jnp.sum(self.per_example * self.weight) / jnp.sum(self.weight)
-
 
 def _errors(
     predict: Predict, key: jax.Array, x: jax.Array, times: Times, path: Path, prediction: str, takes: int
@@ -71,7 +66,7 @@ def diffusion_loss(
         count: F, how many frames of a clip have a time of their own; divides T.
 
     Returns:
-        Losses per example; their mean is the training loss.
+        Losses per example, or per frame, with what each counts.
 
     Raises:
         InputError: unknown prediction.

@@ -51,7 +51,8 @@ class States(NamedTuple):
 
     Attributes:
         blocks: states of the mixers, a tree of arrays with a leading axis of layers.
-        frames: [n, B, H, W, C] the last n frames of patches themselves (`past_frames`), the newest last.
+        frames: [n, B, H, W, frame_patch C] the last n frames of patches themselves (`past_frames`), the
+            newest last.
     """
 
     blocks: Any
@@ -223,7 +224,7 @@ class Polymorpher(nn.Module):
         return States(blocks, self._no_frames(batch, size or (self.frame_height, self.frame_width)))
 
     def _no_frames(self, batch: int, size: tuple[int, ...]) -> jax.Array:
-        """[n, B, H, W, C] of what is before the first frame."""
+        """[n, B, H, W, frame_patch C] of what is before the first frame."""
         return jnp.zeros((self.past_frames, batch, *size, self.frame_patch * self.channels))
 
     def _places(self, grid: tuple[int, int, int], first: int | jax.Array) -> jax.Array:

@@ -102,6 +102,8 @@ def check_call(m: Any, x: jax.Array, t: jax.Array, text: Any, states: Any, draft
         raise InputError(
             "states are carried from frame to frame and drafts read those before: they need frame_causal=True"
         )
+    if states is not None and not hasattr(states, "frames"):
+        raise InputError("states must be those of init_states(batch, (height, width)), or what a call left")
     past = (m.past_frames, len(x), *x.shape[2:4], m.frame_patch * m.channels)
     if states is not None and m.past_frames and states.frames.shape != past:
         raise InputError(

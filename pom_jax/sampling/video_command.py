@@ -266,6 +266,8 @@ def _advice(generator: VideoGenerator, asked: _Asked) -> str:
     note = f"note: the run was trained with diffusion.frame_times='{kind}': "
     if asked.joint and kind in ("clean_past", "teacher_forcing") and asked.frames > patch:
         return f"{note}frames drawn all at once lack the finished ones that it reads; leave out --joint"
+    if not asked.joint and kind == "teacher_forcing" and min(asked.frames, asked.chunk or patch) > patch:
+        return f"{note}frames of one chunk read each other noisy, which it never saw; leave out --chunk"
     if not asked.joint and kind == "shared" and (asked.past or asked.frames > (asked.chunk or patch)):
         return f"{note}frames that read finished ones fall apart" + "; draw with --joint" * (not asked.past)
     return ""

@@ -32,7 +32,7 @@ ADDED = {"init_from": "", "init_step": -1, "init_ema": 0, "init_state": False, "
 ADDED |= {"optimizer.moments": "float32", "model.family": "dipom", "diffusion.frame_times": "shared"}
 ADDED |= {"diffusion.given_frames": 0, "diffusion.drafts": 0}
 ADDED |= {"diffusion.film_every": 1, "diffusion.still_frames": 0}
-ADDED |= {"diffusion.stills": 0}  # was there for a while: such runs go on if they had none
+ADDED |= {"diffusion.stills": 0}  # no longer there: a run that had some cannot go on
 
 
 def check_config(config: ConfigDict) -> None:

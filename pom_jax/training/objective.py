@@ -103,10 +103,12 @@ def make_objective(config: ConfigDict, model: nn.Module, *, heldout: bool = Fals
     Raises:
         InputError: see `frame_times`.
     """
+    path, prediction = make_path(config.diffusion), config.diffusion.prediction
     times = None if heldout else make_times(config.diffusion)
-    return Objective(
-        model, make_path(config.diffusion), config.diffusion.prediction, times, *frame_times(config)
-    )
+    frames, count = frame_times(config)
+    if heldout and frames is not None:
+        frames = dataclasses.replace(frames, film_every=1)
+    return Objective(model, path, prediction, times, frames, count)
 
 
 def frame_times(config: ConfigDict) -> tuple[FrameTimes | None, int]:
