@@ -91,8 +91,10 @@ def measure_film(frames: int, rounds: int) -> list[dict[str, float]]:
             if mixer == "attention" and number in wanted:
                 # The cache as it stands then: what is in it does not matter to time and memory.
                 past = (number - 1) * SIZES["frame_height"] * SIZES["frame_width"] // SIZES["patch_size"] ** 2
-                cache = (jnp.ones((*a.shape[:2], past, *a.shape[3:])) for a in jax.tree.leaves(state.blocks))
-                state = state._replace(blocks=jax.tree.unflatten(jax.tree.structure(state.blocks), cache))
+                grow = functools.partial(lambda n, a: jnp.ones((*a.shape[:2], n, *a.shape[3:])), past)
+                state = state._replace(blocks=jax.tree.map(grow, state.blocks))
+                )
+                state = state._replace(blocks=cache)
             if compiled is None or (mixer == "attention" and number in wanted):
                 compiled = jax.jit(step).lower(params, state, jnp.int32(0)).compile()
             if number in wanted:

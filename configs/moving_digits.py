@@ -32,8 +32,8 @@ What the recipe rests on:
 
 Devices: made for one CPU. Cost: 0.79 million parameters (`memory` 0.91, `attention` 0.56); 128 tokens a clip,
 4,400 steps of 112 frames (`memory`: 7,500 of 64). About ten minutes on two cores of a shared machine, eight
-for `memory`; its speed varies by a third. At most two
-devices share such a batch; more need a larger data.batch_size.
+for `memory`; its speed varies by a third. At most two devices can share such a batch; for more set a larger
+data.batch_size.
 
 Expected result: digits that move and bounce. `memory`, test split, 200 clips that go on for 16 frames from a
 real one: 98 % of the first drawn frames show its digit, 96 % of all, 94 % of the 16th (98 % of real ones do);

@@ -148,6 +148,9 @@ def test_a_batch_is_learned_as_some_films_and_stills_of_all(kind: str, folder: P
 
     other_films, other_stills = run(x, text._replace(tokens=text.tokens.at[1].set(3)), weights)
     np.testing.assert_array_equal(other_films.per_example, films.per_example)  # clip 1 is no film
+    heldout = jax.jit(make_objective(config, model, heldout=True))(params, keys[2], x, text, weights)
+    assert [len(part.weight) for part in heldout] == [4, 12], "held out, every clip is a film"
+
     moved = np.flatnonzero(np.abs(np.asarray(other_stills.per_example - stills.per_example)) > 1e-6)
     assert set(moved) == {3, 4, 5}
 

@@ -1,6 +1,7 @@
 """What a batch is learned as: images; or clips, as films and, frame by frame, as pictures."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -56,10 +57,10 @@ class Objective:
             alike.
         """
         if self.frames is None:
-            return (self._losses(params, key, x, given, weights, None),)
+            return (self._losses(params, key, x, given, weights, None, 0),)
         every, stills = self.frames.film_every, self.frames.still_frames
         films, texts, counts = jax.tree.map(lambda leaf: first_of(leaf, every), (x, given, weights))
-        losses = self._losses(params, key, films, texts, counts, self.frames)
+        losses = self._losses(params, key, films, texts, counts, self.frames, self.count)
         if not stills:
             return (losses,)
         if self.frames.kind == "shared":  # one loss for all frames
@@ -67,7 +68,7 @@ class Objective:
         choice_key, still_key = jax.random.split(jax.random.fold_in(key, 1))
         pictures = choose_frames(choice_key, x, self.count, stills)
         texts, weights = jax.tree.map(lambda leaf: jnp.repeat(leaf, stills, axis=0), (given, weights))
-        return losses, self._losses(params, still_key, pictures, texts, weights, PICTURES)
+        return losses, self._losses(params, still_key, pictures, texts, weights, PICTURES, 1)
 
     def _losses(
         self,
@@ -77,15 +78,18 @@ class Objective:
         given: Any,
         weights: jax.Array | None,
         frames: FrameTimes | None,
+        count: int,
     ) -> Losses:
-        predict = network(self.model, params, frames)
-        settings: dict[str, Any] = {"path": self.path, "prediction": self.prediction}
-        settings |= {"frames": frames, "count": 1 if frames is PICTURES else self.count}
-        if self.times is None:
-            losses = validation_loss(lambda x, t: predict(x, t, given=given), key, x, **settings)
-        else:
-            settings["times"] = self.times
-            losses = diffusion_loss(lambda x, t: predict(x, t, given=given), key, x, **settings)
+        loss = validation_loss if self.times is None else functools.partial(diffusion_loss, times=self.times)
+        losses = loss(
+            functools.partial(network(self.model, params, frames), given=given),
+            key,
+            x,
+            path=self.path,
+            prediction=self.prediction,
+            frames=frames,
+            count=count,
+        )
         if weights is None:
             return losses
         return losses._replace(weight=losses.weight * weights.reshape(-1, *[1] * (losses.weight.ndim - 1)))
