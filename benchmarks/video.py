@@ -93,8 +93,6 @@ def measure_film(frames: int, rounds: int) -> list[dict[str, float]]:
                 past = (number - 1) * SIZES["frame_height"] * SIZES["frame_width"] // SIZES["patch_size"] ** 2
                 grow = functools.partial(lambda n, a: jnp.ones((*a.shape[:2], n, *a.shape[3:])), past)
                 state = state._replace(blocks=jax.tree.map(grow, state.blocks))
-                )
-                state = state._replace(blocks=cache)
             if compiled is None or (mixer == "attention" and number in wanted):
                 compiled = jax.jit(step).lower(params, state, jnp.int32(0)).compile()
             if number in wanted:
