@@ -165,7 +165,7 @@ def test_a_step_with_films_and_stills_costs_and_holds_what_is_told_before(folder
         told = estimate(run)
     assert 0.9 < run.flops / compiled.cost_analysis()["flops"] < 1.02
     needed = of_program(compiled, run.state, run.batch)
-    assert 0.8 < told.together / needed.together < 1.25
+    assert 0.8 < told.work / needed.work < 1.25, (told, needed)
 
 
 def test_two_devices_learn_the_films_and_stills_of_one(folder: Path) -> None:
