@@ -142,7 +142,7 @@ def video_base() -> ConfigDict:
 def _optimizer() -> ConfigDict:
     return ConfigDict(
         {
-            "name": "adamw",  # or "lamb"
+            "name": "adamw",  # or "lamb", or "muon" of hidden matrices, with AdamW of everything else
             "learning_rate": 1e-3,
             "schedule": "cosine",  # or constant, linear, sqrt; to zero at train.steps
             "warmup_steps": 10_000,

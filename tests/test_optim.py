@@ -1,5 +1,6 @@
 """Optimisers and averages: what decays, what a layer of a stack gets, and how schedules begin and end."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 from pom_jax import models
 from pom_jax.errors import InputError
@@ -54,6 +56,10 @@ def names(tree: dict) -> dict[str, object]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def is_axes(node: Any) -> bool:
+    return isinstance(node, contrib.MuonDimensionNumbers)
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(("preset", "changes"), KINDS)
 def test_weight_decay_leaves_out_what_is_not_a_matrix(preset: str, changes: dict) -> None:
@@ -99,6 +105,58 @@ def test_lamb_moves_a_kernel_by_a_share_of_its_own_size() -> None:
         moved = updates(optimizer, params, {"kernel": grads})["kernel"]
         sizes.append(float(jnp.linalg.norm(moved) / jnp.linalg.norm(params["kernel"])))
     np.testing.assert_allclose(sizes, 0.1 * np.sqrt(0.5) / 0.5, rtol=1e-5)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(("preset", "changes"), [*KINDS, ("DiPoM-S/2", {"form": "power", "groups": 4})])
+def test_muon_sees_the_matrices_that_the_layers_multiply_by(preset: str, changes: dict) -> None:
+    params = shapes(preset, changes)
+    leaves: dict[str, Any] = names(params)
+    found = {}
+    for path, axes in jax.tree_util.tree_leaves_with_path(optim.hidden_matrices(params), is_leaf=is_axes):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shape = leaves[name].shape
+        found[name] = math.prod(shape[axis] for axis in np.ravel(axes.reduction_axis))
+        assert axes.output_axis == len(shape) - 1
+    inputs = {
+        name: math.prod(leaf.shape[name.startswith("blocks") : -1]) if "/out/" in name else 384
+        for name, leaf in leaves.items()
+        if name.endswith("kernel") and name not in ("patch_embedding/kernel", "out/kernel")
+    }
+    assert found == inputs | ({"blocks/mixer/features/kernel": 96} if "groups" in changes else {})
+
+
+def test_muon_gives_each_layer_degree_and_group_an_orthogonal_update() -> None:
+    mixers = {
+        "polynomial": {"features": {"kernel": jnp.zeros((3, 8, 2, 16))}, "bias": jnp.zeros((3, 2, 16))},
+        "power": {"features": {"kernel": jnp.zeros((3, 2, 8, 16))}, "coefficients": jnp.zeros((3, 32, 2))},
+    }
+    params = {"blocks": mixers}
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), params)
+    scale = 10.0 ** jnp.arange(-3, 3).reshape(3, 2, 1, 1)
+    grads["blocks"]["power"]["features"]["kernel"] *= scale
+    grads["blocks"]["polynomial"]["features"]["kernel"] *= scale.swapaxes(1, 2)
+    config = ADAMW | {"name": "muon", "weight_decay": 0.0}
+    moved = updates(optim.make_optimizer(config, 10), params, grads)["blocks"]
+    for matrices in (
+        moved["polynomial"]["features"]["kernel"].swapaxes(1, 2),
+        moved["power"]["features"]["kernel"],
+    ):
+        sizes = jnp.linalg.svd(matrices, compute_uv=False) / (0.1 * 0.2 * np.sqrt(16))
+        np.testing.assert_allclose(sizes, 1.0, atol=0.4)
+    signs = -jnp.sign(grads["blocks"]["polynomial"]["bias"])
+    np.testing.assert_allclose(moved["polynomial"]["bias"], 0.147 * signs, rtol=1e-2)  # of Adam
+
+
+@pytest.mark.parametrize("moments", optim.MOMENTS)
+def test_muon_keeps_one_moment_of_a_matrix_in_the_precision_asked_for(moments: str) -> None:
+    params = {"blocks": {"features": {"kernel": jnp.ones((3, 8, 16))}}}
+    optimizer = optim.make_optimizer(ADAMW | {"name": "muon", "moments": moments}, 10)
+    state = optimizer.init(params)
+    for _ in range(2):
+        _, state = optimizer.update(params, state, params)
+    kept = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (3, 8, 16)]
+    assert [leaf.dtype for leaf in kept] == [moments]
 
 
 def test_clipping_bounds_the_whole_gradient() -> None:

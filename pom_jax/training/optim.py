@@ -1,5 +1,6 @@
-"""Optimisers: AdamW and LAMB with warm-up, decay, clipping and a weight-decay mask."""
+"""Optimisers: AdamW, LAMB and Muon with warm-up, decay, clipping and a weight-decay mask."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax import contrib
 
 from pom_jax.errors import choose
+from pom_jax.training.digest import path_name
 
-OPTIMIZERS = ("adamw", "lamb")
+OPTIMIZERS = ("adamw", "lamb", "muon")
 MOMENTS = ("float32", "bfloat16")
 SCHEDULES: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "constant": lambda u: jnp.ones_like(u),
@@ -19,6 +22,7 @@ SCHEDULES: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "sqrt": lambda u: 1.0 - jnp.sqrt(u),
 }
 _DECAYED = ("kernel", "coefficients")  # names of the parameters that weight decay applies to
+_OUTER = ("patch_embedding/kernel", "context/windows/kernel", "out/kernel")  # they read and write samples
 
 
 def learning_rate(
@@ -146,6 +150,68 @@ def lamb(
     return optax.GradientTransformation(init, update)
 
 
+def hidden_matrices(params: Any) -> Any:
+    """The matrices that Muon makes orthogonal: what maps tokens, texts or times from layer to layer.
+
+    Each degree, each read of a state, each head and each modulation has a matrix of its own, but the output
+    of a mixer is one matrix. Left to Adam: biases, norms, tables, coefficients, and the projections of
+    samples into the network and out of it.
+
+    Args:
+        params: of any model; an optimiser of a part of them may have put `optax.MaskedNode` for others.
+
+    Returns:
+        A tree like `params` of their axes (`contrib.MuonDimensionNumbers`), None where there is none.
+    """
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda n: isinstance(n, optax.MaskedNode))
+    names = {path_name(path) for path, _ in nodes}
+
+    def axes(path: tuple, leaf: Any) -> contrib.MuonDimensionNumbers | None:
+        name, first = path_name(path), int(path[0].key == "blocks")
+        if not name.endswith("kernel") or name in _OUTER:
+            return None
+        if name.endswith("/out/kernel"):
+            return contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
+        # Features of the power form are one matrix, [D, E], or one for each group, [G, D/G, E/G].
+        power = name.replace("features/kernel", "coefficients") in names - {name}
+        return contrib.MuonDimensionNumbers(leaf.ndim - 2 if power else first, leaf.ndim - 1)
+
+    return jax.tree.map_with_path(axes, params)
+
+
+def muon(
+    rate: optax.ScalarOrSchedule,
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) of the hidden matrices, with one moment, and Adam of everything else.
+
+    Updates have the root mean square of AdamW's (0.2, arXiv 2502.16982), so a learning rate of AdamW is a
+    good first one here.
+
+    Args:
+        rate: learning rate of both, or a function of the update count.
+        b1, b2: of Adam; Muon's momentum is 0.95.
+        eps: of both.
+        weight_decay: of the hidden matrices alone.
+        mu_dtype: of the first moments; float32 by default.
+    """
+    return contrib.muon(
+        rate,
+        eps=eps,
+        weight_decay=weight_decay,
+        mu_dtype=mu_dtype,
+        adam_b1=b1,
+        adam_b2=b2,
+        muon_weight_dimension_numbers=hidden_matrices,
+        consistent_rms=0.2,
+    )
+
+
 class NarrowState(NamedTuple):
     """Updates made, and the state of an optimiser whose float32 arrays are kept in bfloat16."""
 
@@ -236,12 +302,14 @@ def make_optimizer(config: Mapping[str, Any], total_steps: int) -> optax.Gradien
     schedule = make_schedule(config, total_steps)
     schedule(0)  # an unknown name fails here, not inside the compiled step
     constants = {name: config[name] for name in ("b1", "b2", "eps", "weight_decay")}
-    if choose("optimizer.name", config["name"], OPTIMIZERS) == "adamw":
-        optimizer = optax.adamw(schedule, mask=decay_mask, **constants)
+    name, narrow = config["name"], choose("optimizer.moments", config["moments"], MOMENTS) == "bfloat16"
+    if choose("optimizer.name", name, OPTIMIZERS) == "muon":
+        optimizer = muon(schedule, mu_dtype=jnp.bfloat16 if narrow else None, **constants)
     else:
-        optimizer = lamb(schedule, **constants)
-    if choose("optimizer.moments", config["moments"], MOMENTS) == "bfloat16":
-        optimizer = narrow_moments(optimizer)
+        make = lamb if name == "lamb" else functools.partial(optax.adamw, mask=decay_mask)
+        optimizer = make(schedule, **constants)
+        if narrow:
+            optimizer = narrow_moments(optimizer)
     if config["clip_norm"] > 0:
         optimizer = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
     return optimizer
