@@ -68,6 +68,7 @@ def base() -> ConfigDict:
             "start": 0,  # the averages copy the parameters up to this update
             "every": 1,  # updates between two averagings
             "power": 2 / 3,  # ramp: the decay after n averagings is at most 1 - (1 + n) ** -power
+            "offload": False,  # True: the averages wait in the host's memory, and come for each update
         }
     )
     config.train = _train()
@@ -154,6 +155,7 @@ def _optimizer() -> ConfigDict:
             "clip_norm": 1.0,  # of the whole gradient; 0 = off
             "accumulate": 1,  # slices of the batch computed one after the other, for less memory
             "moments": "float32",  # or "bfloat16": half the optimiser's memory, rounded by chance
+            "offload": False,  # True: the moments wait in the host's memory, and come for each update
         }
     )
 
@@ -208,7 +210,8 @@ def imagenet(preset: str, variant: str | None = None, latent_side: int = 32) -> 
     averages over 8 of them, `--config.mesh.context=8` the tokens of each image, of which PoM sends none, and
     `--config.mesh.tensor=2` the layers. `--config.model.remat=states` trades time for memory,
     `--config.optimizer.accumulate=4` computes the batch in 4 slices, and
-    `--config.optimizer.moments=bfloat16` halves the optimiser's memory. With `--dry-run=64` the command says
+    `--config.optimizer.moments=bfloat16` halves the optimiser's memory; `--config.optimizer.offload=True` and
+    `--config.ema.offload=True` keep moments and averages in the host's. With `--dry-run=64` the command says
     what such a step needs of each of 64 devices, and what they send each other, on any machine.
 
     Where the values come from:

@@ -32,6 +32,7 @@ def test_a_step_is_planned_without_data_devices_or_a_trace(tmp_path: Path) -> No
         "--config.model.width=64",
         "--config.model.depth=3",
         "--config.data.dir=nowhere",
+        "--config.ema.offload=True",
         folder=tmp_path,
     )
     assert ended.returncode == 0, ended.stderr
@@ -43,6 +44,8 @@ def test_a_step_is_planned_without_data_devices_or_a_trace(tmp_path: Path) -> No
     assert compiled == estimated
     assert 1.9 < float(lines["optimiser"][0]) / compiled < 2.1, "two moments"
     assert float(lines["work"][0]) > 0
+    assert lines["averages"] == ["0.00"] * 3
+    assert lines["kept"] == ["on", "the", "host", *lines["parameters"]]
     rows = [line.split() for line in said.splitlines() if line.startswith("  all-gather")]
     turns = {row[1]: int(row[3]) for row in reversed(rows) if row[2].isdigit()}
     assert turns.get("fsdp") == 3, "the weights of each of three layers"

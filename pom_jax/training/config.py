@@ -23,6 +23,7 @@ FEW = 16  # held-out images
 # What may change when a run is resumed: how long, how often, where and how fast, but not what is trained.
 CHANGEABLE = (
     "train.", "log.", "mesh.", "sampling.", "fid.", "model.scan", "model.remat", "data.dir",
+    "optimizer.offload", "ema.offload",
     "data.digest",  # compared by keep_config
     "data.words",  # of the data set
 )  # fmt: skip

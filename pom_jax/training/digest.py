@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pom_jax.training import offload
+
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 _MIX = (np.uint32(0x9E3779B1), np.uint32(0x85EBCA77))  # odd, so that no bit of an index is lost
 
@@ -29,6 +31,7 @@ def leaf_digest(leaf: jax.Array) -> jax.Array:
     Returns:
         [2] uint32.
     """
+    leaf = offload.on_device(leaf)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     if leaf.dtype == jnp.bool_:

@@ -16,7 +16,7 @@ from pom_jax.diffusion.frame_times import FrameTimes
 from pom_jax.models import count_tokens, dummy_inputs
 from pom_jax.ops.mesh import backend, parts
 from pom_jax.training.checkpoint import tree_bytes
-from pom_jax.training.memory import Memory, of_arrays
+from pom_jax.training.memory import Memory, largest_on_host, of_arrays
 from pom_jax.training.objective import PICTURES, frame_times, network
 from pom_jax.training.run import Run
 
@@ -46,7 +46,9 @@ def estimate(run: Run) -> Memory:
         at_work += WEIGHTS_AT_WORK * whole // model.depth
     gradients = arrays.parameters * (1 if slices == 1 else 2)
     during = kept.bytes + gradients + at_work
-    return dataclasses.replace(arrays, work=max(during, kept.bytes + kept.converted))
+    # What comes from the host finds the activations gone; it comes parameter by parameter.
+    update = arrays.parameters + largest_on_host(run.state)
+    return dataclasses.replace(arrays, work=max(during, kept.bytes + kept.converted, update))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,32 +7,42 @@ from typing import Any
 import jax
 
 from pom_jax.errors import InputError
+from pom_jax.ops.mesh import backend
+from pom_jax.training import offload
 from pom_jax.training.estimate import estimate
 from pom_jax.training.memory import Memory
 from pom_jax.training.objective import frame_times
-from pom_jax.training.run import Run
+from pom_jax.training.run import Run, placed
 
 REMAT = ("none", "dots", "states", "full")  # each keeps less than the one before
 
 
-def check_fits(needed: Memory, run: Run, limit: int | None) -> None:
+def check_fits(needed: Memory, run: Run, limit: int | None, host: int | None = None) -> None:
     """Raises InputError if a step needs more than a device has; says by how much and what to turn.
 
     Args:
         needed: of a device.
         run: that needs it.
         limit: `memory.device_bytes()`; nothing is checked where that is not known.
+        host: `memory.host_bytes()`, likewise.
     """
-    if limit is None or needed.together <= limit:
+    if host is not None and needed.host > host:
+        raise InputError(
+            f"what waits on the host needs {_gib(needed.host)} there for each device, whose share of its "
+            f"memory is {_gib(host)}: set optimizer.offload or ema.offload to False, or cut the state over "
+            "more devices with mesh.fsdp"
+        )
+    whole = needed.together + (needed.host if backend() == "cpu" else 0)  # whose memory is the host's
+    if limit is None or whole <= limit:
         return
-    lack = needed.together - limit
+    lack = whole - limit
     what = "a training step" if needed.work else "the state of this run alone"
     known = sorted(_savings(needed, run), reverse=True)
     knobs = [f"{knob} ({_gib(saved)})" for saved, knob in known if saved > 0]
     if jax.default_backend() == "gpu":
         knobs.append("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, for JAX takes 75 % of a GPU by default")
     raise InputError(
-        f"{what} needs {_gib(needed.together)} of each device, which has {_gib(limit)}: {_gib(lack)} too "
+        f"{what} needs {_gib(whole)} of each device, which has {_gib(limit)}: {_gib(lack)} too "
         f"much. What saves memory, about how much, the most first: {'; '.join([*knobs, 'more devices'])}"
     )
 
@@ -43,15 +53,26 @@ def _savings(needed: Memory, run: Run) -> list[tuple[float, str]]:
     free, fsdp = sizes.get("data", 1), sizes.get("fsdp", 1)
     state = needed.parameters + needed.optimiser + needed.averages
     found = [(state * (1 - 1 / free), f"--config.mesh.fsdp={fsdp * free}")]
-    if config.optimizer.moments == "float32":
+    if config.optimizer.moments == "float32" and not config.optimizer.offload:
         found.append((needed.optimiser / 2, "--config.optimizer.moments=bfloat16"))
     if (decays := len(config.ema.decays)) > 1:
         found.append((needed.averages / decays, "one of ema.decays less"))
-    return found + (_savings_at_work(needed, run) if needed.work else [])
+    if needed.work:
+        return found + _savings_at_work(needed, run)
+    parts = {"optimizer.offload": needed.optimiser, "ema.offload": needed.averages}
+    return found + [(parts[field], f"--config.{field}=True") for field in _kept_on_device(run)]
+
+
+def _kept_on_device(run: Run) -> list[str]:
+    """Fields that would let a part of the state wait on the host, where there is another memory."""
+    if backend() == "cpu" or not offload.is_possible(run.mesh):
+        return []
+    wanted = {"optimizer.offload": run.config.optimizer.offload, "ema.offload": run.config.ema.offload}
+    return [field for field, is_wanted in wanted.items() if not is_wanted]
 
 
 def _savings_at_work(needed: Memory, run: Run) -> list[tuple[float, str]]:
-    """Of what a step needs besides the state: by arithmetic, for a compiler would take minutes for each."""
+    """Of a whole step: by arithmetic, for a compiler would take minutes for each."""
     batch, slices = run.config.data.batch_size, run.config.optimizer.accumulate
     policies = REMAT[REMAT.index(run.config.model.remat) + 1 :]
     changes: list[tuple[str, Any]] = [("model.remat", policy) for policy in policies]
@@ -60,9 +81,10 @@ def _savings_at_work(needed: Memory, run: Run) -> list[tuple[float, str]]:
     every = 1 if frames is None else frames.film_every
     if batch % (2 * slices * cuts * every) == 0:
         changes += [("optimizer.accumulate", 2 * slices), ("data.batch_size", batch // 2)]
+    changes += [(field, True) for field in _kept_on_device(run)]  # comes to the device for the update
     with jax.set_mesh(run.mesh):
-        work = estimate(run).work
-        found = [(work - estimate(_changed(run, *change)).work, *change) for change in changes]
+        before = estimate(run).together
+        found = [(before - estimate(_changed(run, *change)).together, *change) for change in changes]
     return [
         (saved + (needed.batch / 2 if field == "data.batch_size" else 0), f"--config.{field}={value}")
         for saved, field, value in found
@@ -72,7 +94,7 @@ def _savings_at_work(needed: Memory, run: Run) -> list[tuple[float, str]]:
 def _changed(run: Run, field: str, value: Any) -> Run:
     config = run.config.copy_and_resolve_references()
     config.update_from_flattened_dict({field: value})
-    return dataclasses.replace(run, config=config)
+    return dataclasses.replace(run, config=config, state=placed(run.state, config, run.mesh))
 
 
 def _gib(size: float) -> str:

@@ -14,7 +14,7 @@ from pom_jax import cluster
 from pom_jax.data.pipeline import batches, device_batches, local_rows
 from pom_jax.durations import duration
 from pom_jax.errors import InputError
-from pom_jax.training import checkpoint, digest, memory
+from pom_jax.training import checkpoint, digest, memory, offload
 from pom_jax.training.config import keep_config, read_config, warnings
 from pom_jax.training.faults import WrongNumbers, to_compute_again
 from pom_jax.training.fid import Fid, MakeFid, open_fid
@@ -68,7 +68,7 @@ def train(
     check_sinks(config)
     window = Profile(profile, config.train.steps)
     run = make_run(config)
-    check_fits(memory.of_arrays(run.state, run.batch), run, memory.device_bytes())
+    check_fits(memory.of_arrays(run.state, run.batch), run, memory.device_bytes(), memory.host_bytes())
     fid = open_fid(config, run.model, make_fid)
     if not checkpoint.saved_steps(workdir):
         find_start(run)
@@ -172,7 +172,7 @@ def _compile(session: _Session, state: TrainState) -> tuple[Any, HeldOut | None]
     train_step, line = run.compiled_step()
     needed, limit = memory.of_program(train_step, run.state, run.batch), memory.device_bytes()
     log.line(f"{line}\n{memory.table(('compiled', needed), limit=limit)}")
-    check_fits(needed, run, limit)
+    check_fits(needed, run, limit, memory.host_bytes())
     heldout_loss = None
     if run.config.train.eval_every:
         log.line("compiling the held-out loss")
@@ -216,21 +216,26 @@ def _steps(
             if heldout_loss is not None and _due(step, config.eval_every, config.steps):
                 watchdog.progress(f"the held-out loss of step {step:,}")
                 with recorder.evaluation():
-                    recorder.extend(jax.block_until_ready(heldout_loss(state.ema[0])))
+                    recorder.extend(jax.block_until_ready(heldout_loss(_average(state))))
             if _due(step, config.sample_every, config.steps):
                 watchdog.progress(f"the picture of step {step:,}")
                 with recorder.evaluation():
-                    jax.block_until_ready(session.preview.draw(state.ema[0], step, log.line))
+                    jax.block_until_ready(session.preview.draw(_average(state), step, log.line))
             if session.fid is not None and _due(step, run.config.fid.every, config.steps):
                 watchdog.progress(f"the FID of step {step:,}")
                 with recorder.evaluation():
-                    recorder.extend(session.fid(state.ema[0], step, log.line, watchdog.progress))
+                    recorder.extend(session.fid(_average(state), step, log.line, watchdog.progress))
             if ends or step % config.checkpoint_every == 0:
                 watchdog.progress(f"the checkpoint of step {step:,}")
                 recorder.checkpoint(step, state)
             if ends:
                 break
     session.ledger.enter("other")
+
+
+def _average(state: TrainState) -> Any:
+    """The first average, on the device."""
+    return offload.on_device(state.ema[0])
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 
 from pom_jax import cluster
+from pom_jax.training.offload import HOST
+from pom_jax.training.sharding import owners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Memory:
     Attributes:
         parameters, optimiser, averages, batch: of those arrays, or of the device's share of them.
         work: all else that a step needs: activations, gradients, the compiler's own buffers.
+        host: of the arrays that wait in the memory of the host, which the others leave out.
     """
 
     parameters: int
@@ -24,10 +27,11 @@ class Memory:
     averages: int
     batch: int
     work: int = 0
+    host: int = 0
 
     @property
     def together(self) -> int:
-        """The sum."""
+        """The sum of what lies on the device."""
         return self.parameters + self.optimiser + self.averages + self.batch + self.work
 
 
@@ -38,7 +42,16 @@ def of_arrays(state: Any, batch: Any) -> Memory:
         optimiser=_share(state.opt_state),
         averages=_share(state.ema),
         batch=_share(batch),
+        host=_share(state, on_host=True),
     )
+
+
+def largest_on_host(state: Any) -> int:
+    """The most that is on the host for one parameter: its moments and averages."""
+    sizes = dict.fromkeys(names := owners(state), 0)
+    for name, leaf in zip(names, jax.tree.leaves(state), strict=True):
+        sizes[name] += _share(leaf, on_host=True)
+    return max(sizes.values())
 
 
 def of_program(compiled: Any, state: Any, batch: Any) -> Memory:
@@ -48,6 +61,8 @@ def of_program(compiled: Any, state: Any, batch: Any) -> Memory:
         return arrays
     outputs = said.output_size_in_bytes - said.alias_size_in_bytes  # the new state takes the old one's place
     whole = said.argument_size_in_bytes + outputs + said.temp_size_in_bytes
+    if not said.host_argument_size_in_bytes:
+        whole -= arrays.host  # a CPU's compiler takes the memory of the host for that of the device
     return dataclasses.replace(arrays, work=max(0, whole - arrays.together))
 
 
@@ -55,13 +70,16 @@ def table(*columns: tuple[str, Memory], limit: int | None = None) -> str:
     """Memories side by side under their names, a line each part, and what a device has, if that is known."""
     largest = max(memory.together for _, memory in columns)
     unit, size = ("GiB", 2**30) if largest > 8 * 2**30 else ("MiB", 2**20)
-    names = [field.name for field in dataclasses.fields(Memory)] + ["together"]
+    names = ["parameters", "optimiser", "averages", "batch", "work", "together"]
     lines = [f"{f'memory of a device, {unit}':<24}" + "".join(f"{name:>15}" for name, _ in columns)]
     for name in names:
         values = [getattr(memory, name) / size for _, memory in columns]
         lines.append(f"  {name:<22}" + "".join(f"{value:>15,.2f}" for value in values))
     if limit is not None:
         lines[-1] += f" of {limit / size:,.2f}"
+    if any(memory.host for _, memory in columns):
+        values = [memory.host / size for _, memory in columns]
+        lines.append(f"  {'kept on the host':<22}" + "".join(f"{value:>15,.2f}" for value in values))
     return "\n".join(lines)
 
 
@@ -72,15 +90,23 @@ def device_bytes() -> int | None:
     """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        try:
-            whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError, AttributeError):
-            return None
-        return whole // (jax.local_device_count() * cluster.on_this_host())
+        return host_bytes()
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def _share(tree: Any) -> int:
-    """Bytes of one device's part of all leaves."""
-    leaves = jax.tree.leaves(tree)
+def host_bytes() -> int | None:
+    """An equal share of the machine's memory for each of its devices; None where the system does not say.
+
+    Called by all processes.
+    """
+    try:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+    return whole // (jax.local_device_count() * cluster.on_this_host())
+
+
+def _share(tree: Any, on_host: bool = False) -> int:
+    """Bytes of one device's part of all leaves that lie on it, or on its host."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if (leaf.sharding.memory_kind == HOST) == on_host]
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

@@ -14,7 +14,7 @@ from pom_jax import compilation, models
 from pom_jax.data import Source, open_source
 from pom_jax.data.sources import heldout_split
 from pom_jax.models.resample import fit_parameters
-from pom_jax.training import flops, sharding
+from pom_jax.training import flops, offload, sharding
 from pom_jax.training.config import check_config
 from pom_jax.training.objective import frame_times
 from pom_jax.training.optim import make_optimizer
@@ -112,18 +112,25 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     heldout = open_source(config.data, heldout_split(train.manifest), config.model)
     step = make_train_step(config, model, train.manifest, optimizer)
     make = _state_function(config, model, optimizer)
-    state = jax.eval_shape(make, jax.random.key(config.seed))
-    state = jax.tree.map(
-        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
-        state,
-        sharding.state_shardings(state, mesh),
-    )
+    state = placed(jax.eval_shape(make, jax.random.key(config.seed)), config, mesh)
     at = sharding.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct((config.data.batch_size, *field.shape), field.dtype, sharding=at)
         for name, field in train.manifest.fields.items()
     }
     return Run(config, mesh, model, optimizer, step, train, heldout, state, batch)
+
+
+def placed(state: Any, config: ConfigDict, mesh: Mesh) -> Any:
+    """The shapes of a state, with the shardings that a configuration gives them.
+
+    Raises:
+        InputError: a part of it shall lie on the host, which the devices cannot reach.
+    """
+    shardings = sharding.state_shardings(state, mesh, offload.parts_on_host(config, mesh))
+    return jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), state, shardings
+    )
 
 
 def _state_function(config: ConfigDict, model: models.Model, optimizer: optax.GradientTransformation) -> Any:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -14,6 +14,7 @@ from pom_jax.errors import InputError
 from pom_jax.models import count_tokens
 from pom_jax.ops.mesh import BATCH_AXES, MESH_AXES
 from pom_jax.training.digest import path_name
+from pom_jax.training.offload import HOST
 
 # Axes of a mesh, the one with the least to say to its neighbours first.
 AXES = ("data", "fsdp", "context", "tensor")
@@ -183,25 +184,41 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     return jax.tree.map_with_path(sharding, params)
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
+def state_shardings(state: Any, mesh: Mesh, on_host: Collection[str] = ()) -> Any:
     """Shardings of a whole training state: averages and moments as the parameters, the rest on every device.
 
     Args:
         state: `TrainState` of arrays or shapes; averages and moments are recognised by their paths.
         mesh: from `make_mesh`.
+        on_host: fields of the state whose averages or moments lie on the host, see `offload.parts_on_host`.
 
     Returns:
         A tree of `NamedSharding` like `state`.
     """
     shardings = parameter_shardings(state.params, mesh)
     known = {path_name(path): at for path, at in jax.tree_util.tree_leaves_with_path(shardings)}
+    paths, structure = jax.tree_util.tree_flatten_with_path(state)
 
-    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+    def sharding(part: str, owner: str | None) -> NamedSharding:
+        at = NamedSharding(mesh, PartitionSpec()) if owner is None else known[owner]
+        return at.with_memory_kind(HOST) if owner is not None and part in on_host else at
+
+    parts = [path_name(path[:1]) for path, _ in paths]
+    return jax.tree.unflatten(structure, map(sharding, parts, owners(state)))
+
+
+def owners(state: Any) -> list[str | None]:
+    """For each leaf of a training state the path, below `params`, of the parameter that it belongs to.
+
+    A parameter belongs to itself, moments and averages by the ends of their paths, and the rest to none.
+    """
+    known = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)}
+
+    def owner(path: tuple) -> str | None:
         parts = path_name(path).split("/")
-        below = next((p for p in ("/".join(parts[i:]) for i in range(len(parts))) if p in known), None)
-        return NamedSharding(mesh, PartitionSpec()) if below is None else known[below]
+        return next((p for p in ("/".join(parts[i:]) for i in range(len(parts))) if p in known), None)
 
-    return jax.tree.map_with_path(sharding, state)
+    return [owner(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -14,6 +14,7 @@ from pom_jax.training import conditions, ema
 from pom_jax.training.objective import make_objective, mean_loss
 from pom_jax.training.optim import make_schedule
 from pom_jax.training.state import TrainState
+from pom_jax.training.streamed import streamed
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -27,7 +28,8 @@ def make_train_step(
 
     All draws (posterior noise and view, dropped labels, times, noise) come from fold_in(state.key,
     state.step), so a step depends on the state and the batch only. A step whose loss or gradient is not
-    finite changes nothing but the counters.
+    finite changes nothing but the counters. What lies on the host comes to the device for its update, and
+    goes back.
 
     Args:
         config: of the run; reads diffusion, optimizer, ema and train.
@@ -49,28 +51,30 @@ def make_train_step(
         loss, grads = gradient(state.params, key, batch)
         grad_norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         count = state.step - state.skipped  # updates made so far
-        averages = tuple(
-            ema.update(average, params, ema.decay_at(count, decay, **ramp))
-            for average, decay in zip(state.ema, config.ema.decays, strict=True)
-        )
 
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
-        bad = 1 - good.astype(jnp.int32)
-        new = TrainState(
-            step=state.step + 1,
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
-            ema=keep(averages, state.ema),
-            key=state.key,
-            skipped=state.skipped + bad,
-            skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
-        )
+        def update(state: TrainState) -> TrainState:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            averages = tuple(
+                ema.update(average, params, ema.decay_at(count, decay, **ramp))
+                for average, decay in zip(state.ema, config.ema.decays, strict=True)
+            )
+            bad = 1 - good.astype(jnp.int32)
+            return TrainState(
+                step=state.step + 1,
+                params=keep(params, state.params),
+                opt_state=keep(opt_state, state.opt_state),
+                ema=keep(averages, state.ema),
+                key=state.key,
+                skipped=state.skipped + bad,
+                skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
+            )
+
+        new = streamed(update, state, good)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
