@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, TypeVar
 from absl import flags
 
 from pom_jax.errors import InputError, run_command
-from pom_jax.paths import expand_flags, local_path
+from pom_jax.paths import expand_flags, run_path
+from pom_jax.remote import is_remote
 
 if TYPE_CHECKING:
     from pom_jax.evaluation.report import Report
@@ -39,7 +40,7 @@ Value = TypeVar("Value")
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Run of train.py to sample from; scores go to its eval folder. Of video several, with commas.",
+    "Run of train.py to sample from, gs:// too; scores go to its eval folder. Of video several, with commas.",
 )
 NPZ = flags.DEFINE_list("npz", None, "Score these files of digits instead, one a sampling seed.")
 IMAGES = flags.DEFINE_string("images", None, "Score these images: a folder of pictures or an .npz.")
@@ -129,8 +130,10 @@ def main(argv: Sequence[str]) -> None:
     from pom_jax.compilation import keep_programs  # here, so that --help is quick
 
     keep_programs()
-    expand_flags("workdir", "out", "data", "reference", "inception", "autoencoder", "images", "npz_out")
-    expand_flags("save_reference", "features", "real_features")
+    expand_flags("out", "data", "reference", "inception", "autoencoder", "images", runs=("workdir",))
+    expand_flags("npz_out", "save_reference", "features", "real_features")
+    if any(is_remote(part) for part in workdirs()) and OUT.value is None:
+        raise InputError(f"--workdir={WORKDIR.value} is only read: give --out=FOLDER for the scores")
     if IMAGES.value is not None:
         check_flags("--images")
         score_images(IMAGES.value)
@@ -376,7 +379,7 @@ def values(flag: str, words: Sequence[str], kind: Callable[[str], Value]) -> lis
 def workdirs() -> list[str]:
     """The folders of --workdir, of which video may have several."""
     given = WORKDIR.value or ""
-    return [given] if Path(given).exists() else [local_path("--workdir", part) for part in given.split(",")]
+    return [given] if Path(given).exists() else [run_path("--workdir", part) for part in given.split(",")]
 
 
 def is_video(workdir: str) -> bool:

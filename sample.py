@@ -15,17 +15,17 @@ python sample.py --workdir=runs/moving_digits --state=six.npz --frames=100  the 
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import flags
 
 from pom_jax.errors import InputError, run_command
 from pom_jax.paths import expand_flags
+from pom_jax.remote import folder, is_remote
 
 Value = TypeVar("Value", int, float, str)
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run of train.py to sample from.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run of train.py to sample from; gs:// too, with --out.")
 CLASSES = flags.DEFINE_list(
     "classes", None, "Class numbers or names, such as 0,1,2 or 0-9 or cat,dog; all by default."
 )
@@ -107,9 +107,10 @@ def main(argv: Sequence[str]) -> None:
     if WORKDIR.value is None:
         raise InputError("which model? Give --workdir=DIR, a run of train.py such as runs/digits")
     keep_programs()
-    expand_flags(
-        "workdir", "out", "autoencoder", "upscale_from", "text_encoder", "from", "state", "save_state"
-    )
+    files = ("out", "autoencoder", "upscale_from", "text_encoder", "from", "state", "save_state")
+    expand_flags(*files, runs=("workdir",))
+    if is_remote(WORKDIR.value or "") and OUT.value is None:
+        raise InputError(f"--workdir={WORKDIR.value} is only read: give --out=FILE for the samples")
     films = family(load_config(WORKDIR.value).model) is Polymorpher
     given = [flag.name for flag in (OF_IMAGES if films else OF_FILMS) if flag.present]
     if given:
@@ -126,7 +127,7 @@ def draw_images() -> None:
     from pom_jax.sampling.command import sample_to_file
 
     sample_to_file(
-        Path(WORKDIR.value or ""),
+        folder(WORKDIR.value or ""),
         out=OUT.value,
         classes=CLASSES.value,
         num=NUM.value,
@@ -160,7 +161,7 @@ def draw_films() -> None:
         if isinstance(value, list):
             raise InputError(f"--{name} has several values: films are drawn with one")
     sample_video_to_file(
-        Path(WORKDIR.value or ""),
+        folder(WORKDIR.value or ""),
         out=OUT.value,
         prompts=PROMPT.value,
         num=NUM.value,

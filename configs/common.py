@@ -18,7 +18,8 @@ Starting from another run, whose workdir is RUN (of train.py, or of `python -m p
   `--config.optimizer.schedule=linear --config.optimizer.decay_from=N --config.train.steps=M` the learning
   rate falls from step N to zero at step M.
 
-Only a new workdir reads them: a run that was stopped goes on from its own checkpoint.
+Only a new workdir reads them: a run that was stopped goes on from its own checkpoint. RUN may be
+gs://bucket/folder, which another run has as its `train.remote`.
 """
 
 from ml_collections import ConfigDict
@@ -174,6 +175,7 @@ def _train() -> ConfigDict:
             "keep_every": 0,  # steps between two checkpoints that are kept for ever; 0 = none
             "max_skipped": 20,  # non-finite steps in a row that are wrong
             "absurd": 10.0,  # a loss that many times the largest of the last 100 is wrong too; 0 = none is
+            "remote": "",  # gs://bucket/folder that the checkpoints are kept in; "" = the workdir
             "stuck_after": 900.0,  # seconds in one step after which the stacks are written; 0 = never
         }
     )

@@ -4,6 +4,9 @@
 #   TPU=my-v5e-64 ZONE=us-west4-a scripts/tpu_pod.sh --config=configs/dipom_xl2.py --config.data.dir=/mnt/data/imagenet256 \
 #       --workdir=/mnt/data/runs/xl2
 #
+# Without such a file system: --config.train.remote=gs://BUCKET/xl2 --workdir=runs/xl2, with the data on a disk of each
+# host and `pip install -e '.[tpu,gcs]'`.
+#
 # Not tried on a TPU. JAX finds the other hosts in the metadata of the pod; no flag is needed. /mnt/data is a file
 # system that all hosts see (Filestore, or a bucket mounted by gcsfuse, where lines of log.txt may come late). The
 # repository was cloned to ~/pom_jax on all hosts, with `pip install -e '.[tpu]'` in its .venv.

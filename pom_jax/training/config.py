@@ -4,13 +4,13 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from pom_jax import models
+from pom_jax import models, remote
 from pom_jax.diffusion.samplers import SAMPLERS
 from pom_jax.errors import InputError
 from pom_jax.files import unfinished, write_whole
@@ -132,11 +132,11 @@ def read_config(workdir: str | Path) -> ConfigDict | None:
     Raises:
         InputError: it is damaged.
     """
-    path = Path(workdir) / FILE
-    if not path.is_file():
+    path = remote.folder(workdir) / FILE
+    if (text := _content(path)) is None:
         return None
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(text)
         found = fields if isinstance(fields, dict) else {}
         lacking = [name for name in SECTIONS if not isinstance(found.get(name), dict)]
         if lacking:
@@ -161,13 +161,9 @@ def keep_config(
         InputError: the workdir belongs to another configuration (the message lists the fields) or to other
             data, or is some other folder with files in it.
     """
-    workdir = Path(workdir)
+    workdir = remote.folder(workdir)
     kept = read_config(workdir)
-    if (
-        kept is None
-        and workdir.is_dir()
-        and any(path != unfinished(workdir / FILE) for path in workdir.iterdir())
-    ):
+    if kept is None and any(name != unfinished(workdir / FILE).name for name in _names(workdir)):
         raise InputError(
             f"{workdir} is not empty and not a workdir (it has no {FILE}); choose another --workdir"
         )
@@ -176,6 +172,14 @@ def keep_config(
         raise InputError(
             f"{workdir} belongs to another configuration; choose another --workdir or the same fields:\n  "
             + "\n  ".join(differing)
+        )
+    asked = config.train.remote
+    where = asked if kept is None else kept.train.get("remote", "")
+    if where != asked:
+        raise InputError(
+            f"the checkpoints of {workdir} are in {where or 'it'}, not in {asked or 'it'}: give "
+            f"--config.train.remote={where}, or go on in a new --workdir, with --config.init_from={workdir} "
+            "--config.init_state=True"
         )
     before = "" if kept is None else kept.data.get("digest", "")
     if before and before != data_digest:
@@ -187,11 +191,23 @@ def keep_config(
     write_config(workdir, config, data_digest, words)
 
 
+def _content(path: Path) -> bytes | None:
+    if remote.is_remote(path):
+        return remote.read(path)
+    return path.read_bytes() if path.is_file() else None
+
+
+def _names(folder: Path) -> Iterable[str]:
+    if remote.is_remote(folder):
+        return remote.names(folder)
+    return (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+
+
 def write_config(
     workdir: str | Path, config: ConfigDict, data_digest: str = "", words: Sequence[str] = ()
 ) -> None:
     """Writes config.json into the workdir, which is created: whole or not at all; see `keep_config`."""
-    workdir = Path(workdir)
+    workdir = remote.folder(workdir)
     fields = config.to_dict()
     if data_digest:
         fields["data"]["digest"] = data_digest
@@ -199,9 +215,10 @@ def write_config(
         fields["data"]["words"] = list(words)
     if folder := fields["data"]["dir"]:
         fields["data"]["dir"] = str(Path(folder).absolute())  # for commands called elsewhere
-    workdir.mkdir(parents=True, exist_ok=True)
+    if not remote.is_remote(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
     path, text = workdir / FILE, json.dumps(fields, indent=2) + "\n"
-    if not path.exists() or path.read_text() != text:  # a run that is done needs no room on the disk
+    if _content(path) != text.encode():  # a run that is done needs no room on the disk
         write_whole(path, text)
 
 

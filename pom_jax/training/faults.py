@@ -123,7 +123,7 @@ def to_compute_again(found: WrongNumbers, workdir: Path, say: Callable[[str], No
 
     Args:
         found: wrong numbers.
-        workdir: of the run.
+        workdir: of the run, or the folder of a bucket where its checkpoints are.
         say: is told what will be done.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from pom_jax import cluster
+from pom_jax import cluster, remote
 from pom_jax.data.pipeline import batches, device_batches, local_rows
 from pom_jax.durations import duration
 from pom_jax.errors import InputError
@@ -29,7 +29,7 @@ from pom_jax.training.progress import Log
 from pom_jax.training.recorder import Recorder
 from pom_jax.training.run import Run, make_run
 from pom_jax.training.sharding import batch_sharding
-from pom_jax.training.start import find_start, stretched
+from pom_jax.training.start import fetch_rows, find_start, stretched
 from pom_jax.training.state import TrainState
 from pom_jax.training.watchdog import Watchdog
 from pom_jax.training.workdir import hold
@@ -48,7 +48,7 @@ def train(
 
     Args:
         config: see configs/common.py.
-        workdir: for everything the run writes.
+        workdir: for everything the run writes, but for checkpoints where train.remote names a bucket.
         write_images: writes a grid of samples, see `preview.Preview`.
         scored: names of the data sets whose own scores eval.py knows; others have FID.
         make_fid: makes what scores during training, where fid.every asks for it.
@@ -66,36 +66,51 @@ def train(
 
     # Everything that can be wrong is found before anything is computed or overwritten.
     check_sinks(config)
+    home = _home(config, workdir)
     window = Profile(profile, config.train.steps)
     run = make_run(config)
     check_fits(memory.of_arrays(run.state, run.batch), run, memory.device_bytes(), memory.host_bytes())
     fid = open_fid(config, run.model, make_fid)
-    if not checkpoint.saved_steps(workdir):
+    if not checkpoint.saved_steps(home):
         find_start(run)
-    kept = read_config(workdir)
-    if (done := checkpoint.latest_step(workdir) or 0) > config.train.steps:
+    kept = read_config(home)
+    if (done := checkpoint.latest_step(home) or 0) > config.train.steps:
         raise InputError(
-            f"{workdir} is at step {done:,} already, past train.steps={config.train.steps}: choose more "
+            f"{home} is at step {done:,} already, past train.steps={config.train.steps}: choose more "
             "steps, or another --workdir"
         )
     if done < config.train.steps:
-        checkpoint.check_room(workdir, config.train, run.state)
+        checkpoint.check_room(home, config.train, run.state)
     with jax.set_mesh(run.mesh):
         samples = shown(config, run.heldout)
         preview = Preview(config, run.model, workdir / "samples", write_images, run.state.params, samples)
         data = run.train.manifest
-        with hold(workdir, lambda: keep_config(workdir, config, data.digest, data.words)):
+        places = dict.fromkeys((home, workdir))
+        with hold(
+            workdir,
+            lambda: [keep_config(place, config, data.digest, data.words) for place in places],
+            shared=home is workdir,
+        ):
             if jax.process_index() == 0:
                 ledger.open(workdir)
             log = Log(workdir)
             if jax.process_count() > 1:
                 log.line(cluster.roll_call())
             with contextlib.closing(ledger), contextlib.closing(log), contextlib.closing(preview):
-                code = _train(_Session(run, workdir, kept, preview, fid, window, log, ledger))
+                code = _train(_Session(run, workdir, home, kept, preview, fid, window, log, ledger))
                 log.line(ledger.summary())
                 if code == 0:
-                    log.line(_next_commands(run, workdir, data.name in scored, samples.names))
+                    log.line(_next_commands(run, workdir, home, data.name in scored, samples.names))
                 return code
+
+
+def _home(config: ConfigDict, workdir: Path) -> Path:
+    """Where the checkpoints are: the workdir, or the folder of a bucket, which is asked for."""
+    place = config.train.remote
+    if not place:
+        return workdir
+    cluster.agree(lambda: remote.check_bucket("train.remote", place), InputError)
+    return remote.folder(place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +119,7 @@ class _Session:
 
     run: Run
     workdir: Path
+    home: Path  # of the checkpoints, the workdir or a folder of a bucket
     kept: ConfigDict | None  # of the starts before
     preview: Preview
     fid: Fid | None
@@ -127,12 +143,12 @@ def _train(session: _Session) -> int:
     # A signal that comes while the last checkpoint is written waits for it too.
     with Interrupt(log) as interrupt, contextlib.closing(session.window):
         while True:
-            recorder = Recorder(run, session.workdir, log, ledger, start, suspect)
+            recorder = Recorder(run, session.workdir, session.home, log, ledger, start, suspect)
             try:
                 _steps(session, train_step, heldout_loss, state, recorder, interrupt)
                 break
             except WrongNumbers as found:
-                suspect = to_compute_again(found, session.workdir, log.line)
+                suspect = to_compute_again(found, session.home, log.line)
                 state, start = _first_state(session)
     session.preview.wait()
 
@@ -149,8 +165,12 @@ def _first_state(session: _Session) -> tuple[TrainState, int]:
     """From the newest good checkpoint, or where a new run starts; straight into its shardings."""
     run, workdir, log = session.run, session.workdir, session.log
     session.ledger.enter("init")
-    if found := checkpoint.restore_state(workdir, run.state):
+    if session.home is not workdir:
+        log.line(f"checkpoints: {session.home}")
+    if found := checkpoint.restore_state(session.home, run.state):
         state, start = found
+        if session.home is not workdir and jax.process_index() == 0:
+            fetch_rows(session.home, start, workdir)
         lines = stretched(session.kept, run.config, start)
         log.line("\n".join([f"workdir: {workdir} (goes on after step {start:,})", *lines]))
     else:
@@ -242,7 +262,7 @@ def _due(step: int, every: int, last: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def _next_commands(run: Run, workdir: Path, scored: bool, texts: Sequence[str] | None) -> str:
+def _next_commands(run: Run, workdir: Path, home: Path, scored: bool, texts: Sequence[str] | None) -> str:
     """Where a run's results are and what to do with them; `texts` are such as a model of clips reads."""
     prompt = ""
     if len(run.train.manifest.sample_shape) == 4:
@@ -258,6 +278,6 @@ def _next_commands(run: Run, workdir: Path, scored: bool, texts: Sequence[str] |
     return (
         f"{grids if run.config.train.sample_every else ''}"
         f"  {workdir}/metrics.jsonl every step's numbers\n"
-        f"  {workdir}/checkpoints/  steps {', '.join(map(str, checkpoint.saved_steps(workdir)))}\n"
+        f"  {home}/checkpoints/  steps {', '.join(map(str, checkpoint.saved_steps(home)))}\n"
         f"next: python sample.py --workdir={quoted}{prompt}{decoding}{scores}"
     )

@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 
+from pom_jax import remote
 from pom_jax.data.pipeline import DeviceBatches
 from pom_jax.training import flops
 from pom_jax.training.checkpoint import Checkpoints, saved_steps
 from pom_jax.training.faults import NumberCheck, WrongNumbers
 from pom_jax.training.ledger import Ledger
-from pom_jax.training.metrics import TIME, JsonLines, Sink, by_step, optional_sinks
+from pom_jax.training.metrics import FILE, TIME, JsonLines, Sink, by_step, optional_sinks
 from pom_jax.training.pace import Pace
 from pom_jax.training.progress import Log, ProgressLine
 from pom_jax.training.run import Run
@@ -35,6 +36,7 @@ class Recorder:
 
     Args:
         run, workdir, log, ledger: of the run.
+        home: folder of its checkpoints: the workdir, or one of a bucket.
         start: the step it goes on after.
         suspect: the numbers for which it was taken back there, if it was.
 
@@ -47,6 +49,7 @@ class Recorder:
         self,
         run: Run,
         workdir: Path,
+        home: Path,
         log: Log,
         ledger: Ledger,
         start: int,
@@ -54,7 +57,7 @@ class Recorder:
     ):
         config = run.config
         self.step = start
-        self._workdir, self._log, self._ledger = workdir, log, ledger
+        self._home, self._log, self._ledger = home, log, ledger
         self._pace = Pace()
         self._check = NumberCheck(config.train.max_skipped, config.train.absurd, suspect)
         self._rows: JsonLines | None = None
@@ -65,11 +68,12 @@ class Recorder:
             self._sinks = [self._rows, *optional_sinks(config, workdir, start)]
             losses = by_step(workdir, "heldout_loss")
         self._checkpoints = Checkpoints(
-            workdir,
+            home,
             keep_last=config.train.keep_last,
             keep_best=config.train.keep_best,
             keep_every=config.train.keep_every,
             losses=losses,
+            rows=workdir / FILE if remote.is_remote(home) else None,
         )
         self._progress = ProgressLine(
             log,
@@ -208,6 +212,6 @@ class Recorder:
         self._log.line(f"step {step:,} | held-out loss {loss:.4f}{known}")
 
     def _say_saved(self) -> None:
-        if self._saving in saved_steps(self._workdir):
+        if self._saving in saved_steps(self._home):
             self._log.line(f"step {self._saving:,} | checkpoint saved")
         self._saving = None

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pom_jax import models
+from pom_jax import models, remote
 from pom_jax.data import read_manifest
 from pom_jax.errors import InputError
+from pom_jax.files import write_whole
 from pom_jax.models.resample import compare
 from pom_jax.training import checkpoint, metrics
 from pom_jax.training.config import ADDED, differences
@@ -33,12 +34,16 @@ class Start:
     step: int
     lines: tuple[str, ...]
     state: Callable[[], TrainState]
-    parent: Path | None = None
+    parent: str | None = None
 
     def keep_history(self, workdir: Path) -> None:
         """Copies the numbers of the steps before into the workdir, whose metrics.jsonl is then whole."""
-        if self.parent is not None and (self.parent / metrics.FILE).is_file():
-            shutil.copyfile(self.parent / metrics.FILE, workdir / metrics.FILE)
+        if self.parent is None:
+            return
+        if remote.is_remote(self.parent):
+            fetch_rows(self.parent, self.step, workdir)
+        elif (there := Path(self.parent) / metrics.FILE).is_file():
+            shutil.copyfile(there, workdir / metrics.FILE)
 
 
 def find_start(run: Run) -> Start:
@@ -98,8 +103,14 @@ def _branch(run: Run, parent: ConfigDict) -> Start:
         step,
         tuple(lines),
         lambda: checkpoint.restore_step(config.init_from, step, run.state),
-        Path(config.init_from),
+        config.init_from,
     )
+
+
+def fetch_rows(home: str | Path, step: int, workdir: Path) -> None:
+    """Copies the numbers kept with a checkpoint in a bucket into a workdir that does not have all of them."""
+    if not metrics.rows_after(workdir, step - 1) and (rows := checkpoint.kept_rows(home, step)):
+        write_whole(workdir / metrics.FILE, rows)
 
 
 def stretched(kept: ConfigDict | None, config: ConfigDict, step: int) -> list[str]:

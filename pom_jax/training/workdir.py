@@ -19,12 +19,15 @@ SEEN = 60  # seconds in which a network file system must show other hosts what w
 
 
 @contextlib.contextmanager
-def hold(workdir: str | Path, begin: Callable[[], None] = lambda: None) -> Iterator[None]:
+def hold(
+    workdir: str | Path, begin: Callable[[], object] = lambda: None, shared: bool = True
+) -> Iterator[None]:
     """Makes the folder and keeps other training runs out of it; the system lets go when the process ends.
 
     Args:
         workdir: seen by all processes.
         begin: writes config.json there, or finds that it may not; called on the first process.
+        shared: False where each host may have a folder of its own, for the checkpoints are in a bucket.
 
     Raises:
         InputError: the folder cannot be made or written to, another run trains in it, `begin` found
@@ -38,7 +41,9 @@ def hold(workdir: str | Path, begin: Callable[[], None] = lambda: None) -> Itera
 
     with held:
         cluster.first_does(take)
-        if jax.process_count() > 1:
+        if not shared:
+            cluster.agree(lambda: os.close(_make(workdir)), InputError)
+        elif jax.process_count() > 1:
             token = cluster.share(secrets.token_hex(16))[0]
             cluster.first_does(lambda: write_whole(workdir / FILE, token))
             cluster.agree(lambda: check_seen(workdir, token), InputError)
@@ -46,12 +51,16 @@ def hold(workdir: str | Path, begin: Callable[[], None] = lambda: None) -> Itera
         yield
 
 
-def _open(workdir: Path) -> int:
+def _make(workdir: Path) -> int:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        folder = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
+        return os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise InputError(f"the workdir {workdir} cannot be made: {error.strerror}; choose another") from error
+
+
+def _open(workdir: Path) -> int:
+    folder = _make(workdir)
     try:
         if not os.access(workdir, os.W_OK):
             raise InputError(f"the workdir {workdir} cannot be written to; choose another --workdir")

@@ -4,6 +4,7 @@ from pom_jax.training.checkpoint.folder import FOLDER, latest_step, load_config,
 from pom_jax.training.checkpoint.leaves import DamagedCheckpoint
 from pom_jax.training.checkpoint.restoring import (
     check_same_state,
+    kept_rows,
     parameter_shapes,
     restore_params,
     restore_state,
@@ -20,6 +21,7 @@ __all__ = [
     "check_room",
     "check_same_state",
     "check_space",
+    "kept_rows",
     "latest_step",
     "load_config",
     "parameter_shapes",

@@ -1,26 +1,39 @@
-"""The folder of checkpoints in a workdir: which steps are there, and where those go that are damaged."""
+"""The folder of checkpoints in a workdir: which steps are there, and where those go that are damaged.
+
+Where config.json names a folder of a bucket, train.remote, they are there; that folder is a workdir too, with
+nothing else in it.
+"""
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from pom_jax import remote
 from pom_jax.errors import InputError
 from pom_jax.training.checkpoint.trouble import reading
 from pom_jax.training.config import read_config
 
 FOLDER = "checkpoints"
+COMMITTED = "commit_success.txt"  # in a step that is complete, in a bucket, where no folder can be renamed
 
 
 def checkpoints_folder(workdir: str | Path) -> Path:
     """Where the steps lie, each in a folder of its own."""
-    return Path(workdir).absolute() / FOLDER
+    if not remote.is_remote(workdir):
+        config = read_config(workdir)
+        place: str = "" if config is None else config.train.get("remote", "")
+        workdir = place or Path(workdir).absolute()
+    return remote.folder(workdir) / FOLDER
 
 
 @reading()
 def saved_steps(workdir: str | Path) -> list[int]:
     """Steps with a finished checkpoint, in order; empty where there is none."""
     folder = checkpoints_folder(workdir)
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    if remote.is_remote(folder):
+        names = [name for name in remote.names(folder) if COMMITTED in remote.names(folder / name)]
+    else:
+        names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -51,17 +64,22 @@ def load_config(workdir: str | Path) -> ConfigDict:
     """
     config = read_config(workdir)
     if config is None:
-        raise InputError(f"{workdir} is not a workdir of train.py: there is no config.json in it")
+        bucket = ", or no such bucket" if remote.is_remote(workdir) else ""
+        raise InputError(f"{workdir} is not a workdir of train.py: there is no config.json in it{bucket}")
     return config
 
 
 def quarantine(workdir: str | Path, step: int) -> Path:
-    """Moves a damaged checkpoint to WORKDIR/damaged; returns where it is now."""
-    place = Path(workdir) / "damaged" / str(step)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    """Moves a damaged checkpoint to `damaged`, beside the folder of the others; returns where it is now."""
+    home = checkpoints_folder(workdir).parent
+    place = (home if remote.is_remote(home) else Path(workdir)) / "damaged" / str(step)
     attempt = 0
     while place.exists():
         attempt += 1
         place = place.with_name(f"{step}-{attempt}")
-    (checkpoints_folder(workdir) / str(step)).rename(place)
+    if remote.is_remote(place):
+        remote.move(home / FOLDER / str(step), place)
+    else:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (home / FOLDER / str(step)).rename(place)
     return place

@@ -19,6 +19,7 @@ from pom_jax.training.checkpoint.trouble import reading
 
 ITEM = "leaves"  # of a step, beside its state
 FILE = "metadata"  # in it
+ROWS = "metrics.jsonl"  # in it too, in a bucket
 
 
 class DamagedCheckpoint(Exception):
@@ -32,10 +33,12 @@ class Description:
     Attributes:
         leaves: shape and dtype of each by name.
         digests: of each, perhaps still being computed.
+        rows: a file that is copied too.
     """
 
     leaves: dict[str, dict[str, Any]]
     digests: Any
+    rows: Path | None = None
 
     def write(self, folder: Path) -> None:
         """Waits for the digests, and writes all with a checksum over it; one process does."""
@@ -43,15 +46,17 @@ class Description:
         if jax.process_index() == 0:
             leaves = {name: leaf | {"digest": words[name]} for name, leaf in self.leaves.items()}
             (folder / FILE).write_text(json.dumps({"leaves": leaves, "sha256": checksum(leaves)}))
+            if self.rows is not None:
+                (folder / ROWS).write_bytes(self.rows.read_bytes())
 
 
-def describe(state: Any) -> Description:
+def describe(state: Any, rows: Path | None = None) -> Description:
     """Begins to compute the digest of every leaf; does not wait for them."""
     leaves = {
         digest.path_name(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
-    return Description(leaves, digest.start_digests(state))
+    return Description(leaves, digest.start_digests(state), rows)
 
 
 class LeavesHandler(ocp.AsyncCheckpointHandler):

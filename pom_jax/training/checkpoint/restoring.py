@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from pom_jax import cluster
+from pom_jax import cluster, remote
 from pom_jax.errors import InputError, first_line
 from pom_jax.training import digest
 from pom_jax.training.checkpoint import leaves
@@ -69,6 +69,16 @@ def steps_of_first(workdir: str | Path) -> list[int]:
     if jax.process_count() == 1:
         return steps
     return [int(step) for step in cluster.share(" ".join(map(str, steps[:MOST])))[0].split()]
+
+
+def kept_rows(workdir: str | Path, step: int) -> str:
+    """The metrics.jsonl that is kept with a checkpoint in a bucket; empty where there is none.
+
+    Raises:
+        InputError: the bucket does not answer.
+    """
+    file = checkpoints_folder(workdir) / str(step) / leaves.ITEM / leaves.ROWS
+    return (remote.read(file) or b"").decode()
 
 
 def restore_step(workdir: str | Path, step: int, target: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pom_jax import cluster
+from pom_jax import cluster, remote
 from pom_jax.errors import InputError, first_line
 from pom_jax.training.checkpoint.files import list_files
 from pom_jax.training.checkpoint.folder import checkpoints_folder, latest_step
@@ -32,6 +32,7 @@ class Checkpoints:
     Args:
         workdir, keep_last, keep_best, keep_every: of the run.
         losses: held-out losses of the steps that are there already.
+        rows: file that is copied beside the leaves of each step.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Checkpoints:
         keep_best: int,
         keep_every: int = 0,
         losses: dict[int, float] | None = None,
+        rows: Path | None = None,
     ):
-        self._folder = checkpoints_folder(workdir)
+        self._folder, self._rows = checkpoints_folder(workdir), rows
         self._kept = LastBestAndMilestones(keep_last, keep_best, keep_every, dict(losses or {}))
         self._step: int | None = None  # that is being written
         self._bytes = 0
@@ -71,7 +73,8 @@ class Checkpoints:
         self._wait_for_list()  # of a step that may be deleted from here on
         self._bytes = tree_bytes(state)
         check_space(self._folder, int(1.05 * self._bytes), f"the checkpoint of step {step}")
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), leaves=SaveLeaves(describe(state)))
+        leaves = SaveLeaves(describe(state, self._rows))
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), leaves=leaves)
         if heldout_loss is not None and math.isfinite(heldout_loss):
             self._kept.losses[step] = heldout_loss
         with self._explained():
@@ -130,12 +133,20 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> InputError:
-        step = latest_step(self._folder.parent)
-        good = (
-            "there is no good checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
+        try:
+            step = latest_step(self._folder.parent)
+            good = (
+                "there is no good checkpoint yet"
+                if step is None
+                else f"the last good checkpoint is step {step}"
+            )
+        except InputError as further:  # the bucket is gone
+            good = str(further)
+        remedy = (
+            f"See to it: {remote.ACCESS}," if remote.is_remote(self._folder) else "Make room or mend the disk"
         )
         return InputError(
             f"a checkpoint could not be written to {self._folder}: {first_line(error)}; "
             f"{what_is_missing(self._folder, self._bytes)}; {good}. "
-            "Make room or mend the disk and run the same command again"
+            f"{remedy} and run the same command again"
         )

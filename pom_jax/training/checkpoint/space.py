@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from pom_jax import remote
 from pom_jax.errors import InputError
 from pom_jax.training.checkpoint.folder import saved_steps
 
@@ -31,10 +32,12 @@ def check_space(folder: str | Path, needed: int, purpose: str) -> None:
     """Raises InputError if the disk of `folder` has less than `needed` bytes, and a little, left.
 
     Args:
-        folder: need not exist yet.
+        folder: need not exist yet; in a bucket there is always room.
         needed: bytes.
         purpose: what needs them, for the message.
     """
+    if remote.is_remote(folder):
+        return
     needed, free = needed + SLACK, free_bytes(folder)
     if free < needed:
         raise InputError(
@@ -60,8 +63,10 @@ def check_room(workdir: str | Path, train: Mapping[str, Any], state: Any) -> Non
 
 def what_is_missing(folder: str | Path, needed: int) -> str:
     """Why `needed` bytes could not be written there, as far as the system tells, in words."""
-    free, limit = free_bytes(folder), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     size = f"the arrays are {needed / 1e9:.3f} GB"
+    if remote.is_remote(folder):
+        return size
+    free, limit = free_bytes(folder), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < needed:
         return f"{size}, and a file may have {limit / 1e9:.3f} GB here (ulimit -f): {_lack(needed, limit)}"
     if free < needed:

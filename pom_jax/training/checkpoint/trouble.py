@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from pom_jax import remote
 from pom_jax.errors import InputError
 
 # What is said of a file that is not as it was. Any other error says nothing of what the file holds.
@@ -28,25 +29,31 @@ def reading() -> Iterator[None]:
     except Exception as error:
         if (found := _trouble(error)) is None:
             raise
-        number, path = found
-        what = os.strerror(number) if number else "no answer in time"
-        remedy = REMEDIES.get(number, "look at the disk or the mount")
+        what, path, remedy = found
         raise TroubledDisk(
             f"{path or 'a file of the checkpoints'} cannot be read: {what}. Nothing was moved or changed, "
             f"for that says nothing of what it holds: {remedy}, and run the same command again"
         ) from error
 
 
-def _trouble(error: BaseException | None) -> tuple[int, str] | None:
-    """Number (0 for a timeout) and path of an error of the file system, or of what it comes from."""
+def _trouble(error: BaseException | None) -> tuple[str, str, str] | None:
+    """What an error of the file system, or what it comes from, says, of which path, and the remedy."""
     while error is not None:
+        if said := remote.trouble(error):
+            return said, "", remote.ACCESS
         if isinstance(error, TimeoutError) and error.errno is None:
-            return 0, ""
+            return _explained(0, "")
         if isinstance(error, OSError) and error.errno not in (None, *CHANGED):
-            return error.errno or 0, str(error.filename or "")
+            return _explained(error.errno or 0, str(error.filename or ""))
         # TensorStore's: Failed to open: "/path": Permission denied [os_error_code='13']
         if told := re.search(r"os_error_code='(\d+)'", str(error)):
             paths = re.findall(r'"(/[^"]+)"', str(error)[: told.start()])
-            return None if int(told[1]) in CHANGED else (int(told[1]), paths[-1] if paths else "")
+            return None if int(told[1]) in CHANGED else _explained(int(told[1]), paths[-1] if paths else "")
         error = error.__cause__ or error.__context__
     return None
+
+
+def _explained(number: int, path: str) -> tuple[str, str, str]:
+    """Of an error by its number, 0 for a timeout."""
+    what = os.strerror(number) if number else "no answer in time"
+    return what, path, REMEDIES.get(number, "look at the disk or the mount")

@@ -1,0 +1,295 @@
+"""Runs whose checkpoints are in a bucket, which a server on this machine plays, and go on anywhere."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import chex
+import numpy as np
+import pytest
+
+from configs import common
+from configs import digits as recipe
+from pom_jax import remote
+from pom_jax.data import digits
+from pom_jax.errors import InputError
+from pom_jax.paths import expand_paths
+from pom_jax.training import checkpoint, digest, loop, metrics
+from pom_jax.training.checkpoint import leaves
+from pom_jax.training.config import keep_config
+from pom_jax.training.run import make_run
+from pom_jax.training.start import find_start
+from tests.test_checkpoint import make_state, target
+
+ROOT = Path(__file__).parent.parent
+STEPS, EVERY = 240, 60
+TINY = {"data.batch_size": 8, "model.width": 8, "model.depth": 1, "optimizer.warmup_steps": 50}
+TINY |= {"train.steps": STEPS, "train.checkpoint_every": EVERY, "train.eval_every": EVERY}
+TINY |= {"train.eval_size": 16, "train.sample_every": 0, "train.keep_last": 2, "train.keep_best": 1}
+
+Start = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    """The bucket gs://bucket, for this process and those that it starts."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.gcs_server"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", address)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it asks for the kind of the bucket
+        yield
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    digits.prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(data: Path) -> Start:
+    """Starts `python train.py` on a tiny model."""
+    fields = TINY | {"data.dir": data}
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"  # compiles in half the time
+    )
+
+    def start_process(workdir: Path, place: str = "", *more: str) -> subprocess.Popen:
+        command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}"]
+        command += [*overrides, f"--config.train.remote={place}", *more]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        with (workdir.parent / f"{workdir.name}.out").open("a") as output:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    return start_process
+
+
+def said(workdir: Path) -> str:
+    return (workdir.parent / f"{workdir.name}.out").read_text()
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    """All rows, without the fields that are times."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith(metrics.TIME)}
+        for row in metrics.read_rows(workdir)
+    ]
+
+
+def digests(workdir: str | Path, step: int) -> dict[str, Any]:
+    return leaves.read_leaves(checkpoint.folder.checkpoints_folder(workdir) / str(step))
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def largest(step: Path) -> Path:
+    """The file of a step that holds most of the numbers."""
+    sizes = {name: size for name, size in remote.sizes(step).items() if "/d/" in name}
+    return step / max(sizes, key=sizes.__getitem__)
+
+
+def copy_unfinished(step: Path, to: Path) -> None:
+    """What a machine leaves that dies before the last file of a checkpoint is written."""
+    for name in remote.sizes(step):
+        if name != "commit_success.txt":
+            (to / name).write_bytes((step / name).read_bytes())
+
+
+def test_another_machine_goes_on_from_the_bucket(start: Start, tmp_path: Path) -> None:
+    place, whole = "gs://bucket/runs/one", tmp_path / "whole"
+    first, second = tmp_path / "first", tmp_path / "second"
+    local, process = start(whole), start(first, place)
+    while f"step {2 * EVERY} | checkpoint saved" not in said(first):
+        assert process.poll() is None, said(first)
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert local.wait() == 0, said(whole)
+    steps = remote.folder(place) / "checkpoints"
+    copy_unfinished(steps / str(EVERY), steps / str(STEPS - 1))
+    flip_bit(largest(steps / str(2 * EVERY)))
+    for number in checkpoint.saved_steps(place):
+        if number > 2 * EVERY:  # it was quick
+            (steps / str(number) / "commit_success.txt").unlink()
+
+    assert start(second, place).wait() == 0, said(second)
+    assert f"goes on after step {EVERY})" in said(second)
+    assert f"Step {2 * EVERY}: its checkpoint is damaged" in said(second), "loudly"
+    assert f"It was moved to {place}/damaged/{2 * EVERY}." in said(second)
+    assert remote.sizes(remote.folder(place) / "damaged" / str(2 * EVERY))
+    assert not remote.sizes(steps / str(STEPS - 1)), "what was left of the killed run is removed"
+    assert rows(second) == rows(whole)
+    assert digests(place, STEPS) == digests(whole, STEPS)
+    kept = checkpoint.saved_steps(place)
+    assert kept == checkpoint.saved_steps(second), "its config.json says where they are"
+    assert kept == checkpoint.saved_steps(whole), "the last and the best, also of the other machine"
+    assert {path.name for path in second.iterdir()} == {path.name for path in whole.iterdir()} - {
+        "checkpoints"
+    }
+
+    expected = checkpoint.restore_params(whole)[0]
+    for workdir in (place, second):
+        chex.assert_trees_all_equal(checkpoint.restore_params(workdir)[0], expected)
+    samples = tmp_path / "samples.npz"
+    command = [sys.executable, "sample.py", f"--workdir={place}", "--num=2", "--steps=2", f"--out={samples}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert np.load(samples)["arr_0"].shape[0] >= 2
+
+    _check_branching(place, whole, tmp_path / "branch")
+
+
+def _check_branching(place: str, whole: Path, workdir: Path) -> None:
+    config = recipe.get_config()
+    config.update_from_flattened_dict(TINY)
+    config.data.dir = checkpoint.load_config(whole).data.dir
+    config.init_from, config.init_state, config.train.steps = place, True, STEPS + 10
+    begun = find_start(make_run(config))
+    assert begun.step == STEPS
+    workdir.mkdir()
+    begun.keep_history(workdir)
+    assert rows(workdir) == rows(whole)
+
+
+def test_hosts_without_a_common_folder_train_together(start: Start, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hosts = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    together = [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--config.train.steps={EVERY}"]
+    together += ["--config.train.eval_every=0"]
+    processes = []
+    for number, host in enumerate(hosts):
+        host.parent.mkdir()
+        processes.append(start(host, "gs://bucket/runs/pod", *together, f"--process={number}"))
+    assert [process.wait() for process in processes] == [0, 0], said(hosts[0]) + said(hosts[1])
+    assert checkpoint.saved_steps("gs://bucket/runs/pod") == [EVERY]
+    assert checkpoint.saved_steps(hosts[0]) == [EVERY]
+    assert checkpoint.restore_params("gs://bucket/runs/pod")[1] == EVERY
+
+
+def test_what_is_kept_is_what_would_be_kept_on_a_disk(tmp_path: Path) -> None:
+    place = "gs://bucket/kept"
+    saver = checkpoint.Checkpoints(place, keep_last=1, keep_best=1, keep_every=4)
+    for step, loss in {2: 0.1, 4: 0.5, 5: 0.4}.items():
+        saver.save(step, make_state(step), loss)
+    saver.close()
+    assert checkpoint.saved_steps(place) == [2, 4, 5]
+    saver = checkpoint.Checkpoints(place, keep_last=1, keep_best=1, keep_every=4, losses={2: 0.1, 5: 0.4})
+    saver.save(6, make_state(6), 0.3)
+    saver.close()
+    assert checkpoint.saved_steps(place) == [2, 4, 6]
+    state, step = checkpoint.restore_state(place, target(make_state())) or pytest.fail("nothing there")
+    assert (step, digest.digests(state)) == (6, digest.digests(make_state(6)))
+
+    newest = remote.folder(place) / "checkpoints" / "6"
+    (newest / "leaves" / "metadata").unlink()
+    (newest / checkpoint.files.FILE).unlink()
+    state, step = checkpoint.restore_state(place, target(make_state())) or pytest.fail("nothing there")
+    assert (step, digest.digests(state)) == (4, digest.digests(make_state(4)))
+    assert checkpoint.saved_steps(place) == [2, 4]
+
+
+def test_a_bucket_that_refuses_is_not_taken_for_damage() -> None:
+    with pytest.raises(InputError, match=r"cannot be read: Forbidden.*log in") as told:
+        checkpoint.restore_state("gs://closed/run", target(make_state()))
+    assert told.value.exit_code == 74, "a restart loop tries again"
+    with pytest.raises(InputError, match=r"closed/run/config.json cannot be read: Forbidden.*log in") as told:
+        checkpoint.load_config("gs://closed/run")
+    with pytest.raises(InputError, match=r"no config\.json in it, or no such bucket"):
+        checkpoint.load_config("gs://nowhere/run")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("gs://nowhere/run", "there is no bucket 'nowhere', .*gcloud storage buckets create gs://nowhere"),
+        (
+            "gs://closed/run",
+            r"train.remote=gs://closed/run cannot be used: 403 .*; check the network, log in \(gcloud auth",
+        ),
+        ("gs://bucket", "train.remote=gs://bucket must be gs://bucket/folder"),
+        ("s3://bucket/run", r"s3://bucket/run: Orbax .* writes arrays to gs:// and to file systems alone"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_said_first(place: str, message: str, tmp_path: Path) -> None:
+    config = recipe.get_config()
+    config.data.dir = "/nowhere/at/all"
+    config.train.remote = place
+    with pytest.raises(InputError, match=message):
+        loop.train(config, tmp_path / "run", lambda *_: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_is_said_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote._storage.cache_clear()
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match=r"gs:// needs the package gcsfs: pip install -e '\.\[gcs\]'"):
+        checkpoint.load_config("gs://bucket/run")
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("data.dir", "ArrayRecord files knows no buckets: copy the data set to a disk"),
+        ("fid.reference", "is no folder of a file system; mount the bucket"),
+    ],
+)
+def test_what_cannot_be_in_a_bucket_is_said(field: str, message: str) -> None:
+    config = common.base()
+    config.init_from = "gs://bucket/run/"
+    expand_paths(config)
+    assert config.init_from == "gs://bucket/run"
+    config.update_from_flattened_dict({field: "gs://bucket/a"})
+    with pytest.raises(InputError, match=message):
+        expand_paths(config)
+
+
+def test_a_run_does_not_move_by_another_address(tmp_path: Path) -> None:
+    config = recipe.get_config()
+    config.train.remote = "gs://bucket/moves/one"
+    for place in (config.train.remote, tmp_path / "run"):
+        keep_config(place, config)
+        keep_config(place, config)
+    config.train.remote = ""
+    with pytest.raises(
+        InputError, match=r"are in gs://bucket/moves/one, not in it: give --config\.train\.rem"
+    ):
+        keep_config(tmp_path / "run", config)
+    with pytest.raises(InputError, match=r"gs://bucket/moves is not empty and not a workdir"):
+        keep_config("gs://bucket/moves", config)
+    config.seed = 1
+    with pytest.raises(InputError, match=r"gs://bucket/moves/one belongs to another configuration"):
+        keep_config("gs://bucket/moves/one", config)
+
+
+@pytest.mark.parametrize("command", ["sample.py", "eval.py"])
+def test_what_is_drawn_from_a_bucket_needs_a_place(command: str) -> None:
+    line = [sys.executable, command, "--workdir=gs://bucket/runs/one"]
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "--workdir=gs://bucket/runs/one is only read: give --out=" in ended.stderr
