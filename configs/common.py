@@ -144,18 +144,19 @@ def video_base() -> ConfigDict:
 def _optimizer() -> ConfigDict:
     return ConfigDict(
         {
-            "name": "adamw",  # or "lamb", or "muon" of hidden matrices, with AdamW of everything else
+            "name": "adamw",  # or "lamb", or "muon": of the hidden matrices, with Adam of everything else
             "learning_rate": 1e-3,
             "schedule": "cosine",  # or constant, linear, sqrt; to zero at train.steps
             "warmup_steps": 10_000,
             "decay_from": 0,  # step from which the schedule falls; the end of the warm-up if that is later
-            "b1": 0.9,
+            "b1": 0.9,  # Muon's own momentum is 0.95
             "b2": 0.999,
             "eps": 1e-8,
-            "weight_decay": 0.01,  # of matrices only: no biases, norms, embeddings, registers, positions
+            # Of matrices only: no biases, norms, embeddings, registers, positions; with Muon of its own only.
+            "weight_decay": 0.01,
             "clip_norm": 1.0,  # of the whole gradient; 0 = off
             "accumulate": 1,  # slices of the batch computed one after the other, for less memory
-            "moments": "float32",  # or "bfloat16": half the optimiser's memory, rounded by chance
+            "moments": "float32",  # or "bfloat16": half the optimiser's memory (Muon: of the first moments)
             "offload": False,  # True: the moments wait in the host's memory, and come for each update
         }
     )

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import digits as recipe
 from pom_jax.errors import InputError
 from pom_jax.ops.mesh import tracing_for
-from pom_jax.training import checkpoint, digest, loop, memory, metrics, offload
+from pom_jax.training import checkpoint, digest, loop, memory, metrics, offload, optim
 from pom_jax.training.checkpoint import tree_bytes
 from pom_jax.training.estimate import estimate
 from pom_jax.training.fits import check_fits
@@ -53,9 +53,9 @@ def on_host(state: Any) -> set[str]:
 
 
 def moments_and_averages(state: Any) -> set[str]:
-    """Names of all leaves of optimiser and averages but single numbers."""
+    """Names of all leaves of optimiser and averages but single numbers, and the three of Muon."""
     leaves = jax.tree_util.tree_leaves_with_path({"opt_state": state.opt_state, "ema": state.ema})
-    return {digest.path_name(path) for path, leaf in leaves if leaf.ndim}
+    return {digest.path_name(path) for path, leaf in leaves if leaf.shape not in ((), (3,))}
 
 
 def compiled(run: Run) -> Any:
@@ -115,7 +115,9 @@ def test_a_run_is_the_same_wherever_its_state_waits(digits_dir: Path, plain: Pat
     assert "kept on the host" not in (plain / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("name", "moments"), [("adamw", "float32"), ("lamb", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "moments"), [("adamw", "float32"), ("lamb", "bfloat16"), ("muon", "float32")]
+)
 def test_moments_and_averages_lie_on_the_host_and_the_rest_on_the_device(
     digits_dir: Path, name: str, moments: str
 ) -> None:
@@ -123,7 +125,11 @@ def test_moments_and_averages_lie_on_the_host_and_the_rest_on_the_device(
     run = make_run(config)
     expected = moments_and_averages(run.state)
     parameters = len(jax.tree.leaves(run.state.params))
-    assert len(expected) == 4 * parameters, "two moments and two averages of each parameter"
+    matrices = jax.tree.leaves(
+        optim.hidden_matrices(run.state.params), is_leaf=lambda a: isinstance(a, tuple)
+    )
+    fewer = len(matrices) if name == "muon" else 0
+    assert len(expected) == 4 * parameters - fewer, "two moments and two averages of each parameter"
     before = run.fresh_state()
     after = steps(run, compiled(run), before, 0, 1)
     assert on_host(run.state) == on_host(before) == on_host(after) == expected

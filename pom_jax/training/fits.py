@@ -29,8 +29,8 @@ def check_fits(needed: Memory, run: Run, limit: int | None, host: int | None = N
     if host is not None and needed.host > host:
         raise InputError(
             f"what waits on the host needs {_gib(needed.host)} there for each device, whose share of its "
-            f"memory is {_gib(host)}: set optimizer.offload or ema.offload to False, or cut the state over "
-            "more devices with mesh.fsdp"
+            f"memory is {_gib(host)}: set optimizer.offload or ema.offload to False, or optimizer.moments to "
+            "bfloat16, or cut the state over more devices with mesh.fsdp"
         )
     whole = needed.together + (needed.host if backend() == "cpu" else 0)  # whose memory is the host's
     if limit is None or whole <= limit:

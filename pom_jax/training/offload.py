@@ -21,7 +21,7 @@ def parts_on_host(config: ConfigDict, mesh: Mesh) -> tuple[str, ...]:
     Raises:
         InputError: the devices of the mesh cannot reach memory of the host.
     """
-    wanted = {"opt_state": config.optimizer.offload, "ema": config.ema.offload}
+    wanted = {"opt_state": config.optimizer.get("offload", False), "ema": config.ema.get("offload", False)}
     fields = {"opt_state": "optimizer.offload=True", "ema": "ema.offload=True"}
     parts = tuple(part for part, is_wanted in wanted.items() if is_wanted)
     if parts and not is_possible(mesh):

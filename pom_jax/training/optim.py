@@ -191,7 +191,8 @@ def muon(
     """Muon (Jordan et al. 2024) of the hidden matrices, with one moment, and Adam of everything else.
 
     Updates have the root mean square of AdamW's (0.2, arXiv 2502.16982), so a learning rate of AdamW is a
-    good first one here.
+    good first one here. A matrix [m, n] costs 5 iterations of 4 m^2 n + 2 m^3 operations (m the smaller side)
+    a step, whatever the batch, and each device that has it does them all; flops do not count them.
 
     Args:
         rate: learning rate of both, or a function of the update count.

@@ -14,6 +14,8 @@ import orbax.checkpoint as ocp
 
 from pom_jax import cluster, remote
 from pom_jax.errors import InputError, first_line
+from pom_jax.ops.mesh import backend
+from pom_jax.training import offload
 from pom_jax.training.checkpoint.files import list_files
 from pom_jax.training.checkpoint.folder import checkpoints_folder, latest_step
 from pom_jax.training.checkpoint.keep import LastBestAndMilestones
@@ -79,6 +81,8 @@ class Checkpoints:
             self._kept.losses[step] = heldout_loss
         with self._explained():
             self._manager.save(step, args=arguments, force=True)
+            if backend() != "cpu" and any(map(offload.is_on_host, jax.tree.leaves(state))):
+                self._manager.wait_until_finished()  # it is written from where the next step writes
         self._step = step
 
     @property
