@@ -22,7 +22,7 @@ SCHEDULES: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "sqrt": lambda u: 1.0 - jnp.sqrt(u),
 }
 _DECAYED = ("kernel", "coefficients")  # names of the parameters that weight decay applies to
-_OUTER = ("patch_embedding/kernel", "context/windows/kernel", "out/kernel")  # they read and write samples
+_OUTER = ("patch_embedding/kernel", "out/kernel")  # they read and write samples
 
 
 def learning_rate(
