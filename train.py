@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
 
     if len(argv) > 1:
         raise InputError(f"arguments without a flag: {' '.join(argv[1:])}; see python train.py --help")
+    if _DRY_RUN.value is not None:
+        _CONFIG.value.train.remote = ""  # nothing is kept: no bucket is asked, no package of it needed
     expand_paths(_CONFIG.value)
     expand_flags("workdir")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once, also while XLA compiles; see training.interrupt

@@ -21,6 +21,7 @@ import numpy as np
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from pom_jax import remote
 from pom_jax.errors import REFUSALS, InputError, explain, first_line
 
 PATIENCE = 300  # seconds that processes wait for each other at the start
@@ -192,20 +193,28 @@ def _cannot_join(error: Exception) -> InputError:
 def agree(action: Callable[[], Result], kind: type[Exception]) -> Result:
     """What `action` returns here; an error of this kind on one process is raised on all of them.
 
-    Called by all processes; the error says which of them it comes from.
+    Called by all processes; the error says which of them it comes from, and has the same exit code.
     """
-    result, said = None, ""
+    result, own = None, None
     try:
         result = action()
     except kind as error:
         if jax.process_count() == 1:
             raise
-        said = str(error) or type(error).__name__
+        own = error
     if jax.process_count() > 1:
+        said = "" if own is None else f"{getattr(own, 'exit_code', '')}:{str(own) or type(own).__name__}"
         for process, text in enumerate(share(said)):
             if text:
-                raise kind(said or f"{text} (process {process})")
+                code, _, words = text.partition(":")
+                raise own or _of_another(kind(f"{words} (process {process})"), code)
     return result  # type: ignore[return-value]
+
+
+def _of_another(error: Exception, code: str) -> Exception:
+    if code and isinstance(error, InputError):
+        error.exit_code = int(code)
+    return error
 
 
 def first_does(action: Callable[[], object]) -> None:
@@ -237,7 +246,9 @@ def on_this_host() -> int:
 def is_loss(error: BaseException | None) -> bool:
     """Whether an error, or what it comes from, says that another process is gone or does not answer."""
     while error is not None and jax.process_count() > 1:
-        if not isinstance(error, InputError) and tells_of_loss(error):
+        if isinstance(error, InputError) or remote.trouble(error):
+            return False  # a bucket's errors have the same words
+        if tells_of_loss(error):
             return True
         error = error.__cause__ or error.__context__
     return False

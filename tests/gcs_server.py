@@ -3,8 +3,8 @@
     python -m tests.gcs_server
 
 It prints its address, and ends with its standard input. Objects live in memory and there is one bucket,
-called "bucket"; "closed" answers that it may not be seen. gcp-storage-emulator, which pip installs, ignores
-generations, by which TensorStore tells whether a file has changed.
+called "bucket"; "closed" answers that it may not be seen, "broken" that it cannot. gcp-storage-emulator,
+which pip installs, ignores generations, by which TensorStore tells whether a file has changed.
 """
 
 import http.server
@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 BUCKET = "bucket"
+OTHERS = {"closed": 403, "broken": 501}
 OBJECT = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o/([^/]+)")
 REWRITE = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/rewriteTo/b/([^/]+)/o/([^/]+)")
 LIST = re.compile(r"(?:/upload)?/storage/v1/b/([^/]+)/o")
@@ -53,7 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _route(self, path: str) -> None:
         bucket = re.search(r"/b/([^/]+)", path)
         if bucket is None or bucket[1] != BUCKET:
-            raise Refused(403 if bucket and bucket[1] == "closed" else 404)
+            raise Refused(OTHERS.get(bucket[1] if bucket else "", 404))
         if path == f"/storage/v1/b/{BUCKET}":
             self._json({"kind": "storage#bucket", "name": BUCKET, "id": BUCKET})
         elif found := REWRITE.fullmatch(path):

@@ -1,21 +1,24 @@
 """Runs whose checkpoints are in a bucket, which a server on this machine plays, and go on anywhere."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import chex
+import jax
 import numpy as np
 import pytest
 
 from configs import common
 from configs import digits as recipe
-from pom_jax import remote
+from pom_jax import cluster, remote
 from pom_jax.data import digits
 from pom_jax.errors import InputError
 from pom_jax.paths import expand_paths
@@ -113,6 +116,15 @@ def largest(step: Path) -> Path:
     return step / max(sizes, key=sizes.__getitem__)
 
 
+def make_best(step: Path) -> None:
+    """Lowers the held-out loss of a step to 0 in the rows that are kept with it."""
+    file = step / leaves.ITEM / metrics.FILE
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    found[int(step.name) - 1]["heldout_loss"] = 0.0
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in found))
+    (step / checkpoint.files.FILE).unlink()  # else it is damaged
+
+
 def copy_unfinished(step: Path, to: Path) -> None:
     """What a machine leaves that dies before the last file of a checkpoint is written."""
     for name in remote.sizes(step):
@@ -133,6 +145,7 @@ def test_another_machine_goes_on_from_the_bucket(start: Start, tmp_path: Path) -
     steps = remote.folder(place) / "checkpoints"
     copy_unfinished(steps / str(EVERY), steps / str(STEPS - 1))
     flip_bit(largest(steps / str(2 * EVERY)))
+    make_best(steps / str(EVERY))
     for number in checkpoint.saved_steps(place):
         if number > 2 * EVERY:  # it was quick
             (steps / str(number) / "commit_success.txt").unlink()
@@ -143,27 +156,31 @@ def test_another_machine_goes_on_from_the_bucket(start: Start, tmp_path: Path) -
     assert f"It was moved to {place}/damaged/{2 * EVERY}." in said(second)
     assert remote.sizes(remote.folder(place) / "damaged" / str(2 * EVERY))
     assert not remote.sizes(steps / str(STEPS - 1)), "what was left of the killed run is removed"
-    assert rows(second) == rows(whole)
+    expected = rows(whole)
+    expected[EVERY - 1]["heldout_loss"] = 0.0
+    assert rows(second) == expected
     assert digests(place, STEPS) == digests(whole, STEPS)
     kept = checkpoint.saved_steps(place)
+    assert kept == [EVERY, STEPS - EVERY, STEPS], "the last two and the best, which is of the other machine"
     assert kept == checkpoint.saved_steps(second), "its config.json says where they are"
-    assert kept == checkpoint.saved_steps(whole), "the last and the best, also of the other machine"
     assert {path.name for path in second.iterdir()} == {path.name for path in whole.iterdir()} - {
         "checkpoints"
     }
 
-    expected = checkpoint.restore_params(whole)[0]
+    params = checkpoint.restore_params(whole)[0]
     for workdir in (place, second):
-        chex.assert_trees_all_equal(checkpoint.restore_params(workdir)[0], expected)
+        chex.assert_trees_all_equal(checkpoint.restore_params(workdir)[0], params)
     samples = tmp_path / "samples.npz"
     command = [sys.executable, "sample.py", f"--workdir={place}", "--num=2", "--steps=2", f"--out={samples}"]
     subprocess.run(command, cwd=ROOT, check=True)
-    assert np.load(samples)["arr_0"].shape[0] >= 2
+    assert len(np.load(samples)["arr_0"]) == 2
 
-    _check_branching(place, whole, tmp_path / "branch")
+    (second / metrics.FILE).unlink()  # the rows are in the bucket too
+    for number, parent in enumerate((place, str(second))):
+        _check_branching(parent, whole, expected, tmp_path / f"branch{number}")
 
 
-def _check_branching(place: str, whole: Path, workdir: Path) -> None:
+def _check_branching(place: str, whole: Path, expected: list[dict[str, Any]], workdir: Path) -> None:
     config = recipe.get_config()
     config.update_from_flattened_dict(TINY)
     config.data.dir = checkpoint.load_config(whole).data.dir
@@ -172,7 +189,7 @@ def _check_branching(place: str, whole: Path, workdir: Path) -> None:
     assert begun.step == STEPS
     workdir.mkdir()
     begun.keep_history(workdir)
-    assert rows(workdir) == rows(whole)
+    assert rows(workdir) == expected
 
 
 def test_hosts_without_a_common_folder_train_together(start: Start, tmp_path: Path) -> None:
@@ -191,6 +208,12 @@ def test_hosts_without_a_common_folder_train_together(start: Start, tmp_path: Pa
     assert checkpoint.saved_steps(hosts[0]) == [EVERY]
     assert checkpoint.restore_params("gs://bucket/runs/pod")[1] == EVERY
 
+    hosts[1].joinpath("log.txt").touch()
+    alone = start(hosts[1], "gs://bucket/runs/pod", f"--config.train.steps={EVERY + 2}")
+    assert alone.wait() == 0, said(hosts[1])
+    assert f"goes on after step {EVERY})" in said(hosts[1])
+    assert len(rows(hosts[1])) == EVERY + 2
+
 
 def test_what_is_kept_is_what_would_be_kept_on_a_disk(tmp_path: Path) -> None:
     place = "gs://bucket/kept"
@@ -199,10 +222,15 @@ def test_what_is_kept_is_what_would_be_kept_on_a_disk(tmp_path: Path) -> None:
         saver.save(step, make_state(step), loss)
     saver.close()
     assert checkpoint.saved_steps(place) == [2, 4, 5]
-    saver = checkpoint.Checkpoints(place, keep_last=1, keep_best=1, keep_every=4, losses={2: 0.1, 5: 0.4})
+    lines = [f'{{"step": {step}}}\n' for step in range(1, 9)]
+    (tmp_path / metrics.FILE).write_text("".join(lines)[:-3])  # of a run that went on while it was copied
+    saver = checkpoint.Checkpoints(
+        place, keep_last=1, keep_best=1, keep_every=4, losses={2: 0.1, 5: 0.4}, rows=tmp_path / metrics.FILE
+    )
     saver.save(6, make_state(6), 0.3)
     saver.close()
     assert checkpoint.saved_steps(place) == [2, 4, 6]
+    assert checkpoint.kept_rows(place, 6) == "".join(lines[:6])
     state, step = checkpoint.restore_state(place, target(make_state())) or pytest.fail("nothing there")
     assert (step, digest.digests(state)) == (6, digest.digests(make_state(6)))
 
@@ -224,15 +252,73 @@ def test_a_bucket_that_refuses_is_not_taken_for_damage() -> None:
         checkpoint.load_config("gs://nowhere/run")
 
 
+def test_a_bucket_that_does_not_answer_may_answer_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = checkpoint.Checkpoints("gs://bucket/silent", keep_last=1, keep_best=0)
+    saver.save(1, make_state(1))
+    words = r"bucket/silent/checkpoints: lost;.*See to it: check the network"
+    with pytest.raises(remote.Unreachable, match=words), saver._explained():
+        raise RuntimeError("lost")
+    saver.close()
+    with pytest.raises(remote.Unreachable, match=r"train\.remote=gs://broken/run cannot be used: 501"):
+        remote.check_bucket("train.remote", "gs://broken/run")
+
+    def fall_silent(*_: Any, **__: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(remote._storage(), "ls", fall_silent)
+    with pytest.raises(remote.Unreachable, match=r"gs://bucket/other cannot be listed: no answer"):
+        keep_config("gs://bucket/other", common.base())
+    with pytest.raises(remote.Unreachable, match="cannot be listed"):
+        checkpoint.quarantine("gs://bucket/silent", 1)
+    with pytest.raises(InputError, match=r"cannot be read: no answer in time") as told:
+        checkpoint.saved_steps("gs://bucket/silent")
+    assert told.value.exit_code == 74
+
+
+def test_errors_of_a_bucket_are_not_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    said = "UNAVAILABLE: Error reading gs://bucket/run: CURL error"
+    assert not cluster.is_loss(ValueError(said))
+    assert cluster.is_loss(RuntimeError("UNAVAILABLE: heartbeat timeout"))
+    told = remote.Unreachable("the bucket is gone")
+    told.__cause__ = RuntimeError("UNAVAILABLE: heartbeat timeout")
+    assert not cluster.is_loss(told)
+
+
+def test_all_processes_end_with_the_exit_code_of_the_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_fails(said: str) -> list[str]:
+        return [said, "74:the bucket is gone"]
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(cluster, "share", other_fails)
+    with pytest.raises(InputError, match=r"the bucket is gone \(process 1\)") as told:
+        cluster.agree(lambda: 3, InputError)
+    assert told.value.exit_code == 74
+
+
+def test_an_object_for_the_folder_itself_is_no_file_in_it() -> None:
+    """gcsfuse and the Cloud Console make such."""
+    place, server = "gs://bucket/made/elsewhere", os.environ["STORAGE_EMULATOR_HOST"]
+    for name in ("made/elsewhere/", "made/elsewhere/checkpoints/"):
+        address = f"{server}/upload/storage/v1/b/bucket/o?uploadType=media&name={name}"
+        urllib.request.urlopen(urllib.request.Request(address, method="POST")).close()
+        keep_config(place, recipe.get_config())
+    assert remote.names(remote.folder(place)) == {"checkpoints", "config.json"}
+    assert remote.sizes(remote.folder(place)).keys() == {"config.json"}
+    assert checkpoint.saved_steps(place) == []
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [
         ("gs://nowhere/run", "there is no bucket 'nowhere', .*gcloud storage buckets create gs://nowhere"),
+        ("s3://bucket/run", "give the folder where it is mounted as --workdir, and leave this out"),
         (
             "gs://closed/run",
             r"train.remote=gs://closed/run cannot be used: 403 .*; check the network, log in \(gcloud auth",
         ),
         ("gs://bucket", "train.remote=gs://bucket must be gs://bucket/folder"),
+        ("gs://bucket/run[1]", r"train.remote=gs://bucket/run\[1\] must be gs://bucket/folder, without"),
         ("s3://bucket/run", r"s3://bucket/run: Orbax .* writes arrays to gs:// and to file systems alone"),
     ],
 )
@@ -240,8 +326,9 @@ def test_a_place_that_cannot_be_used_is_said_first(place: str, message: str, tmp
     config = recipe.get_config()
     config.data.dir = "/nowhere/at/all"
     config.train.remote = place
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as told:
         loop.train(config, tmp_path / "run", lambda *_: None)
+    assert told.value.exit_code == 2, "it will be the same when started again"
     assert not (tmp_path / "run").exists()
 
 
@@ -269,6 +356,16 @@ def test_what_cannot_be_in_a_bucket_is_said(field: str, message: str) -> None:
         expand_paths(config)
 
 
+def test_nothing_is_written_before_all_places_were_looked_at(data: Path, tmp_path: Path) -> None:
+    config = recipe.get_config()
+    config.update_from_flattened_dict(TINY | {"data.dir": str(data), "train.remote": "gs://bucket/begun"})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").touch()
+    with pytest.raises(InputError, match="photos is not empty and not a workdir"):
+        loop.train(config, tmp_path / "photos", lambda *_: None)
+    assert not remote.names(remote.folder("gs://bucket/begun"))
+
+
 def test_a_run_does_not_move_by_another_address(tmp_path: Path) -> None:
     config = recipe.get_config()
     config.train.remote = "gs://bucket/moves/one"
@@ -280,11 +377,33 @@ def test_a_run_does_not_move_by_another_address(tmp_path: Path) -> None:
         InputError, match=r"are in gs://bucket/moves/one, not in it: give --config\.train\.rem"
     ):
         keep_config(tmp_path / "run", config)
-    with pytest.raises(InputError, match=r"gs://bucket/moves is not empty and not a workdir"):
+    with pytest.raises(
+        InputError, match=r"gs://bucket/moves is not .*; choose another --config.train.remote"
+    ):
         keep_config("gs://bucket/moves", config)
+    config.train.remote = "gs://bucket/moves/copy"
+    (remote.folder(config.train.remote) / "config.json").write_bytes(
+        (remote.folder("gs://bucket/moves/one") / "config.json").read_bytes()
+    )
+    keep_config(config.train.remote, config)
+    assert checkpoint.load_config(config.train.remote).train.remote == config.train.remote
     config.seed = 1
     with pytest.raises(InputError, match=r"gs://bucket/moves/one belongs to another configuration"):
         keep_config("gs://bucket/moves/one", config)
+
+
+def test_an_address_may_be_a_path() -> None:
+    assert str(remote.folder(Path("gs://bucket/runs/x"))) == "gs://bucket/runs/x"
+    with pytest.raises(InputError, match="gs://bucket/run is no folder of a file system, and rows and log"):
+        loop.train(recipe.get_config(), Path("gs://bucket/run"), lambda *_: None)
+
+
+def test_a_plan_asks_no_bucket() -> None:
+    code = "import runpy, sys; sys.modules['gcsfs'] = None; runpy.run_path('train.py', run_name='__main__')"
+    line = [sys.executable, "-c", code, "--config=configs/digits.py", "--dry_run=0"]
+    line += ["--config.train.remote=gs://nowhere/run"]
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert "--dry-run=0 must be a number of devices" in ended.stderr, "what is looked at after the addresses"
 
 
 @pytest.mark.parametrize("command", ["sample.py", "eval.py"])

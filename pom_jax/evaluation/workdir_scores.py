@@ -22,6 +22,7 @@ from pom_jax.evaluation.reference import check_file, open_reference
 from pom_jax.evaluation.shards import rgb
 from pom_jax.evaluation.sweep import Sweep, make_grid
 from pom_jax.hosts import this_host
+from pom_jax.remote import is_remote
 from pom_jax.sampling import SamplingProgress, load
 from pom_jax.sampling.bank import PART, Bank, open_bank, write_bank
 from pom_jax.sampling.writers import check_folder, check_output
@@ -91,6 +92,8 @@ def score_workdir(
     _check_numbers(num=num, part=part, batch_size=batch_size, seed=seed)
     config = checkpoint.load_config(workdir)
     grid = make_grid(config, emas=emas, samplers=samplers, steps=steps, guidances=guidances)
+    if out is None and is_remote(workdir):
+        raise InputError(f"{workdir} is only read: give `out`, a folder for the scores")
     out = Path(workdir) / "eval" if out is None else Path(out)
     _check_files(out, npz_out, reference_out, len(grid))
     if config.model.channels not in (1, 3) and autoencoder is None:

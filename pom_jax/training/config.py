@@ -4,16 +4,17 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from pom_jax import models, remote
 from pom_jax.diffusion.samplers import SAMPLERS
 from pom_jax.errors import InputError
-from pom_jax.files import unfinished, write_whole
+from pom_jax.files import names_in, write_whole
 
 FILE = "config.json"
 SECTIONS = ("model", "data", "diffusion", "optimizer", "ema", "train", "sampling", "mesh", "log")
@@ -143,7 +144,7 @@ def read_config(workdir: str | Path) -> ConfigDict | None:
             raise ValueError(f"it lacks {', '.join(lacking)}")
         return ConfigDict(_tuples(fields))
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); choose another workdir") from error
+        raise InputError(f"{path} cannot be read ({error}); choose another {remote.flag(path)}") from error
 
 
 def keep_config(
@@ -158,24 +159,36 @@ def keep_config(
         words: its table of words, kept as data.words, so that prompts need no data.
 
     Raises:
+        InputError: see `check_kept`.
+    """
+    check_kept(workdir, config, data_digest)
+    write_config(workdir, config, data_digest, words)
+
+
+def check_kept(workdir: str | Path, config: ConfigDict, data_digest: str = "") -> None:
+    """What `keep_config` finds before it writes.
+
+    Raises:
         InputError: the workdir belongs to another configuration (the message lists the fields) or to other
             data, or is some other folder with files in it.
     """
     workdir = remote.folder(workdir)
     kept = read_config(workdir)
-    if kept is None and any(name != unfinished(workdir / FILE).name for name in _names(workdir)):
+    # A process that was killed may have left the file unfinished.
+    if kept is None and not all(re.fullmatch(rf"\.{FILE}(\.\d+)?\.new", name) for name in names_in(workdir)):
         raise InputError(
-            f"{workdir} is not empty and not a workdir (it has no {FILE}); choose another --workdir"
+            f"{workdir} is not empty and not a workdir (it has no {FILE}); choose another "
+            f"{remote.flag(workdir)}"
         )
     differing = [] if kept is None else differences(kept, config)
     if differing:
         raise InputError(
-            f"{workdir} belongs to another configuration; choose another --workdir or the same fields:\n  "
-            + "\n  ".join(differing)
+            f"{workdir} belongs to another configuration; choose another {remote.flag(workdir)} or the same "
+            "fields:\n  " + "\n  ".join(differing)
         )
     asked = config.train.remote
     where = asked if kept is None else kept.train.get("remote", "")
-    if where != asked:
+    if where != asked and not remote.is_remote(workdir):  # in a bucket they are beside config.json
         raise InputError(
             f"the checkpoints of {workdir} are in {where or 'it'}, not in {asked or 'it'}: give "
             f"--config.train.remote={where}, or go on in a new --workdir, with --config.init_from={workdir} "
@@ -185,22 +198,15 @@ def keep_config(
     if before and before != data_digest:
         raise InputError(
             f"the data in {config.data.dir} (checksum {data_digest}) is not what {workdir} has learned from "
-            f"so far (checksum {before}): choose data.dir, or go on with it in a new --workdir, with "
-            f"--config.init_from={workdir} --config.init_state=True"
+            f"so far (checksum {before}): choose data.dir, or go on with it in a new {remote.flag(workdir)}, "
+            f"with --config.init_from={workdir} --config.init_state=True"
         )
-    write_config(workdir, config, data_digest, words)
 
 
 def _content(path: Path) -> bytes | None:
     if remote.is_remote(path):
         return remote.read(path)
     return path.read_bytes() if path.is_file() else None
-
-
-def _names(folder: Path) -> Iterable[str]:
-    if remote.is_remote(folder):
-        return remote.names(folder)
-    return (path.name for path in folder.iterdir()) if folder.is_dir() else ()
 
 
 def write_config(
@@ -219,7 +225,7 @@ def write_config(
         workdir.mkdir(parents=True, exist_ok=True)
     path, text = workdir / FILE, json.dumps(fields, indent=2) + "\n"
     if _content(path) != text.encode():  # a run that is done needs no room on the disk
-        write_whole(path, text)
+        write_whole(path, text, writer=jax.process_index())
 
 
 def differences(kept: ConfigDict, config: ConfigDict) -> list[str]:

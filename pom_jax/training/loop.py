@@ -14,8 +14,9 @@ from pom_jax import cluster, remote
 from pom_jax.data.pipeline import batches, device_batches, local_rows
 from pom_jax.durations import duration
 from pom_jax.errors import InputError
+from pom_jax.paths import local_path
 from pom_jax.training import checkpoint, digest, memory, offload
-from pom_jax.training.config import keep_config, read_config, warnings
+from pom_jax.training.config import check_kept, read_config, warnings, write_config
 from pom_jax.training.faults import WrongNumbers, to_compute_again
 from pom_jax.training.fid import Fid, MakeFid, open_fid
 from pom_jax.training.fits import check_fits
@@ -62,7 +63,8 @@ def train(
         InputError: a field, the data or the workdir cannot be used, a checkpoint cannot be written, or (a
             LastingFault) the losses are wrong however often they are computed.
     """
-    workdir, ledger = Path(workdir), Ledger(began)
+    workdir = Path(local_path("--workdir", remote.address(workdir)))
+    ledger = Ledger(began)
 
     # Everything that can be wrong is found before anything is computed or overwritten.
     check_sinks(config)
@@ -77,7 +79,7 @@ def train(
     if (done := checkpoint.latest_step(home) or 0) > config.train.steps:
         raise InputError(
             f"{home} is at step {done:,} already, past train.steps={config.train.steps}: choose more "
-            "steps, or another --workdir"
+            f"steps, or another {remote.flag(home)}"
         )
     if done < config.train.steps:
         checkpoint.check_room(home, config.train, run.state)
@@ -85,12 +87,7 @@ def train(
         samples = shown(config, run.heldout)
         preview = Preview(config, run.model, workdir / "samples", write_images, run.state.params, samples)
         data = run.train.manifest
-        places = dict.fromkeys((home, workdir))
-        with hold(
-            workdir,
-            lambda: [keep_config(place, config, data.digest, data.words) for place in places],
-            shared=home is workdir,
-        ):
+        with hold(workdir, lambda: _keep(run, home, workdir), shared=home is workdir):
             if jax.process_index() == 0:
                 ledger.open(workdir)
             log = Log(workdir)
@@ -111,6 +108,20 @@ def _home(config: ConfigDict, workdir: Path) -> Path:
         return workdir
     cluster.agree(lambda: remote.check_bucket("train.remote", place), InputError)
     return remote.folder(place)
+
+
+def _keep(run: Run, home: Path, workdir: Path) -> None:
+    """Writes config.json wherever this run begins or goes on, once all of these places were looked at.
+
+    Those are the folder of the checkpoints and the workdirs, of which each host may have its own.
+    """
+    first = jax.process_index() == 0
+    places = [place for place in dict.fromkeys((home, workdir)) if first or place is not home]
+    config, data = run.config, run.train.manifest
+    cluster.agree(lambda: [check_kept(place, config, data.digest) for place in places], InputError)
+    cluster.agree(
+        lambda: [write_config(place, config, data.digest, data.words) for place in places], InputError
+    )
 
 
 @dataclasses.dataclass(frozen=True)

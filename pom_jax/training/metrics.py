@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -137,6 +137,11 @@ def rows_after(workdir: str | Path, step: int) -> list[dict[str, Any]]:
     return rows
 
 
+def up_to(lines: Sequence[bytes], step: int) -> list[bytes]:
+    """Those lines that are whole rows of the steps up to `step`."""
+    return [line for line in lines if (found := _step(line)) is not None and found <= step]
+
+
 def by_step(workdir: str | Path, name: str) -> dict[int, float]:
     """The finite values of one field in metrics.jsonl, by their steps."""
     with (Path(workdir) / FILE).open() as file:
@@ -147,8 +152,7 @@ def by_step(workdir: str | Path, name: str) -> dict[int, float]:
 def _cut(path: Path, start: int) -> None:
     """Leaves the rows of steps up to `start`; of a file that lacks some, a copy is kept, and it is said."""
     lines = path.read_bytes().splitlines(keepends=True)
-    steps = [_step(line) for line in lines]
-    rows = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= start]
+    rows = up_to(lines, start)
     if len(rows) < start:
         shutil.copyfile(path, path.with_suffix(".damaged"))
         logging.error(

@@ -11,8 +11,9 @@ import jax
 
 from pom_jax import remote
 from pom_jax.data.pipeline import DeviceBatches
+from pom_jax.errors import InputError
 from pom_jax.training import flops
-from pom_jax.training.checkpoint import Checkpoints, saved_steps
+from pom_jax.training.checkpoint import Checkpoints, is_saved
 from pom_jax.training.faults import NumberCheck, WrongNumbers
 from pom_jax.training.ledger import Ledger
 from pom_jax.training.metrics import FILE, TIME, JsonLines, Sink, by_step, optional_sinks
@@ -212,6 +213,9 @@ class Recorder:
         self._log.line(f"step {step:,} | held-out loss {loss:.4f}{known}")
 
     def _say_saved(self) -> None:
-        if self._saving in saved_steps(self._home):
-            self._log.line(f"step {self._saving:,} | checkpoint saved")
-        self._saving = None
+        step, self._saving = self._saving, None
+        if step is None or jax.process_index() > 0:
+            return
+        with contextlib.suppress(InputError):  # for the sake of this line no run is to end
+            if is_saved(self._home, step):
+                self._log.line(f"step {step:,} | checkpoint saved")

@@ -40,8 +40,9 @@ class Start:
         """Copies the numbers of the steps before into the workdir, whose metrics.jsonl is then whole."""
         if self.parent is None:
             return
-        if remote.is_remote(self.parent):
-            fetch_rows(self.parent, self.step, workdir)
+        home = checkpoint.checkpoints_folder(self.parent).parent
+        if remote.is_remote(home):  # the parent may have gone on, on another machine
+            fetch_rows(home, self.step, workdir)
         elif (there := Path(self.parent) / metrics.FILE).is_file():
             shutil.copyfile(there, workdir / metrics.FILE)
 

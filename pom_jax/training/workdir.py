@@ -25,8 +25,8 @@ def hold(
     """Makes the folder and keeps other training runs out of it; the system lets go when the process ends.
 
     Args:
-        workdir: seen by all processes.
-        begin: writes config.json there, or finds that it may not; called on the first process.
+        workdir: seen by all processes, if `shared`.
+        begin: writes config.json there, or finds that it may not; called on all processes.
         shared: False where each host may have a folder of its own, for the checkpoints are in a bucket.
 
     Raises:
@@ -35,15 +35,12 @@ def hold(
     """
     workdir, held = Path(workdir), contextlib.ExitStack()
 
-    def take() -> None:
-        held.callback(os.close, _open(workdir))
-        begin()
-
     with held:
-        cluster.first_does(take)
+        cluster.first_does(lambda: held.callback(os.close, _open(workdir)))
         if not shared:
             cluster.agree(lambda: os.close(_make(workdir)), InputError)
-        elif jax.process_count() > 1:
+        begin()
+        if shared and jax.process_count() > 1:
             token = cluster.share(secrets.token_hex(16))[0]
             cluster.first_does(lambda: write_whole(workdir / FILE, token))
             cluster.agree(lambda: check_seen(workdir, token), InputError)

@@ -1,6 +1,14 @@
 """Checkpoints of a run: saved in the background, checked leaf by leaf and file by file when they are read."""
 
-from pom_jax.training.checkpoint.folder import FOLDER, latest_step, load_config, quarantine, saved_steps
+from pom_jax.training.checkpoint.folder import (
+    FOLDER,
+    checkpoints_folder,
+    is_saved,
+    latest_step,
+    load_config,
+    quarantine,
+    saved_steps,
+)
 from pom_jax.training.checkpoint.leaves import DamagedCheckpoint
 from pom_jax.training.checkpoint.restoring import (
     check_same_state,
@@ -21,6 +29,8 @@ __all__ = [
     "check_room",
     "check_same_state",
     "check_space",
+    "checkpoints_folder",
+    "is_saved",
     "kept_rows",
     "latest_step",
     "load_config",

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from pom_jax import remote
 from pom_jax.errors import InputError
+from pom_jax.files import names_in
 from pom_jax.training.checkpoint.trouble import reading
 from pom_jax.training.config import read_config
 
@@ -17,6 +18,7 @@ FOLDER = "checkpoints"
 COMMITTED = "commit_success.txt"  # in a step that is complete, in a bucket, where no folder can be renamed
 
 
+@reading()
 def checkpoints_folder(workdir: str | Path) -> Path:
     """Where the steps lie, each in a folder of its own."""
     if not remote.is_remote(workdir):
@@ -31,10 +33,20 @@ def saved_steps(workdir: str | Path) -> list[int]:
     """Steps with a finished checkpoint, in order; empty where there is none."""
     folder = checkpoints_folder(workdir)
     if remote.is_remote(folder):
-        names = [name for name in remote.names(folder) if COMMITTED in remote.names(folder / name)]
+        names = remote.names(folder)
     else:
-        names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return sorted(int(name) for name in names if name.isdigit() and _is_complete(folder / name))
+
+
+@reading()
+def is_saved(workdir: str | Path, step: int) -> bool:
+    """Whether there is a finished checkpoint of this step."""
+    return _is_complete(checkpoints_folder(workdir) / str(step))
+
+
+def _is_complete(step: Path) -> bool:
+    return COMMITTED in remote.names(step) if remote.is_remote(step) else step.is_dir()
 
 
 def latest_step(workdir: str | Path) -> int | None:
@@ -73,8 +85,8 @@ def quarantine(workdir: str | Path, step: int) -> Path:
     """Moves a damaged checkpoint to `damaged`, beside the folder of the others; returns where it is now."""
     home = checkpoints_folder(workdir).parent
     place = (home if remote.is_remote(home) else Path(workdir)) / "damaged" / str(step)
-    attempt = 0
-    while place.exists():
+    attempt, taken = 0, set(names_in(place.parent))
+    while place.name in taken:
         attempt += 1
         place = place.with_name(f"{step}-{attempt}")
     if remote.is_remote(place):

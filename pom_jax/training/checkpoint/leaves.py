@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from pom_jax import remote
 from pom_jax.errors import InputError
-from pom_jax.training import digest
+from pom_jax.training import digest, metrics
 from pom_jax.training.checkpoint.trouble import reading
 
 ITEM = "leaves"  # of a step, beside its state
 FILE = "metadata"  # in it
-ROWS = "metrics.jsonl"  # in it too, in a bucket
 
 
 class DamagedCheckpoint(Exception):
@@ -47,7 +47,7 @@ class Description:
             leaves = {name: leaf | {"digest": words[name]} for name, leaf in self.leaves.items()}
             (folder / FILE).write_text(json.dumps({"leaves": leaves, "sha256": checksum(leaves)}))
             if self.rows is not None:
-                (folder / ROWS).write_bytes(self.rows.read_bytes())
+                (folder / metrics.FILE).write_bytes(self.rows.read_bytes())
 
 
 def describe(state: Any, rows: Path | None = None) -> Description:
@@ -127,7 +127,7 @@ def check_same_model(step: Path, leaves: Mapping[str, Any], target: Any) -> None
     ]
     if differing:
         raise InputError(
-            f"the checkpoint {step} is of another model or optimiser; choose another workdir.\n  "
+            f"the checkpoint {step} is of another model or optimiser; choose another {remote.flag(step)}.\n  "
             + _some(differing, separator="\n  ")
         )
 

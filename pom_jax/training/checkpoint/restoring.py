@@ -16,7 +16,7 @@ from etils import epath
 
 from pom_jax import cluster, remote
 from pom_jax.errors import InputError, first_line
-from pom_jax.training import digest
+from pom_jax.training import digest, metrics
 from pom_jax.training.checkpoint import leaves
 from pom_jax.training.checkpoint.files import check_files
 from pom_jax.training.checkpoint.folder import checkpoints_folder, choose_step, quarantine, saved_steps
@@ -31,10 +31,10 @@ def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
     """Reads the newest good checkpoint straight into the shardings of `target`; called by all processes.
 
     Where the newest is damaged and one before it is good, that is reported, the damaged one is moved to
-    WORKDIR/damaged, and the good one is used.
+    `damaged` beside the folder of the others, and the good one is used.
 
     Args:
-        workdir: of the run.
+        workdir: of the run, or the folder of a bucket where its checkpoints are.
         target: tree of `jax.ShapeDtypeStruct` with shardings, as the state of the run will be.
 
     Returns:
@@ -56,9 +56,10 @@ def restore_state(workdir: str | Path, target: Any) -> tuple[Any, int] | None:
         return state, step
     if damaged:  # Perhaps the files are good and something else is wrong: nothing is moved.
         reasons = "\n  ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+        folder = checkpoints_folder(workdir)
         raise InputError(
-            f"no checkpoint in {checkpoints_folder(workdir)} can be read; nothing was changed. Move the "
-            f"folder away to start from the beginning, or choose another --workdir.\n  {reasons}"
+            f"no checkpoint in {folder} can be read; nothing was changed. Move the "
+            f"folder away to start from the beginning, or choose another {remote.flag(folder)}.\n  {reasons}"
         )
     return None
 
@@ -72,13 +73,14 @@ def steps_of_first(workdir: str | Path) -> list[int]:
 
 
 def kept_rows(workdir: str | Path, step: int) -> str:
-    """The metrics.jsonl that is kept with a checkpoint in a bucket; empty where there is none.
+    """The metrics.jsonl up to the step that is kept with a checkpoint in a bucket; empty where there is none.
 
     Raises:
         InputError: the bucket does not answer.
     """
-    file = checkpoints_folder(workdir) / str(step) / leaves.ITEM / leaves.ROWS
-    return (remote.read(file) or b"").decode()
+    file = checkpoints_folder(workdir) / str(step) / leaves.ITEM / metrics.FILE
+    lines = (remote.read(file) or b"").splitlines(keepends=True)
+    return b"".join(metrics.up_to(lines, step)).decode()  # training went on while it was copied
 
 
 def restore_step(workdir: str | Path, step: int, target: Any) -> Any:

@@ -28,8 +28,8 @@ class Checkpoints:
     """Writes the checkpoints of one run; saving goes on in the background while training continues.
 
     Keeps the `keep_last` newest steps, the `keep_best` with the lowest held-out loss, and those divisible by
-    `keep_every`. A step appears under its name only when it is complete, so a killed process leaves no half
-    checkpoint; what it leaves of one is removed when the run goes on.
+    `keep_every`. A step appears under its name, or in a bucket has its last file, only when it is complete,
+    so a killed process leaves no half checkpoint; what it leaves of one is removed when the run goes on.
 
     Args:
         workdir, keep_last, keep_best, keep_every: of the run.
@@ -70,7 +70,8 @@ class Checkpoints:
         """Copies the state to the host and starts to write it; errors of earlier writing surface here.
 
         Raises:
-            InputError: not enough room on the disk, or the previous checkpoint could not be written.
+            InputError: not enough room on the disk, or the previous checkpoint could not be written (to a
+                bucket: Unreachable).
         """
         self._wait_for_list()  # of a step that may be deleted from here on
         self._bytes = tree_bytes(state)
@@ -149,7 +150,8 @@ class Checkpoints:
         remedy = (
             f"See to it: {remote.ACCESS}," if remote.is_remote(self._folder) else "Make room or mend the disk"
         )
-        return InputError(
+        kind = remote.Unreachable if remote.is_remote(self._folder) else InputError
+        return kind(
             f"a checkpoint could not be written to {self._folder}: {first_line(error)}; "
             f"{what_is_missing(self._folder, self._bytes)}; {good}. "
             f"{remedy} and run the same command again"

@@ -41,7 +41,7 @@ def _trouble(error: BaseException | None) -> tuple[str, str, str] | None:
     while error is not None:
         if said := remote.trouble(error):
             return said, "", remote.ACCESS
-        if isinstance(error, TimeoutError) and error.errno is None:
+        if isinstance(error, TimeoutError | ConnectionError) and error.errno is None:
             return _explained(0, "")
         if isinstance(error, OSError) and error.errno not in (None, *CHANGED):
             return _explained(error.errno or 0, str(error.filename or ""))
@@ -56,4 +56,4 @@ def _trouble(error: BaseException | None) -> tuple[str, str, str] | None:
 def _explained(number: int, path: str) -> tuple[str, str, str]:
     """Of an error by its number, 0 for a timeout."""
     what = os.strerror(number) if number else "no answer in time"
-    return what, path, REMEDIES.get(number, "look at the disk or the mount")
+    return what, path, REMEDIES.get(number, "look at the disk, the mount or the network")
