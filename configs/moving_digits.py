@@ -33,8 +33,8 @@ What the recipe rests on:
   Few steps: what comes next is hardly in doubt.
 
 Devices: made for one CPU. Cost: 0.79 million parameters (`memory` 0.91, `attention` 0.56); 128 tokens a clip,
-6,000 steps of 112 frames (`memory`: 7,500 of 64). At most two devices can share such a batch; for
-more set a larger data.batch_size.
+6,000 steps of 112 frames (`memory`: 7,500 of 64). Eleven to twelve minutes on two quiet cores, eight for
+`memory`. At most two devices can share such a batch; for more set a larger data.batch_size.
 
 Expected result: digits that move and bounce. `memory`, test split, 200 clips that go on for 16 frames from a
 real one: 98 % of the first drawn frames show its digit, 96 % of all, 94 % of the 16th (98 % of real ones do);
