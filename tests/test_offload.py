@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 from configs import digits as recipe
 from pom_jax.errors import InputError
 from pom_jax.ops.mesh import tracing_for
-from pom_jax.training import checkpoint, digest, loop, memory, metrics, offload, optim
+from pom_jax.training import checkpoint, digest, loop, memory, metrics, offload
 from pom_jax.training.checkpoint import tree_bytes
 from pom_jax.training.estimate import estimate
 from pom_jax.training.fits import check_fits
 from pom_jax.training.memory import Memory
+from pom_jax.training.muon import hidden_matrices
 from pom_jax.training.run import Run, make_run
 from tests.test_sharding import in_process, said_last
 
@@ -125,9 +126,7 @@ def test_moments_and_averages_lie_on_the_host_and_the_rest_on_the_device(
     run = make_run(config)
     expected = moments_and_averages(run.state)
     parameters = len(jax.tree.leaves(run.state.params))
-    matrices = jax.tree.leaves(
-        optim.hidden_matrices(run.state.params), is_leaf=lambda a: isinstance(a, tuple)
-    )
+    matrices = jax.tree.leaves(hidden_matrices(run.state.params), is_leaf=lambda a: isinstance(a, tuple))
     fewer = len(matrices) if name == "muon" else 0
     assert len(expected) == 4 * parameters - fewer, "two moments and two averages of each parameter"
     before = run.fresh_state()

@@ -13,6 +13,7 @@ from optax import contrib
 from pom_jax import models
 from pom_jax.errors import InputError
 from pom_jax.training import ema, optim
+from pom_jax.training.muon import hidden_matrices
 
 KINDS = [
     ("DiPoM-S/2", {}),
@@ -113,7 +114,7 @@ def test_muon_sees_the_matrices_that_the_layers_multiply_by(preset: str, changes
     params = shapes(preset, changes)
     leaves: dict[str, Any] = names(params)
     found = {}
-    for path, axes in jax.tree_util.tree_leaves_with_path(optim.hidden_matrices(params), is_leaf=is_axes):
+    for path, axes in jax.tree_util.tree_leaves_with_path(hidden_matrices(params), is_leaf=is_axes):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         shape = leaves[name].shape
         found[name] = math.prod(shape[axis] for axis in np.ravel(axes.reduction_axis))

@@ -19,7 +19,6 @@ import pytest
 from configs import common
 from configs import digits as recipe
 from pom_jax import cluster, remote
-from pom_jax.data import digits
 from pom_jax.errors import InputError
 from pom_jax.paths import expand_paths
 from pom_jax.training import checkpoint, digest, loop, metrics
@@ -61,16 +60,9 @@ def server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    digits.prepare(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def start(data: Path) -> Start:
+def start(digits_dir: Path) -> Start:
     """Starts `python train.py` on a tiny model."""
-    fields = TINY | {"data.dir": data}
+    fields = TINY | {"data.dir": digits_dir}
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     flags = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"  # compiles in half the time
@@ -356,9 +348,11 @@ def test_what_cannot_be_in_a_bucket_is_said(field: str, message: str) -> None:
         expand_paths(config)
 
 
-def test_nothing_is_written_before_all_places_were_looked_at(data: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_before_all_places_were_looked_at(digits_dir: Path, tmp_path: Path) -> None:
     config = recipe.get_config()
-    config.update_from_flattened_dict(TINY | {"data.dir": str(data), "train.remote": "gs://bucket/begun"})
+    config.update_from_flattened_dict(
+        TINY | {"data.dir": str(digits_dir), "train.remote": "gs://bucket/begun"}
+    )
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
     with pytest.raises(InputError, match="photos is not empty and not a workdir"):

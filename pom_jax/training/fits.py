@@ -67,8 +67,8 @@ def _kept_on_device(run: Run) -> list[str]:
     """Fields that would let a part of the state wait on the host, where there is another memory."""
     if backend() == "cpu" or not offload.is_possible(run.mesh):
         return []
-    wanted = {"optimizer.offload": run.config.optimizer.offload, "ema.offload": run.config.ema.offload}
-    return [field for field, is_wanted in wanted.items() if not is_wanted]
+    there = offload.parts_on_host(run.config, run.mesh)
+    return [field for part, field in offload.FIELDS.items() if part not in there]
 
 
 def _savings_at_work(needed: Memory, run: Run) -> list[tuple[float, str]]:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from pom_jax.errors import InputError
 
 HOST = "pinned_host"  # memory of the host that is never swapped, so that devices read and write it themselves
+FIELDS = {"opt_state": "optimizer.offload", "ema": "ema.offload"}  # of a configuration, for parts of a state
 
 
 def parts_on_host(config: ConfigDict, mesh: Mesh) -> tuple[str, ...]:
@@ -22,10 +23,9 @@ def parts_on_host(config: ConfigDict, mesh: Mesh) -> tuple[str, ...]:
         InputError: the devices of the mesh cannot reach memory of the host.
     """
     wanted = {"opt_state": config.optimizer.get("offload", False), "ema": config.ema.get("offload", False)}
-    fields = {"opt_state": "optimizer.offload=True", "ema": "ema.offload=True"}
     parts = tuple(part for part, is_wanted in wanted.items() if is_wanted)
     if parts and not is_possible(mesh):
-        asked = " and ".join(fields[part] for part in parts)
+        asked = " and ".join(f"{FIELDS[part]}=True" for part in parts)
         raise InputError(
             f"{asked}: devices of the kind {mesh.devices.flat[0].device_kind!r} cannot keep arrays in the "
             f"memory of their host ({HOST}) with this version of JAX; leave it at False. mesh.fsdp and "
