@@ -5,17 +5,23 @@ import importlib.util
 import os
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+import jax
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
     """Tells glibc's allocator not to hand freed memory back to the system.
 
-    XLA's CPU backend allocates the temporaries of a program at each call. By default such blocks are mapped
-    afresh, and the kernel must fault in and clear every page again in every step: a sixth of the time of
-    DiPoM-S/2's blocks on two cores. Kept, the process holds its largest step until it ends, so this is for
+    XLA's CPU backend allocates the temporaries of a program at each call. By default such a block is mapped
+    afresh, and the kernel must fault in and clear every page again in every step: a third of the time of
+    moving digits on two cores. Kept, the process holds its largest step until it ends, so this is for
     commands that repeat one program, called before the first computation; importing the package leaves the
-    allocator alone.
+    allocator and JAX alone.
+
+    Programs then run on the thread that calls them, so that the main thread's arena serves them. Those of
+    other threads live in heaps of 64 MB, beyond which they would map again; and one arena for all threads
+    would hold the thousands of pieces that compiling leaves, to be searched in each allocation.
 
     Returns:
         Whether the allocator took it: False where JAX has an accelerator and on systems without glibc, where
@@ -26,8 +32,8 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # One arena: others live in heaps of 64 MB and would fall back to mapping.
-    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1)])
 
 
 def release_freed_memory() -> None:
@@ -37,7 +43,7 @@ def release_freed_memory() -> None:
 
 
 def _computes_on_cpu() -> bool:
-    # Asking JAX would start its threads, and they would keep the arenas that they start with.
+    # Asking JAX would start its backend, before the processes of a cluster have met.
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
     return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
