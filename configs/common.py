@@ -132,7 +132,7 @@ def video_base() -> ConfigDict:
             "given_frames": 0,  # clean_past, teacher_forcing: first frames that films do not learn
             "drafts": 0,  # teacher_forcing: noisy drafts of a film, at least 1; 0 with any other
             "film_every": 1,  # of so many clips of a batch one is learned as a film, 1 = all
-            "still_frames": 0,  # frames of patches of each clip, drawn at random, learned as pictures
+            "still_frames": 0,  # frames of patches of each clip, its first and others, learned as pictures
             # A step runs (1 + drafts) F / film_every + still_frames frames of patches for each clip of F.
         }
     )

@@ -1,6 +1,7 @@
 """The memory of a device: exact for the state, told by the compiler for the rest, estimated beforehand."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -115,3 +116,29 @@ def test_the_table_has_a_line_for_each_part() -> None:
     assert lines[0].split() == ["memory", "of", "a", "device,", "MiB", "compiled", "estimated"]
     assert lines[2].split() == ["optimiser", "2.00", "2.00"]
     assert lines[-1].split() == ["together", "8.25", "8.25", "of", "16.00"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limits"),
+    [
+        ("0::/pods/one\n", {"pods/one/memory.max": "max\n", "pods/memory.max": "8192\n"}, [8192]),
+        ("0::/\n", {"memory.max": "4096\n"}, [4096]),
+        (
+            "5:cpu:/job\n4:memory,hugetlb:/job/step\n0::/\n",
+            {"memory/job/step/memory.limit_in_bytes": "1024\n", "memory/job/memory.limit_in_bytes": "2048\n"},
+            [1024, 2048],
+        ),
+        ("4:memory:/elsewhere\n", {}, []),
+        (None, {}, []),
+    ],
+)
+def test_what_a_container_allows_is_found(
+    tmp_path: Path, groups: str | None, files: dict[str, str], limits: list[int]
+) -> None:
+    texts = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    if groups is not None:
+        texts["proc/self/cgroup"] = groups
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert list(memory.group_limits(tmp_path)) == limits

@@ -28,9 +28,10 @@ class FrameTimes:
             continued from them.
         drafts: "teacher_forcing": noisy drafts of a clip, which share what it costs to run the clean one.
         film_every: of so many clips of a batch one is learned as a film; 1 for all.
-        still_frames: frames of patches of each clip, drawn at random, that are learned as pictures, as in
-            joint training on images and video (arXiv 2204.03458). So a first frame, of which a film has one,
-            and what a text asks for are learned from many more clips than there is time for as films.
+        still_frames: frames of patches of each clip that are learned as pictures, its first one and others
+            at random, as in joint training on images and video (arXiv 2204.03458). So a first frame, of which
+            a film has one, and what a text asks for are learned from many more clips than there is time for
+            as films. Others than the first (2 and more) need not look like what a film begins with.
     """
 
     kind: str = "shared"

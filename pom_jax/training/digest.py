@@ -56,7 +56,8 @@ def start_digests(tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     alike: dict[Any, list[int]] = {}
     for place, leaf in enumerate(leaves):
-        alike.setdefault((leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)), []).append(place)
+        alone = place if offload.is_on_host(leaf) else None  # the device is to have room for one, not for all
+        alike.setdefault((leaf.shape, leaf.dtype, getattr(leaf, "sharding", None), alone), []).append(place)
     # Optimiser and averages have the shapes of the parameters. One program a leaf would be too many: a CPU
     # takes 32 before the host has to wait. One for all would compile for long.
     for places in alike.values():

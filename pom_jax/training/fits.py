@@ -32,7 +32,7 @@ def check_fits(needed: Memory, run: Run, limit: int | None, host: int | None = N
             f"memory is {_gib(host)}: set optimizer.offload or ema.offload to False, or optimizer.moments to "
             "bfloat16, or cut the state over more devices with mesh.fsdp"
         )
-    whole = needed.together + (needed.host if backend() == "cpu" else 0)  # whose memory is the host's
+    whole = needed.together + _host_on_device(needed)
     if limit is None or whole <= limit:
         return
     lack = whole - limit
@@ -51,7 +51,7 @@ def _savings(needed: Memory, run: Run) -> list[tuple[float, str]]:
     """Bytes of a device that a change would save, and the change."""
     config, sizes = run.config, dict(run.mesh.shape)
     free, fsdp = sizes.get("data", 1), sizes.get("fsdp", 1)
-    state = needed.parameters + needed.optimiser + needed.averages
+    state = needed.parameters + needed.optimiser + needed.averages + _host_on_device(needed)
     found = [(state * (1 - 1 / free), f"--config.mesh.fsdp={fsdp * free}")]
     if config.optimizer.moments == "float32" and not config.optimizer.offload:
         found.append((needed.optimiser / 2, "--config.optimizer.moments=bfloat16"))
@@ -61,6 +61,11 @@ def _savings(needed: Memory, run: Run) -> list[tuple[float, str]]:
         return found + _savings_at_work(needed, run)
     parts = {"optimizer.offload": needed.optimiser, "ema.offload": needed.averages}
     return found + [(parts[field], f"--config.{field}=True") for field in _kept_on_device(run)]
+
+
+def _host_on_device(needed: Memory) -> int:
+    """What waits on the host and takes memory of the device all the same: on a CPU, which has one memory."""
+    return needed.host if backend() == "cpu" else 0
 
 
 def _kept_on_device(run: Run) -> list[str]:

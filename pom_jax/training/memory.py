@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -97,13 +99,38 @@ def device_bytes() -> int | None:
 def host_bytes() -> int | None:
     """An equal share of the machine's memory for each of its devices; None where the system does not say.
 
-    Called by all processes.
+    What a container or a batch system allows counts, where it is less. Called by all processes.
     """
     try:
         whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return None
-    return whole // (jax.local_device_count() * cluster.on_this_host())
+    return min([whole, *group_limits()]) // (jax.local_device_count() * cluster.on_this_host())
+
+
+def group_limits(root: Path = Path("/")) -> Iterator[int]:
+    """Bytes that the control groups of Linux, of version 1 or 2, allow this process; none without them.
+
+    Args:
+        root: of the file system.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for group in groups:
+        _, controllers, path = group.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = ("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max")
+        own = Path(path.lstrip("/"))
+        for folder in (own, *own.parents):  # what holds for a group holds for those in it
+            try:
+                said = (root / "sys/fs/cgroup" / top / folder / name).read_text().strip()
+            except OSError:
+                continue
+            if said.isdigit():  # not "max"
+                yield int(said)
 
 
 def _share(tree: Any, on_host: bool = False) -> int:

@@ -153,10 +153,12 @@ def first_of(leaf: jax.Array, every: int) -> jax.Array:
 
 
 def choose_frames(key: jax.Array, x: jax.Array, count: int, chosen: int) -> jax.Array:
-    """Some frames of each clip, none twice, as clips of one frame of patches.
+    """The first frame of each clip and others, none twice, as clips of one frame of patches.
+
+    A film begins with a first frame, which other frames need not look like: it is what a text asks for.
 
     Args:
-        key: of the draw.
+        key: of the draw of the others.
         x: [B, T, ...] clips.
         count: F, their frames of patches.
         chosen: n, how many of them.
@@ -164,6 +166,7 @@ def choose_frames(key: jax.Array, x: jax.Array, count: int, chosen: int) -> jax.
     Returns:
         [B n, T / F, ...].
     """
-    order = jnp.argsort(jax.random.uniform(key, (len(x), count)), axis=1)[:, :chosen]
+    ranks = jax.random.uniform(key, (len(x), count)).at[:, 0].set(-1.0)
+    order = jnp.argsort(ranks, axis=1)[:, :chosen]
     frames = x.reshape(len(x), count, -1, *x.shape[2:])
     return jax.vmap(lambda clip, places: clip[places])(frames, order).reshape(-1, *frames.shape[2:])
