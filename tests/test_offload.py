@@ -247,8 +247,8 @@ def test_a_cpu_has_one_memory(digits_dir: Path) -> None:
     run = make_run(tiny(digits_dir, *FIELDS))
     needed = Memory(parameters=GIB, optimiser=0, averages=0, batch=0, host=3 * GIB)
     check_fits(needed, run, 4 * GIB)
-    four = dataclasses.replace(run, mesh=jax.sharding.AbstractMesh((4,), ("data",)))
-    said = advice(four, needed, 3 * GIB)
+    mesh: Any = jax.sharding.AbstractMesh((4,), ("data",))
+    said = advice(dataclasses.replace(run, mesh=mesh), needed, 3 * GIB)
     assert "needs 4.00 GiB of each device, which has 3.00 GiB" in said
     assert "mesh.fsdp=4 (3.00 GiB)" in said
     plain = dataclasses.replace(needed, optimiser=2 * GIB, host=0)
