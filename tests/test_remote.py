@@ -136,6 +136,7 @@ def test_another_machine_goes_on_from_the_bucket(start: Start, tmp_path: Path) -
     assert local.wait() == 0, said(whole)
     steps = remote.folder(place) / "checkpoints"
     copy_unfinished(steps / str(EVERY), steps / str(STEPS - 1))
+    checkpoint.files.list_files(steps / str(2 * EVERY))  # if it was killed before it had done so
     flip_bit(largest(steps / str(2 * EVERY)))
     make_best(steps / str(EVERY))
     for number in checkpoint.saved_steps(place):
