@@ -340,6 +340,16 @@ def test_digests_see_two_swapped_values() -> None:
     assert np.all(digest.leaf_digest(array) != digest.leaf_digest(array.at[0, 1].set(2.0).at[0, 2].set(1.0)))
 
 
+def test_digests_that_were_begun_are_of_the_state_as_it_was() -> None:
+    """Though the next step, which the state is donated to, ends before anyone asks for them."""
+    state = {"params": jnp.arange(4096.0), "step": jnp.int32(7), "key": jax.random.key(3)}
+    expected = digest.digests(state)
+    begun = digest.start_digests(state)
+    after = jax.jit(lambda old: old | {"params": old["params"] + 1}, donate_argnums=0)(state)
+    assert jax.block_until_ready(after)["params"][0] == 1
+    assert begun() == expected
+
+
 def test_the_list_of_leaves_is_readable(two_steps: Path) -> None:
     listed = json.loads((two_steps / "checkpoints" / "2" / "leaves" / "metadata").read_text())["leaves"]
     assert listed["params/blocks/kernel"]["shape"] == [2, 64, 8]

@@ -1,6 +1,6 @@
 """A digest of every leaf of a tree, cheap on any mesh, so that flipped bits in a checkpoint are noticed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,18 +48,49 @@ def leaf_digest(leaf: jax.Array) -> jax.Array:
     return jnp.stack(words)
 
 
-def start_digests(tree: Any) -> Any:
-    """The digest of each leaf, [2] uint32 in the leaf's place; the host need not wait for the device.
+def start_digests(tree: Any) -> Callable[[], dict[str, str]]:
+    """Begins to compute the digest of each leaf; the leaves may be donated to the next program at once.
 
-    The leaves may be donated to the next program at once.
+    Returns:
+        A function to call once, from any thread, that waits for them: 16 hexadecimal digits by the names
+        of the leaves.
     """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        words = _digest_all(tree)
+        return lambda: _in_hexadecimal(words)
+    # A CPU may compute as soon as it is asked (`host_memory`), and the training is not to wait for it.
+    leaves, structure = jax.tree.flatten(tree)
+    held = [_hold(leaf) for leaf in leaves]
+
+    def read() -> dict[str, str]:
+        arrays = [jax.device_put(view, sharding, may_alias=True) for view, sharding in held]
+        held.clear()
+        return digests(jax.tree.unflatten(structure, arrays))
+
+    return read
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """The digest of each leaf as 16 hexadecimal digits, by the name of its place. Waits for the arrays."""
+    return _in_hexadecimal(_digest_all(tree))
+
+
+def _hold(leaf: jax.Array) -> tuple[np.ndarray, jax.sharding.Sharding]:
+    """The memory of an array on the one CPU: who donates the array meanwhile gets a copy of it."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf), leaf.sharding
+
+
+def _digest_all(tree: Any) -> Any:
+    """[2] uint32 in the place of each leaf."""
     leaves, structure = jax.tree.flatten(tree)
     alike: dict[Any, list[int]] = {}
     for place, leaf in enumerate(leaves):
         alone = place if offload.is_on_host(leaf) else None  # the device is to have room for one, not for all
         alike.setdefault((leaf.shape, leaf.dtype, getattr(leaf, "sharding", None), alone), []).append(place)
-    # Optimiser and averages have the shapes of the parameters. One program a leaf would be too many: a CPU
-    # takes 32 before the host has to wait. One for all would compile for long.
+    # Optimiser and averages have the shapes of the parameters. One program a leaf would be too many to
+    # dispatch; one for all would compile for long.
     for places in alike.values():
         found = _digests_of_alike([leaves[place] for place in places])
         if jax.default_backend() == "cpu" and jax.device_count() > 1:
@@ -75,15 +106,9 @@ def _digests_of_alike(leaves: list[jax.Array]) -> list[jax.Array]:
     return [leaf_digest(leaf) for leaf in leaves]
 
 
-def read_digests(started: Any) -> dict[str, str]:
-    """What `start_digests` began, as 16 hexadecimal digits by the names of the leaves. Waits for them."""
-    words = jax.device_get(started)
+def _in_hexadecimal(words: Any) -> dict[str, str]:
+    words = jax.device_get(words)
     return {path_name(path): f"{a:08x}{b:08x}" for path, (a, b) in jax.tree_util.tree_leaves_with_path(words)}
-
-
-def digests(tree: Any) -> dict[str, str]:
-    """The digest of each leaf as 16 hexadecimal digits, by the name of its place. Waits for the arrays."""
-    return read_digests(start_digests(tree))
 
 
 def differing(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:

@@ -6,7 +6,7 @@ The storage layer does not notice a flipped bit; the digests do.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,17 @@ class Description:
 
     Attributes:
         leaves: shape and dtype of each by name.
-        digests: of each, perhaps still being computed.
+        digests: what waits for those of the leaves.
         rows: a file that is copied too.
     """
 
     leaves: dict[str, dict[str, Any]]
-    digests: Any
+    digests: Callable[[], dict[str, str]]
     rows: Path | None = None
 
     def write(self, folder: Path) -> None:
         """Waits for the digests, and writes all with a checksum over it; one process does."""
-        words = digest.read_digests(self.digests)
+        words = self.digests()
         if jax.process_index() == 0:
             leaves = {name: leaf | {"digest": words[name]} for name, leaf in self.leaves.items()}
             (folder / FILE).write_text(json.dumps({"leaves": leaves, "sha256": checksum(leaves)}))
