@@ -12,8 +12,7 @@ from optax import contrib
 
 from pom_jax import models
 from pom_jax.errors import InputError
-from pom_jax.training import ema, optim
-from pom_jax.training.muon import hidden_matrices
+from pom_jax.training import ema, muon, optim
 
 KINDS = [
     ("DiPoM-S/2", {}),
@@ -114,7 +113,7 @@ def test_muon_sees_the_matrices_that_the_layers_multiply_by(preset: str, changes
     params = shapes(preset, changes)
     leaves: dict[str, Any] = names(params)
     found = {}
-    for path, axes in jax.tree_util.tree_leaves_with_path(hidden_matrices(params), is_leaf=is_axes):
+    for path, axes in jax.tree_util.tree_leaves_with_path(muon.hidden_matrices(params), is_leaf=is_axes):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         shape = leaves[name].shape
         found[name] = math.prod(shape[axis] for axis in np.ravel(axes.reduction_axis))
@@ -147,6 +146,27 @@ def test_muon_gives_each_layer_degree_and_group_an_orthogonal_update() -> None:
         np.testing.assert_allclose(sizes, 1.0, atol=0.4)
     signs = -jnp.sign(grads["blocks"]["polynomial"]["bias"])
     np.testing.assert_allclose(moved["polynomial"]["bias"], 0.147 * signs, rtol=1e-2)  # of Adam
+
+
+def test_the_polynomials_of_muon_bring_singular_values_to_one() -> None:
+    sizes = np.linspace(0.01, 1, 10_000)
+    for a, b, c in muon.COEFFICIENTS:
+        sizes = a * sizes + b * sizes**3 + c * sizes**5
+    assert np.max(np.abs(sizes - 1)) < 0.271
+
+
+def test_muon_makes_an_update_of_unlike_sizes_nearly_orthogonal() -> None:
+    """A gradient whose rows, and whose singular values, lie orders of magnitude apart."""
+    keys = jax.random.split(jax.random.key(1))
+    left, right = (jnp.linalg.qr(jax.random.normal(key, (64, 64)))[0] for key in keys)
+    grads = {"a": {"kernel": (left * 10.0 ** jnp.linspace(-1.5, 0, 64)) @ right}}
+    params = jax.tree.map(jnp.zeros_like, grads)
+    moved = updates(optim.make_optimizer(ADAMW | {"name": "muon", "weight_decay": 0.0}, 10), params, grads)
+    sizes = jnp.linalg.svd(moved["a"]["kernel"], compute_uv=False) / (0.1 * 0.2 * 8)
+    np.testing.assert_allclose(sizes, 1.0, atol=0.3)
+    nearest = -(left @ right).ravel()
+    found = moved["a"]["kernel"].ravel()
+    assert found @ nearest / jnp.linalg.norm(found) / jnp.linalg.norm(nearest) > 0.97
 
 
 @pytest.mark.parametrize("moments", optim.MOMENTS)
