@@ -57,6 +57,11 @@ LATER_GUIDANCE = flags.DEFINE_float(
 )
 SAMPLER = flags.DEFINE_list("sampler", None, "Samplers; the run's own by default.")
 STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
+LATER_STEPS = flags.DEFINE_integer(
+    "later_steps",
+    None,
+    "Of video: of frames that are drawn behind finished ones; the run's own by default.",
+)
 EMA = flags.DEFINE_list("ema", ["0"], "Which averages of the parameters to score; -1 for none.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
 NUM = flags.DEFINE_integer(
@@ -115,7 +120,8 @@ _BANK = {"seed", "npz_out", "keep_samples", "part", "batch_size", "host", "hosts
 FITTING = {
     "--workdir without --reference (digits)": _SAMPLING | {"data", "seeds"},
     "--workdir with --reference": _SAMPLING | _REAL | _BANK,
-    "--workdir of video": _SAMPLING | {"data", "seed", "batch_size", "protocol", "split", "later_guidance"},
+    "--workdir of video": _SAMPLING
+    | {"data", "seed", "batch_size", "protocol", "split", "later_guidance", "later_steps"},
     "--features": {"features", "real_features", "out"},
     "--images": _REAL - {"save_reference"} | {"images"},
     "--npz (digits)": {"npz", "data", "out"},
@@ -282,6 +288,7 @@ def score_video(runs: Sequence[str]) -> None:
         later_guidance=LATER_GUIDANCE.value,
         sampler=single("sampler", SAMPLER.value),
         steps=single("steps", None if STEPS.value is None else values("steps", STEPS.value, int)),
+        later_steps=LATER_STEPS.value,
         step=STEP.value,
         ema=single("ema", averages()),
         seed=SEED.value,

@@ -40,6 +40,9 @@ LATER_GUIDANCE = flags.DEFINE_float(
     "later_guidance", None, "Film: guidance of frames behind finished ones; the run's own by default."
 )
 STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
+LATER_STEPS = flags.DEFINE_integer(
+    "later_steps", None, "Film: sampler steps of frames behind finished ones; the run's own by default."
+)
 SAMPLER = flags.DEFINE_list(
     "sampler",
     None,
@@ -93,7 +96,7 @@ TEXT_ENCODER = flags.DEFINE_string(
 
 OF_IMAGES = (CLASSES, PER_CLASS, UPSCALE_FROM, UPSCALE_START)
 OF_FILMS = (PROMPT, FRAMES, STREAM, JOINT, CHUNK, SIZE, FROM, STATE, SAVE_STATE, FPS, TEXT_ENCODER)
-OF_FILMS += (LATER_GUIDANCE,)
+OF_FILMS += (LATER_GUIDANCE, LATER_STEPS)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -155,6 +158,7 @@ def draw_films() -> None:
         "guidance": values(GUIDANCE, float),
         "later_guidance": LATER_GUIDANCE.value,
         "steps": values(STEPS, int),
+        "later_steps": LATER_STEPS.value,
         "sampler": values(SAMPLER, str),
     }
     for name, value in settings.items():

@@ -137,7 +137,8 @@ def video_base() -> ConfigDict:
         }
     )
     config.sampling.update({"guidance": 3.0, "num": 8})  # the authors draw with w = 2
-    config.sampling.later_guidance = -1.0  # of frames that are drawn behind finished ones; -1 = as `guidance`
+    # Of frames that are drawn behind finished ones; -1 = as `guidance` and `steps`.
+    config.sampling.update({"later_guidance": -1.0, "later_steps": -1})
     return config.lock()
 
 

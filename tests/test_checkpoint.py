@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pom_jax.errors import InputError
 from pom_jax.training import checkpoint, digest
@@ -341,13 +343,23 @@ def test_digests_see_two_swapped_values() -> None:
 
 
 def test_digests_that_were_begun_are_of_the_state_as_it_was() -> None:
-    """Though the next step, which the state is donated to, ends before anyone asks for them."""
-    state = {"params": jnp.arange(4096.0), "step": jnp.int32(7), "key": jax.random.key(3)}
-    expected = digest.digests(state)
-    begun = digest.start_digests(state)
-    after = jax.jit(lambda old: old | {"params": old["params"] + 1}, donate_argnums=0)(state)
-    assert jax.block_until_ready(after)["params"][0] == 1
-    assert begun() == expected
+    """Though the next step, which the state is donated to, ends before anyone asks; nothing compiles anew."""
+    program: Any = digest._digests_of_alike
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        state = jax.device_put({"params": jnp.arange(4096.0)}, NamedSharding(mesh, PartitionSpec()))
+        expected, compiled = digest.digests(state), program._cache_size()
+        begun = digest.start_digests(state)
+        after = jax.jit(lambda old: {"params": old["params"] + 1}, donate_argnums=0)(state)
+        assert jax.block_until_ready(after)["params"][0] == 1
+        with ThreadPoolExecutor(1) as another:
+            assert another.submit(begun).result() == expected
+        assert program._cache_size() == compiled
+
+
+def test_digests_that_were_begun_may_be_of_numpy_arrays_and_random_keys() -> None:
+    state = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "key": jax.random.key(3)}
+    assert digest.start_digests(state)() == digest.digests(state | {"a": jnp.asarray(state["a"])})
 
 
 def test_the_list_of_leaves_is_readable(two_steps: Path) -> None:

@@ -127,7 +127,7 @@ def workdir(tmp_path_factory, folder):
     config.model.update({"frames": 3, "frame_height": 12, "frame_width": 12, "width": 8, "depth": 1})
     config.model.update({"num_heads": 1, "text_width": 8, "reads": ("all",), "phase_periods": ()})
     config.data.dir = str(folder)
-    config.sampling.steps = 2
+    config.sampling.update({"steps": 2, "later_steps": 1})
     network = models.build(config.model)
     shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
@@ -154,7 +154,7 @@ def test_a_workdir_is_scored_from_end_to_end(workdir, tmp_path):
     assert [found.protocol for found in report.found] == ["text", "length"]
     for words in (
         "30 of split validation, seed 0",
-        "euler, 2 steps, guidance 1, EMA 0.999 of step 7",
+        "euler, 2 and later 1 steps, guidance 1, EMA 0.999 of step 7",
         "scikit-learn",
     ):
         assert words in report.protocol_line()

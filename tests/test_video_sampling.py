@@ -124,19 +124,19 @@ def test_noise_depends_on_seed_film_and_frame_alone() -> None:
 
 
 def test_a_stream_is_the_plain_loop_over_frames_and_steps(generator: VideoGenerator) -> None:
-    """Euler's method with both halves written out, past at time 0."""
+    """Euler's method with both halves written out, past at time 0; later frames by settings of their own."""
     model, params = generator.model, generator.params
     text = generator.texts(PROMPTS)
     nothing = text._replace(mask=0 * text.mask)
     call: Any = jax.jit(lambda *given: model.apply({"params": params}, *given))
     halves = [(text, model.init_states(3)), (nothing, model.init_states(3))]
-    for piece in generator.stream(text, 2, guidance=3.0, later_guidance=1.5, seed=1):
-        number, scale = piece.first, 1.5 if piece.first else 3.0
+    for piece in generator.stream(text, 2, guidance=3.0, later_guidance=1.5, steps=2, later_steps=3, seed=1):
+        number, scale, steps = (piece.first, *((1.5, 3) if piece.first else (3.0, 2)))
         keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(1), i), number) for i in range(3)]
         x = jnp.stack([jax.random.normal(jax.random.split(key)[0], (1, 4, 4, 1)) for key in keys])
-        for t in (1.0, 0.5):
+        for t in 1 - np.arange(steps) / steps:
             with_text, without = (call(x, jnp.full(3, t), say, state, number)[0] for say, state in halves)
-            x -= 0.5 * (without + scale * (with_text - without))
+            x -= 1 / steps * (without + scale * (with_text - without))
         x = jnp.clip(x, -1, 1)
         halves = [(say, call(x, jnp.zeros(3), say, state, number)[1]) for say, state in halves]
         np.testing.assert_allclose(piece.frames, x, atol=2e-5)
@@ -282,6 +282,7 @@ def test_guidance_takes_any_condition() -> None:
         (PROMPTS, {"guidance": -1.0}, "guidance"),
         (PROMPTS, {"later_guidance": -1.0}, "guidance must be finite"),
         (PROMPTS, {"steps": 0}, "steps"),
+        (PROMPTS, {"later_steps": 0}, "steps"),
         (PROMPTS, {"sampler": "hein"}, "Did you mean 'heun'"),
         (PROMPTS, {"batch_size": 0}, "batch_size"),
         (PROMPTS, {"seed": -1}, "seed"),
@@ -381,11 +382,15 @@ def test_films_at_once_are_advised_against_where_frames_read_finished_ones(
     name = sample_video_to_file(
         workdir, prompts=PROMPTS[:1], frames=2, chunk=2, save_state=state, guidance=4.0, later_guidance=1.0
     ).name
-    assert "_2_frames_chunks_of_2_guidance_4_then_1_seed_0" in name
-    assert "guidance 4 and later 1, seed 0" in capsys.readouterr().out
-    name = sample_video_to_file(workdir, frames=1, state=state, later_guidance=1.0).name
-    assert re.search(r"_from_2_\w{8}_guidance_1_seed_0", name)
-    assert "fall apart\n" in capsys.readouterr().out, "--joint is no way out"
+    assert "_2_frames_chunks_of_2_guidance_4_then_1_seed_0.gif" in name
+    assert "2 steps, guidance 4 and later 1, seed 0" in capsys.readouterr().out
+    name = sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=2, later_steps=1).name
+    assert "_2_frames_guidance_2_seed_0_2_then_1_steps" in name
+    assert "euler, 2 and later 1 steps, guidance 2, seed 0" in capsys.readouterr().out
+    name = sample_video_to_file(workdir, frames=1, state=state, later_guidance=1.0, later_steps=1).name
+    assert re.search(r"_from_2_\w{8}_guidance_1_seed_0_1_steps", name)
+    assert "euler, 1 steps, guidance 1, seed 0" in (said := capsys.readouterr().out)
+    assert "fall apart\n" in said, "--joint is no way out"
 
 
 def test_what_goes_wrong_later_loses_no_frame(

@@ -1,5 +1,6 @@
 """Training on clips: times of frames, what counts in the loss, dropped texts, and a run on real digits."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -26,7 +27,7 @@ from pom_jax.diffusion import (
     draw_times,
     validation_loss,
 )
-from pom_jax.diffusion.schedules import shift_time
+from pom_jax.diffusion.schedules import time_grid
 from pom_jax.errors import InputError
 from pom_jax.models import Text
 from pom_jax.training import conditions, loop, metrics
@@ -341,7 +342,7 @@ def test_pictures_of_a_run_with_clean_pasts_are_drawn_frame_after_frame(
     config = recipe.get_config(mixer)
     config.data.dir = str(folder)
     config.model.update({"width": 16, "depth": 1, "num_heads": 2})
-    config.sampling.update({"steps": 2, "num": 2})
+    config.sampling.update({"steps": 2, "later_steps": 3, "num": 2})
     run = make_run(config)
     params = awake(run.model, models.dummy_inputs(run.model))
     samples = shown(config, run.heldout)
@@ -351,7 +352,7 @@ def test_pictures_of_a_run_with_clean_pasts_are_drawn_frame_after_frame(
     preview.close()
 
     scales = config.sampling.guidance, config.sampling.later_guidance
-    middle = shift_time(0.5, config.diffusion.shift)
+    grids = [time_grid(steps, shift=config.diffusion.shift) for steps in (2, 3)]
     noise_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2))
     noise = jax.random.normal(noise_key, drawn.shape)
     both = jax.tree.map(
@@ -366,7 +367,7 @@ def test_pictures_of_a_run_with_clean_pasts_are_drawn_frame_after_frame(
         states, frames = run.model.init_states(4), []
         for frame in range(2):
             x = noise[:, frame : frame + 1]
-            for t, after in ((1.0, middle), (middle, 0.0)):
+            for t, after in itertools.pairwise(grids[frame > 0]):
                 said, nothing = jnp.split(network(x, jnp.full(4, t), states, frame)[0], 2)
                 data = nothing + scales[frame > 0] * (said - nothing)
                 x = data + (x - data) * after / t

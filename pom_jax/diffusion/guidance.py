@@ -5,7 +5,7 @@ every kind of prediction because the conversions between them are affine in the 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,30 +52,6 @@ def check_guidance(scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> 
             "the guidance interval is (low, high) in time, 0 = data and 1 = noise, with low below high; "
             f"got {interval}"
         )
-
-
-def film_guidance(
-    own: Mapping[str, Any], first: float | None = None, later: float | None = None
-) -> tuple[float, float]:
-    """Guidance scales of a film's first frames, and of those that are drawn behind finished ones.
-
-    Finished frames tell what to go on with; a strong guidance on top of them makes a film drift.
-
-    Args:
-        own: `config.sampling` of the run, for what is not given; its `later_guidance` of -1, or none, stands
-            for `first`.
-        first, later: the scales.
-
-    Raises:
-        InputError: a scale that is negative or not finite.
-    """
-    first = own["guidance"] if first is None else first
-    if later is None:
-        later = own.get("later_guidance", -1)
-        later = first if later == -1 else later
-    for scale in (first, later):
-        check_guidance(scale)
-    return float(first), float(later)
 
 
 def resolution_guidance(latent_side: int, excess: float = 4.0) -> float:

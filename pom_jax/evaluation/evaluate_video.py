@@ -12,7 +12,7 @@ import numpy as np
 from pom_jax import models
 from pom_jax.data import Records, moving_digits
 from pom_jax.data.words import decode
-from pom_jax.diffusion.guidance import check_guidance, film_guidance
+from pom_jax.diffusion.film_settings import film_settings
 from pom_jax.errors import InputError, choose
 from pom_jax.evaluation import moving_digits as clip_scores
 from pom_jax.evaluation.evaluate import PACKAGES
@@ -42,6 +42,7 @@ def evaluate_workdirs(
     later_guidance: float | None = None,
     sampler: str | None = None,
     steps: int | None = None,
+    later_steps: int | None = None,
     step: int | None = None,
     ema: int | None = 0,
     seed: int = 0,
@@ -56,7 +57,7 @@ def evaluate_workdirs(
         protocols: of `video_protocols.PROTOCOLS`; all that the models and captions allow by default.
         split: whose captions and first frames: "test", or "validation" to choose recipes.
         num: clips of a protocol: the first so many of the split.
-        guidance, later_guidance, sampler, steps: of every run; the runs' own by default.
+        guidance, later_guidance, sampler, steps, later_steps: of every run; the runs' own by default.
         step, ema: which checkpoint and which of its averages (None: the parameters themselves).
         seed: of the noise.
         batch_size: clips drawn at once.
@@ -70,25 +71,23 @@ def evaluate_workdirs(
     choose("--split", split, SPLITS)
     for name in protocols or ():
         choose("--protocol", name, PROTOCOLS)
-    for scale in (guidance, later_guidance):
-        if scale is not None:
-            check_guidance(scale)
     if batch_size < 1 or not 0 <= seed < 2**32:
         raise InputError(f"batch_size={batch_size} must be at least 1, seed={seed} from 0 to {2**32 - 1}")
     generators = [load_video(workdir, step=step, ema=ema) for workdir in workdirs]
     records = _open(data or generators[0].config.data.dir, split)
     held = _held_out(records, num)
+    frames = {
+        "guidance": guidance,
+        "later_guidance": later_guidance,
+        "steps": steps,
+        "later_steps": later_steps,
+    }
+    for generator in generators:
+        film_settings(generator.config.sampling, **frames)
     for workdir, generator in zip(workdirs, generators, strict=True):
         _check(generator, records, workdir)
 
-    settings = {
-        "guidance": guidance,
-        "later_guidance": later_guidance,
-        "sampler": sampler,
-        "steps": steps,
-        "seed": seed,
-        "batch_size": batch_size,
-    }
+    settings = frames | {"sampler": sampler, "seed": seed, "batch_size": batch_size}
     runs = [_run(name, generator, settings) for name, generator in _names(workdirs, generators).items()]
     if len({run.frames for run in runs}) > 1:
         lengths = ", ".join(f"{run.name} {run.frames}" for run in runs)
@@ -103,7 +102,7 @@ def evaluate_workdirs(
     manifest = records.manifest
     about = {
         "clips": f"{num:,} of split {split}, seed {seed}",
-        **{f"run {run.name}": _settings(g, settings) for run, g in zip(runs, generators, strict=True)},
+        **{f"run {run.name}": _settings(g, sampler, frames) for run, g in zip(runs, generators, strict=True)},
         "data": f"{manifest.name}, {held.size} x {held.size}, checksum {manifest.digest}",
         "Fréchet distance of the training to the held-out digits": f"{reference.floor:.4f}",
         "classifier": "SVC(gamma=0.001, C=10) on the training digits, cut out by their ink",
@@ -184,10 +183,10 @@ def _run(name: str, generator: VideoGenerator, settings: dict) -> Run:
     return Run(name, generator.model.frames, generator.model.frame_causal, draw)
 
 
-def _settings(generator: VideoGenerator, settings: Mapping[str, Any]) -> str:
+def _settings(generator: VideoGenerator, sampler: str | None, frames: Mapping[str, Any]) -> str:
     own = generator.config.sampling
-    first, later = film_guidance(own, settings["guidance"], settings["later_guidance"])
-    return (
-        f"{settings['sampler'] or own.sampler}, {settings['steps'] or own.steps} steps, guidance {first:g}"
-        f"{'' if first == later else f' and later {later:g}'}, {generator.origin}"
+    guidance, steps = (
+        " and later ".join(dict.fromkeys(f"{value:g}" for value in both))
+        for both in zip(*film_settings(own, **frames), strict=True)
     )
+    return f"{sampler or own.sampler}, {steps} steps, guidance {guidance}, {generator.origin}"

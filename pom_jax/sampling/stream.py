@@ -4,6 +4,7 @@ How the noise in the states is dealt with: see `sampling.film_programs`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -146,7 +147,8 @@ class Drawing:
     Attributes:
         films: that are drawn, at the place where they are.
         given: [N, T0, H, W, C] first frames to come, if there are any.
-        denoise, add: the programs; nothing is added to films that are drawn at once.
+        denoise: the programs that draw frames before which there are none, and later ones.
+        add: the one that adds their states; there is none for films that are drawn at once.
         programs: what keeps them, compiled.
         params: of the network.
         scales: of the guidance, of frames before which there are none, and of later ones.
@@ -156,7 +158,7 @@ class Drawing:
 
     films: Films
     given: np.ndarray | None
-    denoise: Denoise
+    denoise: tuple[Denoise, Denoise]
     add: Add | None
     programs: Programs
     params: Any
@@ -166,28 +168,33 @@ class Drawing:
     progress: Progress | None
 
     @property
-    def scale(self) -> float:
-        """Of the guidance of the next frames."""
-        return self.scales[self.films.frame > 0]
+    def later(self) -> bool:
+        """Whether the next frames lie behind finished ones."""
+        return self.films.frame > 0
 
     def prepare(self, total: int | None) -> None:
         """Compiles what draws a chunk; a setting that cannot be is said here, before the first frame."""
-        if total is None or self.given is None or total > self.given.shape[1]:
-            self._denoise(self.films.batches[0])
+        given = 0 if self.given is None else self.given.shape[1]
+        left = math.inf if total is None else total - given
+        begins = self.films.frame + given == 0
+        if left > 0:
+            self._denoise(self.films.batches[0], later=not begins)
+        if begins and left > self.denoise[0].shape[0]:
+            self._denoise(self.films.batches[0], later=True)
 
     def frames(self, total: int | None) -> Iterator[StreamedFrames]:
         """Draws `total` frames of each film, the given ones included; None for no end."""
         films, done = self.films, 0
         count = sum(batch.place.count for batch in films.batches)
         given = 0 if self.given is None else self.given.shape[1]
-        for length, known in pieces(total, given, self.denoise.shape[0]):
+        for length, known in pieces(total, given, self.denoise[0].shape[0]):
             parts, working = [], 0
             for batch in films.batches:
                 if known:
                     assert self.given is not None
                     x = self.put(batch.place.cut(self.given[:, done : done + length]).astype(np.float32))
                 else:
-                    program, arguments = self._denoise(batch)
+                    program, arguments = self._denoise(batch, later=self.later)
                     x = program.run(*arguments)
                     x = x if x.shape[1] == length else x[:, :length]
                     working = max(working, program.working_bytes)
@@ -203,11 +210,11 @@ class Drawing:
             done += length
             yield StreamedFrames(found, films, working)
 
-    def _denoise(self, batch: Batch) -> tuple[Program, tuple[Any, ...]]:
+    def _denoise(self, batch: Batch, *, later: bool) -> tuple[Program, tuple[Any, ...]]:
         """The compiled program that draws a chunk, and its arguments now."""
-        scale, first = self.whole((np.float32(self.scale), np.int32(self.films.frame)))
+        scale, first = self.whole((np.float32(self.scales[later]), np.int32(self.films.frame)))
         arguments = (self.params, scale, batch.keys, batch.text, batch.halves, first)
-        return self.programs.compile(self.denoise, arguments, self.progress), arguments
+        return self.programs.compile(self.denoise[later], arguments, self.progress), arguments
 
     def _added(self, add: Add, batch: Batch, x: jax.Array) -> Halves:
         """The states of a batch after its frames x; the ones before are gone."""
@@ -220,9 +227,9 @@ class Drawing:
         if not np.isfinite(found).all():
             first, last = self.films.frame, self.films.frame + found.shape[1] - 1
             raise InputError(
-                f"frames {first} to {last} are not finite with guidance {self.scale:g} and "
-                f"{self.denoise.steps} steps: lower the guidance, take more steps or another sampler, or "
-                "another checkpoint"
+                f"frames {first} to {last} are not finite with guidance {self.scales[self.later]:g} and "
+                f"{self.denoise[self.later].steps} steps: lower the guidance, take more steps or another "
+                "sampler, or another checkpoint"
             )
 
 

@@ -1,6 +1,7 @@
 """Films from a trained model, frame after frame or all at once: of a workdir, or of parameters at hand."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ from pom_jax import models
 from pom_jax.data import read_manifest
 from pom_jax.data.text_encoder import TextEncoder
 from pom_jax.data.words import encode
-from pom_jax.diffusion.guidance import check_guidance, film_guidance
+from pom_jax.diffusion.film_settings import film_settings
+from pom_jax.diffusion.guidance import check_guidance
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler
 from pom_jax.errors import InputError
@@ -200,6 +202,7 @@ class VideoGenerator:
         guidance: float | None = None,
         later_guidance: float | None = None,
         steps: int | None = None,
+        later_steps: int | None = None,
         sampler: str | Sampler | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
         schedule: str = "constant",
@@ -212,8 +215,9 @@ class VideoGenerator:
         """Draws films chunk by chunk, all of them side by side; see `sampling.stream` for how.
 
         Memory and time of a chunk do not depend on how many came before: the states of PoM do not grow, and
-        the same two compiled programs draw every chunk and add its states. Attention's caches do grow, with
-        the tokens: they are doubled when they are full, and the programs compiled anew then.
+        the same compiled programs draw every chunk and add its states (one more draws first frames, if those
+        take other steps). Attention's caches do grow, with the tokens: they are doubled when they are full,
+        and the programs compiled anew then.
 
         The noise of frame f of film i depends on (seed, i, f) alone, not on batches or chunks. Films that go
         on from a state at the end of a chunk are those of an uninterrupted stream bit for bit, given the same
@@ -230,8 +234,9 @@ class VideoGenerator:
             state: of films that go on.
             guidance: scale in the usual sense, 1 = off, 0 = without text; like `steps` and `sampler` the
                 run's own (config.sampling) by default.
-            later_guidance: scale for frames behind finished ones, from which they know what they show: a
-                strong guidance makes them drift. By default the run's own, if it has one, else `guidance`.
+            later_guidance, later_steps: of frames behind finished ones, from which they know what they show:
+                a strong guidance makes them drift, and few steps do. By default the run's own, if it has
+                them, else those of first frames.
             steps, sampler, clip: see `diffusion.sample`. Pixels are always cut to [-1, 1] once finished.
             interval, schedule: of the guidance, see `diffusion.guide`.
             seed: of the noise; that of the state, or 0, by default.
@@ -257,8 +262,8 @@ class VideoGenerator:
         count, defaults = len(words.mask), self.config.sampling
         if chunk is None:
             chunk = frames if joint and frames else self.model.frame_patch
-        scales = film_guidance(defaults, guidance, later_guidance)
-        check_guidance(scales[0], interval)
+        settings = film_settings(defaults, guidance, later_guidance, steps, later_steps)
+        check_guidance(settings[0].guidance, interval)
         seed = (state.seed if state else 0) if seed is None else seed
         check_numbers(batch_size, seed, first)
         size = size or (state.size if state else self._frame_size(given))
@@ -270,12 +275,12 @@ class VideoGenerator:
             prediction=self.config.diffusion.prediction,
             shape=shape,
             sampler=defaults.sampler if sampler is None else sampler,
-            steps=defaults.steps if steps is None else steps,
+            steps=settings[0].steps,
             shift=self.config.diffusion.shift,
             clip=clip,
             interval=(float(interval[0]), float(interval[1])),
             schedule=schedule,
-            guided=scales[0] != 1 or (scales[1] != 1 and not joint),
+            guided=settings[0].guidance != 1 or (settings[1].guidance != 1 and not joint),
             bounded=self.draws_pixels,
         )
         if state is None:
@@ -288,11 +293,11 @@ class VideoGenerator:
         drawing = Drawing(
             films=Films(state, -(-min(batch_size, count) // devices) * devices, self._put),
             given=given,
-            denoise=denoise,
+            denoise=(denoise, dataclasses.replace(denoise, steps=settings[1].steps)),
             add=None if joint else Add(self.model),
             programs=self.programs,
             params=self.params,
-            scales=scales,
+            scales=(settings[0].guidance, settings[1].guidance),
             put=self._put,
             whole=functools.partial(jax.device_put, device=self._whole),
             progress=progress,

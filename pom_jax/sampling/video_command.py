@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pom_jax.diffusion.guidance import film_guidance
+from pom_jax.diffusion.film_settings import film_settings
 from pom_jax.errors import InputError
 from pom_jax.sampling.films import FPS, check_films_place, read_frames, write_films
 from pom_jax.sampling.progress import SamplingProgress
@@ -20,7 +20,6 @@ from pom_jax.sampling.stream import StreamedFrames, StreamState
 from pom_jax.sampling.video import VideoGenerator, load_video
 from pom_jax.training.interrupt import Interrupt
 
-OWN = ("steps", "sampler")  # the run's own unless they are given
 SLUG = 60  # characters of the prompts in a file name
 
 
@@ -62,8 +61,8 @@ def sample_video_to_file(
         state, save_state: file of the state to go on from, and file for the state after the last frame.
         fps: frames a second.
         step, ema, autoencoder, text_encoder: see `load_video`.
-        settings: guidance, later_guidance, steps and sampler of `VideoGenerator.stream`; None for the run's
-            own.
+        settings: guidance, later_guidance, steps, later_steps and sampler of `VideoGenerator.stream`; None
+            for the run's own.
 
     Returns:
         The file.
@@ -81,7 +80,8 @@ def sample_video_to_file(
     given = None if from_file is None else _given(from_file, generator, resumed, frame_size)
     texts, given = _films(_prompts(prompts), num, given, resumed)
     own = generator.config.sampling
-    first, later = film_guidance(own, settings.get("guidance"), settings.get("later_guidance"))
+    sampler = settings.pop("sampler", None)
+    first, later = film_settings(own, **settings)
     asked = _Asked(
         captions=tuple(texts) if texts or resumed is None else resumed.captions,
         films=len(texts) if resumed is None else len(resumed.films),
@@ -93,9 +93,9 @@ def sample_video_to_file(
         past=_mark(given, resumed),
         seed=seed if seed is not None else 0 if resumed is None else resumed.seed,
         settings={
-            "guidance": first,
-            "later_guidance": later,
-            **{name: own[name] if settings.get(name) is None else settings[name] for name in OWN},
+            "sampler": own.sampler if sampler is None else sampler,
+            **first._asdict(),
+            **{f"later_{name}": value for name, value in later._asdict().items()},
         },
     )
     files = _places(generator, asked, workdir, out, save_state)
@@ -145,7 +145,7 @@ class _Asked(NamedTuple):
         chunk: frames that are drawn at a time, None for the fewest.
         past: a checksum of the given frames, or of the state that the films go on from; "" without any.
         seed: of the noise.
-        settings: both scales of the guidance, steps and sampler.
+        settings: sampler, guidance and steps, and those of later frames.
     """
 
     captions: Sequence[str]
@@ -242,14 +242,14 @@ def _title(generator: VideoGenerator, asked: _Asked) -> str:
     return (
         f"{generator.config.name}: {asked.films} film{'s' * (asked.films > 1)} of {asked.frames} frames, "
         f"{'all frames at once' if asked.joint else 'streamed'}, {generator.origin}, "
-        f"{asked.settings['sampler']}, {asked.settings['steps']} steps, guidance "
-        f"{' and later '.join(_scales(asked))}, seed {asked.seed}"
+        f"{asked.settings['sampler']}, {' and later '.join(_values(asked, 'steps'))} steps, guidance "
+        f"{' and later '.join(_values(asked, 'guidance'))}, seed {asked.seed}"
     )
 
 
-def _scales(asked: _Asked) -> list[str]:
-    """The scales of the guidance that count: of first frames and, if it is another, of later ones."""
-    first, later = (f"{asked.settings[name]:g}" for name in ("guidance", "later_guidance"))
+def _values(asked: _Asked, name: str) -> list[str]:
+    """What counts of guidance or steps: of first frames and, if it is another, of later ones."""
+    first, later = (f"{asked.settings[which]:g}" for which in (name, f"later_{name}"))
     return [first] if asked.joint or first == later else [later] if asked.past else [first, later]
 
 
@@ -345,7 +345,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _name(generator: VideoGenerator, asked: _Asked) -> str:
     """A file name that tells of the captions, and of all that differs from the run's own settings."""
-    defaults, settings = generator.config.sampling, asked.settings
+    own = generator.config.sampling
     different = dict.fromkeys(asked.captions)
     text = "+".join(different)
     slug = re.sub(r"[^\w+]+", "-", text).strip("-")
@@ -359,11 +359,12 @@ def _name(generator: VideoGenerator, asked: _Asked) -> str:
     name += "_joint" * asked.joint + (f"_chunks_of_{asked.chunk}" if asked.chunk else "")
     if asked.past:
         name += f"_from_{asked.start}_{asked.past}" if asked.start else f"_continued_{asked.past}"
-    name += f"_guidance_{'_then_'.join(_scales(asked))}_seed_{asked.seed}"
-    if settings["sampler"] != defaults.sampler:
-        name += f"_{settings['sampler']}"
-    if settings["steps"] != defaults.steps:
-        name += f"_{settings['steps']}_steps"
+    name += f"_guidance_{'_then_'.join(_values(asked, 'guidance'))}_seed_{asked.seed}"
+    if asked.settings["sampler"] != own.sampler:
+        name += f"_{asked.settings['sampler']}"
+    steps = [asked.settings["steps"], asked.settings["later_steps"]]
+    if steps != [each.steps for each in film_settings(own)]:
+        name += f"_{'_then_'.join(_values(asked, 'steps'))}_steps"
     if generator.ema != 0:
         name += "_no_ema" if generator.ema is None else f"_ema_{generator.ema}"
     return name + ".gif"

@@ -60,12 +60,13 @@ def start_digests(tree: Any) -> Callable[[], dict[str, str]]:
         return lambda: _in_hexadecimal(words)
     # A CPU may compute as soon as it is asked (`host_memory`), and the training is not to wait for it.
     leaves, structure = jax.tree.flatten(tree)
-    held = [_hold(leaf) for leaf in leaves]
+    held, mesh = [_hold(leaf) for leaf in leaves], jax.sharding.get_mesh()
 
     def read() -> dict[str, str]:
         arrays = [jax.device_put(view, sharding, may_alias=True) for view, sharding in held]
         held.clear()
-        return digests(jax.tree.unflatten(structure, arrays))
+        with jax.set_mesh(mesh):  # another thread knows of none, and would compile anew
+            return digests(jax.tree.unflatten(structure, arrays))
 
     return read
 
@@ -75,11 +76,11 @@ def digests(tree: Any) -> dict[str, str]:
     return _in_hexadecimal(_digest_all(tree))
 
 
-def _hold(leaf: jax.Array) -> tuple[np.ndarray, jax.sharding.Sharding]:
+def _hold(leaf: jax.Array | np.ndarray) -> tuple[np.ndarray, jax.sharding.Sharding | None]:
     """The memory of an array on the one CPU: who donates the array meanwhile gets a copy of it."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf), leaf.sharding
+    return np.asarray(leaf), getattr(leaf, "sharding", None)
 
 
 def _digest_all(tree: Any) -> Any:

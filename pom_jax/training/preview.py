@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from pom_jax import models
 from pom_jax.data import Source
 from pom_jax.data.words import decode
-from pom_jax.diffusion.guidance import film_guidance, guide
+from pom_jax.diffusion.film_settings import film_settings
+from pom_jax.diffusion.guidance import guide
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import sample
 from pom_jax.ops.mesh import lay
@@ -57,6 +58,7 @@ def _frame_by_frame(
     key: jax.Array,
     noise: jax.Array,
     count: int,
+    steps: tuple[int, int],
     options: dict[str, Any],
 ) -> jax.Array:
     """Clips whose frames are drawn one after the other, for models that were trained on clean pasts alone.
@@ -70,11 +72,12 @@ def _frame_by_frame(
         key: of the sampler.
         noise: [N, T, H, W, C].
         count: F, frames of patches.
-        options: of `sample`.
+        steps: of the sampler, for the first frame and for later ones.
+        options: of `sample`, besides.
     """
     length = noise.shape[1] // count
 
-    def add(clips: jax.Array, frame: jax.Array) -> tuple[jax.Array, None]:
+    def add(clips: jax.Array, frame: int | jax.Array) -> tuple[jax.Array, None]:
         at = frame * length
 
         def behind(x: jax.Array, t: jax.Array, given: Any) -> jax.Array:
@@ -84,11 +87,19 @@ def _frame_by_frame(
             return jax.lax.dynamic_slice_in_dim(predict(whole, times, given), at, length, axis=1)
 
         start = jax.lax.dynamic_slice_in_dim(noise, at, length, axis=1)
-        x = sample(guided(behind, frame == 0), jax.random.fold_in(key, frame), start, **options)
+        begins = isinstance(frame, int)
+        x = sample(
+            guided(behind, begins),
+            jax.random.fold_in(key, frame),
+            start,
+            steps=steps[not begins],
+            **options,
+        )
         x = jnp.clip(x, -1, 1) if x.shape[-1] in (1, 3) else x  # pixels, as in films
         return jax.lax.dynamic_update_slice_in_dim(clips, x, at, axis=1), None
 
-    return jax.lax.scan(add, jnp.zeros_like(noise), jnp.arange(count))[0]
+    clips, _ = add(jnp.zeros_like(noise), 0)
+    return jax.lax.scan(add, clips, jnp.arange(1, count))[0]
 
 
 class Preview:
@@ -126,28 +137,27 @@ class Preview:
             "path": path,
             "prediction": config.diffusion.prediction,
             "sampler": config.sampling.sampler,
-            "steps": config.sampling.steps,
             "shift": config.diffusion.shift,
         }
         frames, count = frame_times(config)
-
-        first, later = film_guidance(config.sampling)
+        first, later = film_settings(config.sampling)
 
         def guided(
-            predict: Callable[..., jax.Array], begins: bool | jax.Array = True
+            predict: Callable[..., jax.Array], begins: bool = True
         ) -> Callable[[jax.Array, jax.Array], jax.Array]:
             none = conditions.none(config.model, samples.given)
-            scale = first if begins is True or first == later else jnp.where(begins, first, later)
-            return guide(predict, samples.given, none, scale)
+            return guide(predict, samples.given, none, first.guidance if begins else later.guidance)
 
         @jax.jit
         def draw(params: Any) -> jax.Array:
             noise_key, sampler_key = jax.random.split(key)
             noise, predict = jax.random.normal(noise_key, shape), network(model, params)
             if frames is not None and frames.kind in ("clean_past", "teacher_forcing"):
-                images = _frame_by_frame(predict, guided, sampler_key, noise, count, options)
+                images = _frame_by_frame(
+                    predict, guided, sampler_key, noise, count, (first.steps, later.steps), options
+                )
             else:
-                images = sample(guided(predict), sampler_key, noise, **options)
+                images = sample(guided(predict), sampler_key, noise, steps=first.steps, **options)
             return lay(images, *(None for _ in shape))  # the process that writes them has them all
 
         self._draw: Any = draw

@@ -1,0 +1,57 @@
+"""How first frames of a film are drawn, and how those behind finished ones, which tell what to go on with."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pom_jax.diffusion.guidance import check_guidance
+from pom_jax.diffusion.schedules import time_grid
+
+
+class FrameSettings(NamedTuple):
+    """Of some frames of a film.
+
+    Attributes:
+        guidance: scale in the usual sense.
+        steps: of the sampler.
+    """
+
+    guidance: float
+    steps: int
+
+
+def film_settings(
+    own: Mapping[str, Any],
+    guidance: float | None = None,
+    later_guidance: float | None = None,
+    steps: int | None = None,
+    later_steps: int | None = None,
+) -> tuple[FrameSettings, FrameSettings]:
+    """Settings of a film's first frames, and of those that are drawn behind finished ones.
+
+    Later frames are hardly in doubt: few steps do, and a strong guidance makes a film drift.
+
+    Args:
+        own: `config.sampling` of the run, for what is not given; where its `later_guidance` or `later_steps`
+            is -1, or missing, later frames are drawn as first ones.
+        guidance, steps: of first frames.
+        later_guidance, later_steps: of later ones.
+
+    Raises:
+        InputError: a scale that is negative or not finite, or steps below 1.
+    """
+
+    def later(name: str, given: Any, first: Any) -> Any:
+        found = own.get(f"later_{name}", -1) if given is None else given
+        return first if given is None and found == -1 else found
+
+    guidance = own["guidance"] if guidance is None else guidance
+    steps = own["steps"] if steps is None else steps
+    found = (
+        FrameSettings(guidance, steps),
+        FrameSettings(later("guidance", later_guidance, guidance), later("steps", later_steps, steps)),
+    )
+    for settings in found:
+        check_guidance(settings.guidance)
+        time_grid(settings.steps)
+    first, second = (FrameSettings(float(each.guidance), int(each.steps)) for each in found)
+    return first, second
