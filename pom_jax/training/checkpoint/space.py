@@ -1,5 +1,6 @@
 """Room on the disk: asked for before a checkpoint is written, and said how much is missing."""
 
+import contextlib
 import resource
 import shutil
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import jax
 from pom_jax import remote
 from pom_jax.errors import InputError
 from pom_jax.training.checkpoint.folder import saved_steps
+from pom_jax.training.checkpoint.trouble import reading
 
 SLACK = 16 * 2**20  # bytes: what the storage writes besides the arrays, and the other files of a run
 
@@ -20,8 +22,9 @@ def tree_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+@reading()
 def free_bytes(folder: str | Path) -> int:
-    """What the disk of a folder, which need not exist yet, has left."""
+    """What the disk of a folder, which need not exist yet, has left; TroubledDisk if it does not say."""
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
@@ -30,6 +33,8 @@ def free_bytes(folder: str | Path) -> int:
 
 def check_space(folder: str | Path, needed: int, purpose: str) -> None:
     """Raises InputError if the disk of `folder` has less than `needed` bytes, and a little, left.
+
+    A disk that does not say what it has left is a TroubledDisk.
 
     Args:
         folder: need not exist yet; in a bucket there is always room.
@@ -61,18 +66,27 @@ def check_room(workdir: str | Path, train: Mapping[str, Any], state: Any) -> Non
     check_space(workdir, missing * tree_bytes(state), "keeping the checkpoints of this run")
 
 
-def what_is_missing(folder: str | Path, needed: int) -> str:
-    """Why `needed` bytes could not be written there, as far as the system tells, in words."""
-    size = f"the arrays are {needed / 1e9:.3f} GB"
+def what_is_missing(folder: Path, needed: int) -> str:
+    """Why `needed` bytes could not be written there, as far as the system tells, in words.
+
+    Args:
+        folder: of the checkpoints, one of which is half written.
+        needed: bytes of its arrays.
+    """
+    words = [f"the arrays are {needed / 1e9:.3f} GB"]
     if remote.is_remote(folder):
-        return size
-    free, limit = free_bytes(folder), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        return words[0]
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < needed:
-        return f"{size}, and a file may have {limit / 1e9:.3f} GB here (ulimit -f): {_lack(needed, limit)}"
-    if free < needed:
-        return f"{size}, and the disk has {free / 1e9:.3f} GB left: {_lack(needed, free)}"
-    return f"{size}, and the disk has {free / 1e9:.3f} GB left"
+        words.append(f"a file may have at most {limit:,} bytes here (ulimit -f)")
+    with contextlib.suppress(InputError, OSError):  # the disk is in trouble, and the rest is said
+        room = free_bytes(folder) + _half_written(folder)
+        lack = f": {(needed - room) / 1e9:.3f} GB are missing" if room < needed else ""
+        words.append(f"the disk has room for {room / 1e9:.3f} GB{lack}")
+    return ", ".join(words)
 
 
-def _lack(needed: int, there: int) -> str:
-    return f"{(needed - there) / 1e9:.3f} GB are missing"
+def _half_written(folder: Path) -> int:
+    """Bytes that unfinished checkpoints take; the next start removes them."""
+    files = (path for half in folder.glob("*.orbax-checkpoint-tmp*") for path in half.rglob("*"))
+    return sum(512 * path.lstat().st_blocks for path in files)
