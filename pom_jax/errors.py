@@ -30,6 +30,12 @@ class InputError(ValueError):
     exit_code = 2
 
 
+class TroubledDisk(InputError):
+    """A file cannot be read or written, whatever it holds. It may be soon: a restart loop tries again."""
+
+    exit_code = 74  # EX_IOERR of sysexits.h
+
+
 def choose(field: str, name: Any, options: Collection[str]) -> Any:
     """The entry `name` of a mapping, or the name itself of a list; an `InputError` suggests a known one."""
     if not isinstance(name, str) or name not in options:

@@ -29,6 +29,7 @@ from pom_jax.training.checkpoint import DamagedCheckpoint, files
 from pom_jax.training.checkpoint.space import what_is_missing
 from pom_jax.training.checkpoint.trouble import reading
 from pom_jax.training.state import TrainState, initial_state
+from tests.failing_calls import CAN_FAIL
 
 
 def make_state(seed: int = 0, width: int = 64) -> TrainState:
@@ -304,13 +305,17 @@ def test_what_is_half_written_does_not_count_as_missing(tmp_path: Path) -> None:
 
 WRITE_WITH_A_LIMIT = """
 import resource, sys, time
+from tests.failing_calls import fail_syncs
 from tests.test_checkpoint import make_state
 from pom_jax.errors import InputError
 from pom_jax.training.checkpoint import Checkpoints
 saver = Checkpoints(sys.argv[1], keep_last=2, keep_best=0)
 saver.save(1, make_state(1))
-saver._manager.wait_until_finished()
-resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))  # what a full disk does to a file that grows
+saver._wait_for_list()
+if sys.argv[3] == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))  # what a full disk does to a file that grows
+else:
+    fail_syncs(int(sys.argv[3]))
 try:
     saver.save(2, make_state(2, width=4096))
     if sys.argv[2] == "next":
@@ -322,18 +327,31 @@ try:
     saver.close()
 except InputError as error:
     print(error)
-    sys.exit(3)
+    sys.exit(error.exit_code)
 """
 
 
-@pytest.mark.parametrize("noticed", ["when it ends", "next"])
-def test_failed_writing_surfaces_and_the_good_step_stays(tmp_path: Path, noticed: str) -> None:
-    command = [sys.executable, "-c", WRITE_WITH_A_LIMIT, str(tmp_path), noticed]
+@pytest.mark.parametrize(
+    ("noticed", "disk", "code", "words"),
+    [
+        ("when it ends", "full", 2, r"a file may have at most 2,000 bytes here .*: make room"),
+        ("next", "full", 2, r"a file may have at most 2,000 bytes here .*: make room"),
+        ("when it ends", str(errno.EIO), 74, r"\[os_error_code='5'\].*: look at the disk, the mount"),
+        ("when it ends", str(errno.EROFS), 2, r"\[os_error_code='30'\].*: make room"),
+    ],
+)
+def test_failed_writing_surfaces_and_the_good_step_stays(
+    tmp_path: Path, noticed: str, disk: str, code: int, words: str
+) -> None:
+    if disk != "full" and not CAN_FAIL:
+        pytest.skip("no system call can be made to fail here")
+    command = [sys.executable, "-c", WRITE_WITH_A_LIMIT, str(tmp_path), noticed, disk]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert ended.returncode == 3, ended.stderr
+    assert ended.returncode == code, ended.stdout + ended.stderr
     assert ended.stdout.startswith("a checkpoint could not be written")
     assert "Traceback" not in ended.stderr
-    assert re.search(r"the arrays are 0.0\d\d GB, a file may have at most 2,000 bytes", ended.stdout)
+    assert re.search(r"the arrays are 0.0\d\d GB, .*the disk has room for [\d.]+ GB; ", ended.stdout)
+    assert re.search(words, ended.stdout), ended.stdout
     assert "last good checkpoint is step 1" in ended.stdout
     state, step = checkpoint.restore_state(tmp_path, target(make_state())) or pytest.fail("nothing there")
     assert (step, digest.digests(state)) == (1, digest.digests(make_state(1)))

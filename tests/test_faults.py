@@ -204,8 +204,9 @@ def test_a_run_that_is_done_needs_no_room(
 def test_rows_that_cannot_be_written_are_told_in_words(tmp_path: Path) -> None:
     rows = metrics.JsonLines(tmp_path, 0)
     os.close(rows._file.fileno())
-    with pytest.raises(InputError, match=r"metrics.jsonl cannot be written .*: make room or mend"):
+    with pytest.raises(InputError, match=r"metrics.jsonl cannot be written .*: look at the disk") as told:
         rows.sync()
+    assert told.value.exit_code == 74, "a restart loop tries again"
     rows.close()
 
 

@@ -356,8 +356,9 @@ def test_a_full_disk_is_said_of_the_rows_too(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"metrics.jsonl cannot be written .*make room"):
+        with pytest.raises(InputError, match=r"metrics.jsonl cannot be written .*make room") as told:
             rows.write(2, {"loss": 1.0})
+        assert told.value.exit_code == 2, "another start would meet the same"
         rows.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

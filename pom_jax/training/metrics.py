@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from absl import logging
 
-from pom_jax.errors import InputError
+from pom_jax.errors import REFUSALS, InputError, TroubledDisk
 
 FILE = "metrics.jsonl"
 TIME = "time_"  # prefix of what the clock decides, which alone differs between a run and its repetition
@@ -66,9 +66,10 @@ class JsonLines:
         try:
             yield
         except OSError as error:
-            raise InputError(
-                f"{self._path} cannot be written ({error.strerror}): make room or mend the disk and run the "
-                "same command again"
+            refused = error.errno in REFUSALS
+            kind, way_out = (InputError, "make room") if refused else (TroubledDisk, "look at the disk")
+            raise kind(
+                f"{self._path} cannot be written ({error.strerror}): {way_out} and run the same command again"
             ) from error
 
 

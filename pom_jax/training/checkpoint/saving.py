@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from pom_jax import cluster, remote
-from pom_jax.errors import InputError, first_line
+from pom_jax.errors import REFUSALS, InputError, TroubledDisk, first_line
 from pom_jax.ops.mesh import backend
 from pom_jax.training import offload
 from pom_jax.training.checkpoint.files import list_files
@@ -22,6 +22,7 @@ from pom_jax.training.checkpoint.keep import LastBestAndMilestones
 from pom_jax.training.checkpoint.leaves import SaveLeaves, describe
 from pom_jax.training.checkpoint.space import check_space, tree_bytes, what_is_missing
 from pom_jax.training.checkpoint.storage import hide_tracebacks, one_error
+from pom_jax.training.checkpoint.trouble import number_of, remedy
 
 
 class Checkpoints:
@@ -70,8 +71,9 @@ class Checkpoints:
         """Copies the state to the host and starts to write it; errors of earlier writing surface here.
 
         Raises:
-            InputError: not enough room on the disk, or the previous checkpoint could not be written (to a
-                bucket: Unreachable).
+            InputError: not enough room on the disk, or the previous checkpoint could not be written: to a
+                bucket Unreachable, and TroubledDisk unless the disk refuses (it is full, say), for then
+                another start would meet the same.
         """
         self._wait_for_list()  # of a step that may be deleted from here on
         self._bytes = tree_bytes(state)
@@ -147,12 +149,14 @@ class Checkpoints:
             )
         except InputError as further:  # the bucket is gone
             good = str(further)
-        remedy = (
-            f"See to it: {remote.ACCESS}," if remote.is_remote(self._folder) else "Make room or mend the disk"
-        )
-        kind = remote.Unreachable if remote.is_remote(self._folder) else InputError
+        number = number_of(error)
+        kind, way_out = TroubledDisk, remedy(number)
+        if remote.is_remote(self._folder):
+            kind, way_out = remote.Unreachable, f"{remote.ACCESS},"
+        elif number in REFUSALS:
+            kind, way_out = InputError, "make room, or make the folder one that may be written to"
         return kind(
             f"a checkpoint could not be written to {self._folder}: {first_line(error)}; "
             f"{what_is_missing(self._folder, self._bytes)}; {good}. "
-            f"{remedy} and run the same command again"
+            f"See to it: {way_out} and run the same command again"
         )

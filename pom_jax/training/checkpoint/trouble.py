@@ -7,18 +7,14 @@ import re
 from collections.abc import Iterator
 
 from pom_jax import remote
-from pom_jax.errors import InputError
+from pom_jax.errors import TroubledDisk
 
 # What is said of a file that is not as it was. Any other error says nothing of what the file holds.
 CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 REMEDIES = {errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "have fewer files open there"}
 REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM), "give this user the right to read it")
-
-
-class TroubledDisk(InputError):
-    """A file cannot be read, whatever it holds. It may be readable soon: a restart loop tries again."""
-
-    exit_code = 74  # EX_IOERR of sysexits.h
+# Failed to open: "/path": Permission denied [os_error_code='13']
+OF_TENSORSTORE = re.compile(r"os_error_code='(\d+)'")
 
 
 @contextlib.contextmanager
@@ -29,11 +25,27 @@ def reading() -> Iterator[None]:
     except Exception as error:
         if (found := _trouble(error)) is None:
             raise
-        what, path, remedy = found
+        what, path, way_out = found
         raise TroubledDisk(
             f"{path or 'a file of the checkpoints'} cannot be read: {what}. Nothing was moved or changed, "
-            f"for that says nothing of what it holds: {remedy}, and run the same command again"
+            f"for that says nothing of what it holds: {way_out}, and run the same command again"
         ) from error
+
+
+def number_of(error: BaseException | None) -> int:
+    """The errno of an error of the file system, or of what it comes from; 0 where none is told."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if told := OF_TENSORSTORE.search(str(error)):
+            return int(told[1])
+        error = error.__cause__ or error.__context__
+    return 0
+
+
+def remedy(number: int) -> str:
+    """What to do about trouble with this errno, or about a timeout with 0."""
+    return REMEDIES.get(number, "look at the disk, the mount or the network")
 
 
 def _trouble(error: BaseException | None) -> tuple[str, str, str] | None:
@@ -45,8 +57,7 @@ def _trouble(error: BaseException | None) -> tuple[str, str, str] | None:
             return _explained(0, "")
         if isinstance(error, OSError) and error.errno not in (None, *CHANGED):
             return _explained(error.errno or 0, str(error.filename or ""))
-        # TensorStore's: Failed to open: "/path": Permission denied [os_error_code='13']
-        if told := re.search(r"os_error_code='(\d+)'", str(error)):
+        if told := OF_TENSORSTORE.search(str(error)):
             paths = re.findall(r'"(/[^"]+)"', str(error)[: told.start()])
             return None if int(told[1]) in CHANGED else _explained(int(told[1]), paths[-1] if paths else "")
         error = error.__cause__ or error.__context__
@@ -56,4 +67,4 @@ def _trouble(error: BaseException | None) -> tuple[str, str, str] | None:
 def _explained(number: int, path: str) -> tuple[str, str, str]:
     """Of an error by its number, 0 for a timeout."""
     what = os.strerror(number) if number else "no answer in time"
-    return what, path, REMEDIES.get(number, "look at the disk, the mount or the network")
+    return what, path, remedy(number)
