@@ -8,9 +8,10 @@ Each process is told where the first one is, how many there are and which it is 
 are ended, and one line says which it was and how it ended; the exit code is its own (128 + N after signal N).
 
 With --restarts=N all are started again, at most N times, after any end but the good one (0), wrong input (2),
-losses that stay wrong (3), Ctrl-C, or a signal to this launcher. SIGTERM and Ctrl-C are handed on, so that
-the run saves and stops (exit code 143 or 130); a second one ends all at once. An error that several processes
-print in the same words is shown once.
+losses that stay wrong (3), Ctrl-C, or a signal to this launcher. The N are counted anew whenever a start has
+saved a newer checkpoint than all before: a run that gets on may be stopped any number of times. SIGTERM and
+Ctrl-C are handed on, so that the run saves and stops (exit code 143 or 130); a second one ends all at once.
+An error that several processes print in the same words is shown once.
 
 Needs nothing but Python. On CPUs --devices=N gives each process N virtual devices.
 """
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from typing import IO
 
 FINAL = (0, 2, 3, 130)  # after these the same command would end the same way, or a person chose so
+SAVED = re.compile(r"step ([\d,]+) \| checkpoint saved")  # what train.py prints
 LOST = 75  # exit code of a process that says that another is gone
 GRACE = 5.0  # seconds that the others have to say what they see when one dies
 LEAVING = 60.0  # seconds that they have where one has stopped in good order: all have saved by then
@@ -36,13 +38,15 @@ LEAVING = 60.0  # seconds that they have where one has stopped in good order: al
 def main(argv: Sequence[str]) -> int:
     """Runs the command, again where that helps; returns its exit code."""
     arguments = parse(argv)
-    stop = Stop()
-    for attempt in range(arguments.restarts + 1):
-        code = run_once(arguments, stop)
-        if code in FINAL or stop.number is not None or attempt == arguments.restarts:
-            break
-        say(f"starting again ({attempt + 1} of {arguments.restarts})")
-    return code
+    stop, restarts, newest = Stop(), 0, 0
+    while True:
+        code, saved = run_once(arguments, stop)
+        if saved > newest:
+            restarts, newest = 0, saved
+        if code in FINAL or stop.number is not None or restarts == arguments.restarts:
+            return code
+        restarts += 1
+        say(f"starting again ({restarts} of {arguments.restarts})")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -50,7 +54,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--processes", type=int, default=1, help="how many; 1 by default")
-    parser.add_argument("--restarts", type=int, default=0, help="how often a run that died is started again")
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        help="how often a run that dies may be started again without a save",
+    )
     parser.add_argument("--devices", type=int, help="virtual CPU devices of each process")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- SCRIPT and its flags")
     arguments = parser.parse_args(argv)
@@ -81,8 +90,12 @@ class Stop:
         self.times += 1
 
 
-def run_once(arguments: argparse.Namespace, stop: Stop) -> int:
-    """Starts the processes and waits until all have ended; returns the exit code of the first that failed."""
+def run_once(arguments: argparse.Namespace, stop: Stop) -> tuple[int, int]:
+    """Starts the processes and waits until all have ended.
+
+    Returns:
+        The exit code of the first that failed, and the newest step that was saved, 0 for none.
+    """
     processes, shown = start(arguments), Shown(arguments.processes > 1)
     readers = [
         threading.Thread(target=shown.follow, args=(process.stdout, number))
@@ -105,7 +118,7 @@ def run_once(arguments: argparse.Namespace, stop: Stop) -> int:
         reader.join()
     if deadline is None and (failed := first_failed(processes)):
         code = told(processes, failed)
-    return code
+    return code, shown.saved
 
 
 def first_failed(processes: Sequence[subprocess.Popen]) -> subprocess.Popen | None:
@@ -151,9 +164,13 @@ class Shown:
 
     Args:
         several: processes.
+
+    Attributes:
+        saved: the newest step whose checkpoint they said to be saved; 0 for none.
     """
 
     def __init__(self, several: bool):
+        self.saved = 0
         self._several, self._errors, self._lock = several, set(), threading.Lock()
 
     def follow(self, lines: IO[str], number: int) -> None:
@@ -162,6 +179,8 @@ class Shown:
         for line in lines:
             failed |= line.startswith("error: ")
             with self._lock:
+                if found := SAVED.search(line):
+                    self.saved = max(self.saved, int(found[1].replace(",", "")))
                 words = re.sub(r"^error: process \d+ of \d+ on \S+: ", "error: ", line)
                 if failed and words in self._errors:
                     continue

@@ -107,7 +107,10 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def script(tmp_path: Path) -> str:
-    """A command that counts its starts, and ends as its last argument says for each: a code or a signal."""
+    """A command that counts its starts, and ends as its last argument says for each: a code or a signal.
+
+    Where that is written "9@1,000" it says before that it has saved step 1,000.
+    """
     path = tmp_path / "script.py"
     path.write_text(
         "import os, sys, time\n"
@@ -116,7 +119,9 @@ def script(tmp_path: Path) -> str:
         "open(place, 'a').write('x' * first)\n"
         "print('here', *sys.argv[2:])\n"
         "if not first: time.sleep(30)\n"
-        "end = int(sys.argv[1].split(',')[len(open(place).read()) - 1])\n"
+        "end, _, saved = sys.argv[1].split(' ')[len(open(place).read()) - 1].partition('@')\n"
+        "if saved: print('step', saved, '| checkpoint saved')\n"
+        "end = int(end)\n"
         "os.kill(os.getpid(), -end) if end < 0 else sys.exit(end)\n"
     )
     return str(path)
@@ -125,12 +130,13 @@ def script(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("ends", "restarts", "starts", "code"),
     [
-        ("-9,1,0", 5, 3, 0),
-        ("-9,2,0", 5, 2, 2),
-        ("3,0", 5, 1, 3),
-        ("75,75,75", 1, 2, 75),
-        ("143,0", 1, 2, 0),
+        ("-9 1 0", 5, 3, 0),
+        ("-9 2 0", 5, 2, 2),
+        ("3 0", 5, 1, 3),
+        ("75 75 75", 1, 2, 75),
+        ("143 0", 1, 2, 0),
         ("0", 3, 1, 0),
+        ("143@900 -9@1,000 1@1,000 0", 1, 3, 1),
     ],
 )
 def test_what_died_is_started_again_and_what_is_done_or_wrong_is_not(
