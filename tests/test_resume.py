@@ -101,8 +101,10 @@ def test_a_killed_and_a_terminated_run_end_like_one_that_was_not(
 
     process = start(broken)
     wait_for(process, lambda: lines(broken) >= written + EVERY // 2)
+    signalled = time.monotonic()
     process.terminate()
     assert process.wait() == 143, f"killed at {written}"
+    assert time.monotonic() - signalled < 10, "from the signal to the end"
     stopped = checkpoint.latest_step(broken)
     assert stopped == lines(broken) == rows(broken)[-1]["step"], "the step was finished and saved"
 
