@@ -19,7 +19,7 @@ from pom_jax.sampling import write
 from pom_jax.training import ledger, loop, metrics
 from pom_jax.training.checkpoint import saved_steps
 from pom_jax.training.faults import FEWEST, LastingFault, NumberCheck, WrongNumbers, lasting
-from pom_jax.training.fid import Fid, Say
+from pom_jax.training.fid import Fid, Say, Stops
 
 
 def row(loss: float, skipped: int = 0) -> dict[str, float]:
@@ -84,13 +84,15 @@ class Fault:
     the checkpoint before it to be whole.
     """
 
+    name = "score"
+
     def __init__(self, step: int, value: float, after: Path, times: int = 1):
         self._step, self._value, self._after, self._times = step, value, after, times
 
     def prepare(self, say: Say) -> None:
         pass
 
-    def __call__(self, params: Any, step: int, say: Say, moved: Say) -> dict[str, Any]:
+    def __call__(self, params: Any, step: int, say: Say, moved: Say, stops: Stops) -> dict[str, Any]:
         if step == self._step and self._times:
             self._times -= 1
             while not self._after.is_dir():
@@ -100,21 +102,23 @@ class Fault:
             for array in jax.live_arrays():
                 if array.shape == shape:
                     ctypes.memmove(array.unsafe_buffer_pointer(), new.ctypes.data, new.nbytes)
-        return {}
+        return {self.name: np.zeros(())}
 
 
 class Slow:
     """Takes long where a run scores itself, and tells at the first step alone that something moves."""
 
+    name = "score"
+
     def prepare(self, say: Say) -> None:
         pass
 
-    def __call__(self, params: Any, step: int, say: Say, moved: Say) -> dict[str, Any]:
+    def __call__(self, params: Any, step: int, say: Say, moved: Say, stops: Stops) -> dict[str, Any]:
         for part in range(25):
             time.sleep(0.1)
             if step == 1:
                 moved(f"part {part}")
-        return {}
+        return {self.name: np.zeros(())}
 
 
 def train(folder: Path, workdir: Path, fault: Fid | None, **changes: Any) -> int:

@@ -41,7 +41,7 @@ from pom_jax.sampling import Generator, SamplingProgress, load
 from pom_jax.sampling.bank import Bank, open_bank, write_bank
 from pom_jax.training import checkpoint, digest, loop
 from pom_jax.training.config import keep_config
-from pom_jax.training.metrics import read_rows
+from pom_jax.training.metrics import TIME, read_rows
 from pom_jax.training.watchdog import Watchdog
 from pom_jax.vae.config import PRESETS
 from pom_jax.vae.files import save_autoencoder, weights_sha256
@@ -267,33 +267,91 @@ def test_killed_while_drawing_and_while_scoring_on_eight_devices_it_ends_with_th
             assert np.abs(ours["arr_0"].astype(int) - theirs["arr_0"]).max() <= 1
 
 
+def scoring(every: int, inception: Path, real: Path) -> ConfigDict:
+    """Three steps, and FID of NUM samples after every so many and the last, in two parts."""
+    config = recipe()
+    config.data.update({"source": "synthetic", "batch_size": 8})
+    config.optimizer.warmup_steps = 1
+    config.train.update({"steps": 3, "eval_every": 0, "eval_size": 8, "sample_every": 0})
+    config.fid.update({"every": every, "num": NUM, "reference": str(real), "inception": str(inception)})
+    config.fid.update({"sampler": "euler", "steps": 2, "guidance": 1.5, "batch_size": NUM // 2})
+    return config
+
+
+def states_of(folder: Path) -> list[dict[str, str]]:
+    return [digest.digests(checkpoint.restore_params(folder, ema=n)[0]) for n in (None, 0, 1)]
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """All rows, without the fields that are times."""
+    return [{name: row[name] for name in row if not name.startswith(TIME)} for row in read_rows(folder)]
+
+
+def no_grid(*_: Any) -> None:
+    """Writes no pictures."""
+
+
+@pytest.fixture(scope="module")
+def whole(inception: Path, real: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run with FID after the second and third step, and what its watchdog was told."""
+    folder, moved = tmp_path_factory.mktemp("whole") / "run", []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Watchdog, "progress", lambda _, doing: moved.append(doing))
+        assert loop.train(scoring(2, inception, real), folder, no_grid, make_fid=TrainingFid) == 0
+    return folder, moved
+
+
 def test_fid_during_training_changes_nothing(
-    inception: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, list[str]], inception: Path, real: Path, tmp_path: Path
 ):
-    states, moved = [], []
-    monkeypatch.setattr(Watchdog, "progress", lambda _, doing: moved.append(doing))
-    for every in (0, 3):
-        config = recipe()
-        config.data.update({"source": "synthetic", "batch_size": 8})
-        config.optimizer.warmup_steps = 1
-        config.train.update({"steps": 3, "eval_every": 0, "eval_size": 8, "sample_every": 0})
-        config.fid.update({"every": every, "num": NUM, "reference": str(real), "inception": str(inception)})
-        config.fid.update({"sampler": "euler", "steps": 2, "guidance": 1.5})
-        folder = tmp_path / str(every)
-        assert loop.train(config, folder, lambda *_: None, make_fid=TrainingFid) == 0
-        states.append([digest.digests(checkpoint.restore_params(folder, ema=n)[0]) for n in (None, 0, 1)])
-    assert states[0] == states[1]
+    config, (folder, moved) = scoring(0, inception, real), whole
+    assert loop.train(config, tmp_path / "without", no_grid, make_fid=TrainingFid) == 0
+    assert states_of(tmp_path / "without") == states_of(folder)
     assert {f"FID: {what}, {NUM} of {NUM} images" for what in ("sampler", "Inception network")} <= {*moved}
-    rows = read_rows(tmp_path / "3")
-    assert [f"fid_{NUM}" in row for row in rows] == [False, False, True]
-    said = (tmp_path / "3" / "log.txt").read_text()
+    rows = read_rows(folder)
+    assert [f"fid_{NUM}" in row for row in rows] == [False, True, True]
+    said = (folder / "log.txt").read_text()
     assert f"step 3 | FID {rows[-1][f'fid_{NUM}']:.2f} of {NUM} samples (euler, 2 steps, guidance 1.5" in said
+    config = scoring(2, inception, real)
     with pytest.raises(InputError, match="needs make_fid"):
-        loop.train(config, tmp_path / "new", lambda *_: None)
+        loop.train(config, tmp_path / "new", no_grid)
     config.fid.reference = "nowhere.npz"
     with pytest.raises(InputError, match=r"nowhere.npz does not exist"):
-        loop.train(config, tmp_path / "new", lambda *_: None, make_fid=TrainingFid)
+        loop.train(config, tmp_path / "new", no_grid, make_fid=TrainingFid)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_signal_does_not_wait_for_fid_which_is_in_its_row_in_the_end(
+    whole: tuple[Path, list[str]],
+    inception: Path,
+    real: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    moved: list[str] = []
+    stop: tuple[str, int] | None = None  # at these words, when they come so many times
+
+    def progress(_: Watchdog, doing: str) -> None:
+        moved.append(doing)
+        if (doing, moved.count(doing)) == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Watchdog, "progress", progress)
+    config, broken, expected = scoring(2, inception, real), tmp_path / "run", rows_of(whole[0])
+    part = f"FID: sampler, {NUM // 2} of {NUM} images"
+    for stop, saved in ((("step 2", 1), 1), ((part, 1), 2), ((part, 2), 3)):
+        moved.clear()
+        assert loop.train(config, broken, no_grid, make_fid=TrainingFid) == 143
+        assert checkpoint.latest_step(broken) == saved
+        last = {name: value for name, value in expected[saved - 1].items() if name != f"fid_{NUM}"}
+        assert rows_of(broken) == [*expected[: saved - 1], last], "what was left out before is there by now"
+        assert moved.count(f"FID: sampler, {NUM} of {NUM} images") == stop[1] - 1, "the rest was not drawn"
+    stop = None
+    for _ in range(2):
+        assert loop.train(config, broken, no_grid, make_fid=TrainingFid) == 0
+    assert rows_of(broken) == expected
+    assert states_of(broken) == states_of(whole[0])
+    assert (broken / "log.txt").read_text().count("has all 3 steps already") == 1
 
 
 def test_data_sets_serve_as_reference(digits_dir: Path, tmp_path: Path):

@@ -24,6 +24,7 @@ from pom_jax.sampling.decode import load_decoder
 from pom_jax.training.preview import labels_in_turn
 
 Say = Callable[[str], None]
+Stops = Callable[[], bool]
 
 
 class TrainingFid:
@@ -36,12 +37,16 @@ class TrainingFid:
         config: of the run; reads fid, model, diffusion, ema, seed.
         model: the network.
 
+    Attributes:
+        name: of the score in a row, such as `fid_2048`: after the number of samples.
+
     Raises:
         InputError: no such reference, weights or autoencoder, or those of something else.
     """
 
     def __init__(self, config: ConfigDict, model: nn.Module):
         self._config = fid = config.fid
+        self.name = f"fid_{fid.num}"
         self._weights = load_inception(fid.inception)
         self._opened = open_reference(fid.reference, autoencoder=fid.autoencoder or None)
         self._opened.check(self._weights)
@@ -62,8 +67,13 @@ class TrainingFid:
             self._reference = fit_reference(self._opened, self._weights)
 
     def __call__(
-        self, params: Any, step: int, say: Say, moved: Say = lambda _: None
-    ) -> Mapping[str, np.ndarray]:
+        self,
+        params: Any,
+        step: int,
+        say: Say,
+        moved: Say = lambda _: None,
+        stops: Stops = lambda: False,
+    ) -> Mapping[str, np.ndarray] | None:
         """Draws and scores; NaN where the samples are not finite, as they may be early in a run.
 
         Args:
@@ -71,15 +81,20 @@ class TrainingFid:
             step: how long they were trained.
             say: told the score.
             moved: told what comes next, whenever something is done.
+            stops: asked before each batch whether to stop; told the same on all processes.
 
         Returns:
-            A scalar named after the number of samples, such as `fid_2048`.
+            A scalar by its name; None where it was stopped.
         """
         if self._reference is None:
             self.prepare(say)
         assert self._reference is not None
         began, count = time.perf_counter(), self._config.num
-        pool = process_allgather(self._features(params, say, moved), tiled=True)[:count]
+        own = self._features(params, say, moved, stops)
+        if own is None:
+            say(f"step {step:,} | its FID waits until the run goes on")
+            return None
+        pool = process_allgather(own, tiled=True)[:count]
         score = np.nan
         if np.isfinite(pool).all():
             moments = Moments(POOL)
@@ -90,40 +105,65 @@ class TrainingFid:
             f"step {step:,} | FID {score:.2f} of {count:,} samples ({fid.sampler}, {fid.steps} steps, "
             f"guidance {fid.guidance:g}; took {duration(time.perf_counter() - began)})"
         )
-        return {f"fid_{count}": np.asarray(score)}
+        return {self.name: np.asarray(score)}
 
-    def _features(self, params: Any, say: Say, moved: Say) -> np.ndarray:
-        """Inception's pool features of this process's share, [share, 2048]; NaN if a sample is not finite."""
-        first = jax.process_index() * self._share
-        labels = np.resize(self._labels, jax.process_count() * self._share)[first : first + self._share]
+    def _features(self, params: Any, say: Say, moved: Say, stops: Stops) -> np.ndarray | None:
+        """Inception's pool features of this process's share, [share, 2048]; NaN if a sample is not finite.
+
+        Drawn and read batch by batch; None where it was stopped between two.
+        """
+        first, size = jax.process_index() * self._share, min(max(self._config.batch_size, 2), self._share)
+        # The last batch is a whole one too, so that nothing compiles twice.
+        labels = np.resize(self._labels, first + self._share + size)[first:]
         whole = process_allgather(params, tiled=True)
+        found: list[np.ndarray] = []
         with jax.set_mesh(self._generator.mesh):
             self._generator.params = jax.device_put(whole, self._generator.whole)
             try:
-                images = self._generator.sample(
-                    labels,
-                    guidance=self._config.guidance,
-                    sampler=self._config.sampler,
-                    steps=self._config.steps,
-                    seed=self._seed,
-                    first=first,
-                    batch_size=self._config.batch_size,
-                    progress=_Moved(moved, "sampler"),
-                )
-            except InputError as error:
-                say(f"no FID: {error}")
-                return np.full((self._share, POOL), np.nan, np.float32)
+                for start in range(0, self._share, size):
+                    if stops():
+                        return None
+                    if found and np.isnan(found[-1]).all():  # but the others go on, and ask
+                        found.append(found[-1])
+                        continue
+                    drawing, reading = (
+                        _Moved(moved, doing, start, self._share) for doing in ("sampler", "Inception network")
+                    )
+                    try:
+                        images = self._draw(labels[start : start + size], first + start, drawing)
+                        read = extract_features(open_images(rgb(images)), self._weights, progress=reading)
+                        found.append(read.pool)
+                    except InputError as error:
+                        say(f"no FID: {error}")
+                        found.append(np.full((size, POOL), np.nan, np.float32))
             finally:
                 self._generator.params = None  # training needs the memory
-            reading = _Moved(moved, "Inception network")
-            return extract_features(open_images(rgb(images)), self._weights, progress=reading).pool
+        return np.concatenate(found)[: self._share]
+
+    def _draw(self, labels: np.ndarray, first: int, progress: "_Moved") -> np.ndarray:
+        return self._generator.sample(
+            labels,
+            guidance=self._config.guidance,
+            sampler=self._config.sampler,
+            steps=self._config.steps,
+            seed=self._seed,
+            first=first,
+            batch_size=len(labels),
+            progress=progress,
+        )
 
 
 class _Moved:
-    """The progress of samplers and networks, in words for whoever only has to know that there is some."""
+    """The progress of samplers and networks, in words for whoever only has to know that there is some.
 
-    def __init__(self, tell: Say, doing: str):
-        self._tell, self._doing = tell, doing
+    Args:
+        tell: is told.
+        doing: what is at work.
+        done, total: images of the batches before, and of all.
+    """
+
+    def __init__(self, tell: Say, doing: str, done: int, total: int):
+        self._tell, self._doing, self._done, self._total = tell, doing, done, total
 
     def compiling(self, what: str) -> None:
         self._tell(f"compiling the {what} for FID")
@@ -132,4 +172,5 @@ class _Moved:
         self._tell(f"FID: {self._doing}")
 
     def drawn(self, images: int, total: int) -> None:
-        self._tell(f"FID: {self._doing}, {images:,} of {total:,} images")
+        done = min(self._done + images, self._total)
+        self._tell(f"FID: {self._doing}, {done:,} of {self._total:,} images")

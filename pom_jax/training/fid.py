@@ -8,19 +8,29 @@ from ml_collections import ConfigDict
 from pom_jax.errors import InputError
 
 Say = Callable[[str], None]
+Stops = Callable[[], bool]
 
 
 class Fid(Protocol):
-    """`evaluation.training_fid.TrainingFid`."""
+    """`evaluation.training_fid.TrainingFid`.
+
+    Attributes:
+        name: of its number in a row.
+    """
+
+    name: str
 
     def prepare(self, say: Say) -> None:
         """Whatever can be computed before training."""
         ...
 
-    def __call__(self, params: Any, step: int, say: Say, moved: Say) -> Mapping[str, Any]:
-        """Scores averaged parameters; gives scalars for the row of this step.
+    def __call__(
+        self, params: Any, step: int, say: Say, moved: Say, stops: Stops
+    ) -> Mapping[str, Any] | None:
+        """Scores averaged parameters; gives scalars for the row of this step, or None where it was stopped.
 
-        `moved` is told what comes next, whenever something is done: a watchdog waits for it.
+        `moved` is told what comes next, whenever something is done: a watchdog waits for it. `stops` is asked
+        now and then whether to stop, by all processes equally often, and they are told the same.
         """
         ...
 

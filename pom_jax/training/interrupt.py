@@ -47,11 +47,11 @@ class Interrupt:
         """What a shell reports for the signal: 143 for SIGTERM, 130 for Ctrl-C."""
         return 128 + (self.number or 0)
 
-    def after(self, step: int) -> bool:
-        """Whether the run stops after this step, which is about to begin; all processes ask at each step."""
+    def stops(self, step: int) -> bool:
+        """Whether the run stops here, where `step` is the last one done; all processes ask equally often."""
         if not self._together:
             return self.number is not None
-        if self._agreed:  # but the numbers of that step were wrong, and it is computed again
+        if self._agreed:
             return True
         # JAX compares for equality, and counts from 1 where the notice came before the first question.
         self._asked += 1

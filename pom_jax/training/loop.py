@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from pom_jax.training.fits import check_fits
 from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
 from pom_jax.training.ledger import Ledger
-from pom_jax.training.metrics import check_sinks
+from pom_jax.training.metrics import check_sinks, rows_after
 from pom_jax.training.preview import Preview, WriteImages, shown
 from pom_jax.training.profile import Profile
 from pom_jax.training.progress import Log
@@ -144,7 +145,7 @@ def _train(session: _Session) -> int:
     config, suspect = run.config.train, None
     log.line("\n".join([run.describe(), *warnings(run.config, len(run.train), len(run.heldout))]))
     state, start = _first_state(session)
-    if start >= config.steps:
+    if start >= config.steps and not _owes_fid(session, start):
         log.line(f"{session.workdir} has all {config.steps:,} steps already")
         return 0
     if said := session.window.missed(start):
@@ -156,20 +157,34 @@ def _train(session: _Session) -> int:
         while True:
             recorder = Recorder(run, session.workdir, session.home, log, ledger, start, suspect)
             try:
-                _steps(session, train_step, heldout_loss, state, recorder, interrupt)
+                done = _steps(session, train_step, heldout_loss, state, recorder, interrupt)
                 break
             except WrongNumbers as found:
                 suspect = to_compute_again(found, session.home, log.line)
                 state, start = _first_state(session)
     session.preview.wait()
 
-    if recorder.step < config.steps:
-        log.line(f"saved at step {recorder.step:,}; the same command goes on from there")
+    if not done:
+        how = (
+            f"saved at step {recorder.step:,}" if recorder.step > start else "stopped before a step was done"
+        )
+        log.line(f"{how}; the same command goes on from there")
         return interrupt.exit_code
     best = recorder.best
     found = "" if best is None else f"; best held-out loss {best[0]:.4f} at step {best[1]:,}"
-    log.line(f"trained steps {start + 1:,} to {config.steps:,} in {duration(recorder.seconds)}{found}")
+    if start < config.steps:
+        log.line(f"trained steps {start + 1:,} to {config.steps:,} in {duration(recorder.seconds)}{found}")
     return 0
+
+
+def _owes_fid(session: _Session, start: int) -> bool:
+    """Whether a signal stopped the FID of the step that the run goes on after; called by all processes."""
+    every, steps = session.run.config.fid.every, session.run.config.train.steps
+    if session.fid is None or not start or not _due(start, every, steps):
+        return False
+    rows = rows_after(session.workdir, start - 1)[-1:]  # that step's, if it is there
+    lacks = [row for row in rows if row["step"] == start and session.fid.name not in row]
+    return cluster.share("lacks it" if lacks else "")[0] != ""  # hosts may have workdirs of their own
 
 
 def _first_state(session: _Session) -> tuple[TrainState, int]:
@@ -224,21 +239,41 @@ def _steps(
     state: TrainState,
     recorder: Recorder,
     interrupt: Interrupt,
-) -> None:
-    """Up to the last one, or to a signal. Nothing waits for the step just started, but scores and saves."""
+) -> bool:
+    """Up to the last one, or to a signal. Nothing waits for the step just started, but scores and saves.
+
+    Whether all was done is returned. A run stops after a step with all its scores, so that the next one and
+    its scores wait; but a FID that is under way stops, and waits too.
+    """
     session.ledger.enter("steps")
     run, workdir, log, config = session.run, session.workdir, session.log, session.run.config.train
     at, size, start = batch_sharding(run.mesh), run.config.data.batch_size, recorder.step
     order = batches(run.train, size, run.config.seed, start_step=start, rows=local_rows(at, size))
+    done = True
+
+    def score(fid: Fid, step: int) -> bool:
+        watchdog.progress(f"the FID of step {step:,}")
+        with recorder.evaluation():
+            stops = functools.partial(interrupt.stops, step)
+            scores = fid(_average(state), step, log.line, watchdog.progress, stops)
+        if scores is not None:
+            recorder.extend(scores)
+        return scores is not None
+
     with (
         Watchdog(workdir, config.stuck_after, log.line) as watchdog,
         contextlib.closing(recorder),
         device_batches(order, at) as feed,
         cluster.one_for_all(workdir / "log.txt", alike=(WrongNumbers,)),
     ):
+        if session.fid is not None and _owes_fid(session, start):
+            done = score(session.fid, start)
         for step in range(start + 1, config.steps + 1):
             watchdog.progress(f"step {step:,}")
-            ends = step == config.steps or interrupt.after(step)
+            if interrupt.stops(step - 1):
+                recorder.checkpoint(step - 1, state)
+                done = False
+                break
             batch = recorder.next_batch(feed)
             session.window.before(step, workdir)
             state, metrics = train_step(state, batch)
@@ -253,15 +288,12 @@ def _steps(
                 with recorder.evaluation():
                     jax.block_until_ready(session.preview.draw(_average(state), step, log.line))
             if session.fid is not None and _due(step, run.config.fid.every, config.steps):
-                watchdog.progress(f"the FID of step {step:,}")
-                with recorder.evaluation():
-                    recorder.extend(session.fid(_average(state), step, log.line, watchdog.progress))
-            if ends or step % config.checkpoint_every == 0:
+                done = score(session.fid, step)
+            if step == config.steps or step % config.checkpoint_every == 0:
                 watchdog.progress(f"the checkpoint of step {step:,}")
                 recorder.checkpoint(step, state)
-            if ends:
-                break
     session.ledger.enter("other")
+    return done
 
 
 def _average(state: TrainState) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from absl import logging
 
 from pom_jax.errors import REFUSALS, InputError, TroubledDisk
+from pom_jax.files import write_whole
 
 FILE = "metrics.jsonl"
 TIME = "time_"  # prefix of what the clock decides, which alone differs between a run and its repetition
@@ -45,12 +46,24 @@ class JsonLines:
         self._path = workdir / FILE
         self._path.touch()
         _cut(self._path, start)
-        self._file = self._path.open("a", buffering=1)  # a row reaches the system at once: kill -9 loses none
+        self._last = start
+        self._open()
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
+        """One step's numbers, or more of them for the last row."""
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
         with self._explained():
-            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            if step == self._last:
+                *rows, last = self._path.read_text().splitlines(keepends=True)
+                write_whole(self._path, "".join([*rows, json.dumps(json.loads(last) | finite) + "\n"]))
+                self._file.close()
+                self._open()
+            else:
+                self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._last = step
+
+    def _open(self) -> None:
+        self._file = self._path.open("a", buffering=1)  # a row reaches the system at once: kill -9 loses none
 
     def sync(self) -> None:
         """Waits until all rows are on the disk; before a checkpoint that says they exist."""

@@ -57,7 +57,7 @@ class Recorder:
         suspect: WrongNumbers | None = None,
     ):
         config = run.config
-        self.step = start
+        self.step = self._newest = start
         self._home, self._log, self._ledger = home, log, ledger
         self._pace = Pace()
         self._check = NumberCheck(config.train.max_skipped, config.train.absurd, suspect)
@@ -118,9 +118,12 @@ class Recorder:
         self._pending = (step, metrics)
 
     def extend(self, metrics: Mapping[str, Any]) -> None:
-        """Puts more numbers into the row of the step just added."""
+        """Puts more numbers into the row of the step just added, or of the one that the run goes on after."""
         if self._pending is not None:
             self._pending = (self._pending[0], self._pending[1] | dict(metrics))
+            return
+        for sink in self._sinks:
+            sink.write(self.step, {name: value.item() for name, value in metrics.items()})
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -131,8 +134,13 @@ class Recorder:
         self._looked = time.perf_counter()
 
     def checkpoint(self, step: int, state: TrainState) -> None:
-        """Finishes the step, then saves; the rows are on the disk before the checkpoint that counts them."""
+        """Finishes the step, then saves; the rows are on the disk before the checkpoint that counts them.
+
+        Nothing happens where this step was saved already.
+        """
         self._finish()
+        if step == self._newest:
+            return
         self._check.check_parameters(step, state.params)
         with self._apart("checkpoint"):
             for line in self._pace.compare():
@@ -141,7 +149,7 @@ class Recorder:
                 self._rows.sync()
             self._checkpoints.save(step, state, self._heldout_loss)
             self._say_saved()  # the one before, which `save` waited for
-        self._saving = step
+        self._saving = self._newest = step
 
     def close(self) -> None:
         """Finishes the last step and waits for what is being written."""
