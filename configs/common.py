@@ -86,7 +86,7 @@ def base() -> ConfigDict:
             "sampler": "heun",
             "steps": 25,
             "guidance": 1.0,
-            "batch_size": 256,  # samples drawn at once
+            "batch_size": 256,  # samples drawn at once, for each process
         }
     )
     config.mesh = ConfigDict(  # devices along each axis; -1 = all that are left

@@ -21,6 +21,8 @@ from pom_jax.evaluation.reference import Reference, fit_reference, open_referenc
 from pom_jax.evaluation.shards import rgb
 from pom_jax.sampling import Generator
 from pom_jax.sampling.decode import load_decoder
+from pom_jax.sampling.generate import make_mesh
+from pom_jax.training import sharding
 from pom_jax.training.preview import labels_in_turn
 
 Say = Callable[[str], None]
@@ -31,10 +33,11 @@ class TrainingFid:
     """FID of `fid.num` samples of averaged parameters, labels in turn over all classes.
 
     FID falls with the number of samples: compare it along a run and between runs with the same `fid` section,
-    not with numbers of 50,000. With several processes each draws its share.
+    not with numbers of 50,000. The samples are drawn with the parameters where they lie, by all processes
+    together; each puts its share of them through Inception.
 
     Args:
-        config: of the run; reads fid, model, diffusion, ema, seed.
+        config: of the run; reads fid, model, diffusion, ema, mesh, seed.
         model: the network.
 
     Attributes:
@@ -51,19 +54,22 @@ class TrainingFid:
         self._opened = open_reference(fid.reference, autoencoder=fid.autoencoder or None)
         self._opened.check(self._weights)
         decoder = load_decoder(fid.autoencoder, config.model.channels) if fid.autoencoder else None
-        self._generator = Generator(config, model, None, ema=0, decoder=decoder)
+        mesh = sharding.make_mesh(config.mesh)
+        self._generator = Generator(config, model, None, ema=0, decoder=decoder, mesh=mesh)
         self._generator.check_pixels()
         self._seed = config.seed
         self._share = -(-fid.num // jax.process_count())
         if self._share < 2:
             raise InputError(f"fid.num={fid.num} is less than two samples for each of the processes")
+        self._batches = -(-self._share // max(fid.batch_size, 2))
+        self._part = -(-self._share // self._batches)  # of a process in each batch
         self._labels = labels_in_turn(config.model.num_classes, fid.num)
         self._reference: Reference | None = None
 
     def prepare(self, say: Say) -> None:
         """Puts the reference through the network, unless its file holds the statistics already."""
         say(f"compiling Inception, for FID of {self._config.num:,} samples against {self._opened.protocol}")
-        with jax.set_mesh(self._generator.mesh):
+        with jax.set_mesh(make_mesh()):
             self._reference = fit_reference(self._opened, self._weights)
 
     def __call__(
@@ -77,7 +83,7 @@ class TrainingFid:
         """Draws and scores; NaN where the samples are not finite, as they may be early in a run.
 
         Args:
-            params: averaged parameters, over any mesh of all processes.
+            params: averaged parameters, on the mesh of the run.
             step: how long they were trained.
             say: told the score.
             moved: told what comes next, whenever something is done.
@@ -90,11 +96,10 @@ class TrainingFid:
             self.prepare(say)
         assert self._reference is not None
         began, count = time.perf_counter(), self._config.num
-        own = self._features(params, say, moved, stops)
-        if own is None:
+        pool = self._features(params, say, moved, stops)
+        if pool is None:
             say(f"step {step:,} | its FID waits until the run goes on")
             return None
-        pool = process_allgather(own, tiled=True)[:count]
         score = np.nan
         if np.isfinite(pool).all():
             moments = Moments(POOL)
@@ -108,49 +113,47 @@ class TrainingFid:
         return {self.name: np.asarray(score)}
 
     def _features(self, params: Any, say: Say, moved: Say, stops: Stops) -> np.ndarray | None:
-        """Inception's pool features of this process's share, [share, 2048]; NaN if a sample is not finite.
+        """Inception's pool features of all samples, [num, 2048]; NaN if a sample is not finite.
 
-        Drawn and read batch by batch; None where it was stopped between two.
+        Drawn and read batch by batch, of which each process has a part; None where it was stopped between two.
         """
-        first, size = jax.process_index() * self._share, min(max(self._config.batch_size, 2), self._share)
+        part, own = self._part, []
+        every, first = part * jax.process_count(), part * jax.process_index()
         # The last batch is a whole one too, so that nothing compiles twice.
-        labels = np.resize(self._labels, first + self._share + size)[first:]
-        whole = process_allgather(params, tiled=True)
-        found: list[np.ndarray] = []
-        with jax.set_mesh(self._generator.mesh):
-            self._generator.params = jax.device_put(whole, self._generator.whole)
+        labels = np.resize(self._labels, self._batches * every)
+        for start in range(0, len(labels), every):
+            if stops():
+                return None
+            drawing = _Moved(moved, "sampler", start, self._config.num)
+            reading = _Moved(moved, "Inception network", len(own) * part, self._share)
             try:
-                for start in range(0, self._share, size):
-                    if stops():
-                        return None
-                    if found and np.isnan(found[-1]).all():  # but the others go on, and ask
-                        found.append(found[-1])
-                        continue
-                    drawing, reading = (
-                        _Moved(moved, doing, start, self._share) for doing in ("sampler", "Inception network")
-                    )
-                    try:
-                        images = self._draw(labels[start : start + size], first + start, drawing)
-                        read = extract_features(open_images(rgb(images)), self._weights, progress=reading)
-                        found.append(read.pool)
-                    except InputError as error:
-                        say(f"no FID: {error}")
-                        found.append(np.full((size, POOL), np.nan, np.float32))
-            finally:
-                self._generator.params = None  # training needs the memory
-        return np.concatenate(found)[: self._share]
+                drawn = self._draw(params, labels[start : start + every], start, drawing)
+            except InputError as error:  # all processes meet it
+                say(f"no FID: {error}")
+                return np.full((self._config.num, POOL), np.nan, np.float32)
+            with jax.set_mesh(make_mesh()):
+                images = rgb(self._generator.pixels(drawn[first : first + part], drawing))
+                own.append(extract_features(open_images(images), self._weights, progress=reading).pool)
+        found = process_allgather(np.stack(own)).reshape(-1, self._batches, part, POOL)
+        return found.swapaxes(0, 1).reshape(-1, POOL)[: self._config.num]
 
-    def _draw(self, labels: np.ndarray, first: int, progress: "_Moved") -> np.ndarray:
-        return self._generator.sample(
-            labels,
-            guidance=self._config.guidance,
-            sampler=self._config.sampler,
-            steps=self._config.steps,
-            seed=self._seed,
-            first=first,
-            batch_size=len(labels),
-            progress=progress,
-        )
+    def _draw(self, params: Any, labels: np.ndarray, first: int, progress: "_Moved") -> np.ndarray:
+        """All samples of a batch, [B, H, W, C], on every process."""
+        self._generator.params = params
+        try:
+            with jax.set_mesh(self._generator.mesh):
+                return self._generator.sample_array(
+                    labels,
+                    guidance=self._config.guidance,
+                    sampler=self._config.sampler,
+                    steps=self._config.steps,
+                    seed=self._seed,
+                    first=first,
+                    batch_size=len(labels),
+                    progress=progress,
+                )
+        finally:
+            self._generator.params = None  # the next step writes where they lie
 
 
 class _Moved:

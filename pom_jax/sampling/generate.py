@@ -1,6 +1,7 @@
 """Images from a trained model: from a workdir, or from parameters at hand."""
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pom_jax import models
@@ -22,6 +23,7 @@ from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler, sample
 from pom_jax.diffusion.schedules import shift_time, time_grid
 from pom_jax.errors import InputError
+from pom_jax.ops.mesh import BATCH_AXES
 from pom_jax.sampling.decode import Decoder, load_decoder
 from pom_jax.sampling.progress import Progress
 from pom_jax.sampling.upscale import START, check_start, noised
@@ -52,12 +54,20 @@ class _Program:
     start: float
 
     def __call__(
-        self, params: Any, scale: jax.Array, keys: jax.Array, labels: jax.Array, low: jax.Array | None
+        self,
+        params: Any,
+        scale: jax.Array,
+        seed: jax.Array,
+        index: jax.Array,
+        labels: jax.Array,
+        low: jax.Array | None,
     ) -> Any:
         """x [B, H, W, C], or all its states [steps + 1, B, H, W, C].
 
-        From keys [B], labels [B], and the images [B, h, w, C] to start at `start` from, if there are any.
+        From the numbers of the images [B], their labels [B], and the images [B, h, w, C] to start at `start`
+        from, if there are any.
         """
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
         start, steps = jax.vmap(jax.random.split, out_axes=1)(keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, self.shape))(start)
         times = None
@@ -82,7 +92,7 @@ class _Program:
 
 
 class Generator:
-    """Draws images with one model and its parameters, the batch spread over all devices of this process.
+    """Draws images with one model and its parameters, the batch spread over all devices of a mesh.
 
     Args:
         config: of the run; reads model, diffusion, ema and sampling.
@@ -92,6 +102,9 @@ class Generator:
         ema: which of the averages they are; None for those that were trained.
         classes: the name of each label; numbers by default.
         decoder: makes pixels of the latents that the model draws; None for a model of pixels.
+        mesh: where the parameters lie, whole or cut, of `training.sharding.make_mesh`: all its processes draw
+            together, within `jax.set_mesh`, and each gets all images. By default the devices of this process,
+            each of which is given all parameters.
     """
 
     def __init__(
@@ -104,14 +117,17 @@ class Generator:
         ema: int | None = None,
         classes: Sequence[str] | None = None,
         decoder: Decoder | None = None,
+        mesh: Mesh | None = None,
     ):
         self.decoder = decoder
         self.config, self.model, self.step, self.ema = config, model, step, ema
         self.classes = tuple(classes or map(str, range(config.model.num_classes)))
-        self.mesh = make_mesh()
-        self._batch_sharding = NamedSharding(self.mesh, PartitionSpec("data"))
-        self.whole = NamedSharding(self.mesh, PartitionSpec())
-        self.params = jax.device_put(params, self.whole)
+        self.mesh = make_mesh() if mesh is None else mesh
+        axes = tuple(axis for axis in BATCH_AXES if axis in self.mesh.shape)
+        self._batch_parts = math.prod(self.mesh.shape[axis] for axis in axes)
+        self._batch_sharding = NamedSharding(self.mesh, PartitionSpec(axes))
+        self._whole = NamedSharding(self.mesh, PartitionSpec())
+        self.params = jax.device_put(params, self._whole) if mesh is None else params
         self._compiled: dict[tuple[_Program, int, tuple[int, ...] | None], Any] = {}
 
     def __repr__(self) -> str:
@@ -160,8 +176,11 @@ class Generator:
             InputError: see `sample_array`; a model that draws latents, and no decoder.
         """
         self.check_pixels()
-        x = self.sample_array(labels, **settings)
-        return to_pixels(x) if self.decoder is None else self.decoder(x, settings.get("progress"))
+        return self.pixels(self.sample_array(labels, **settings), settings.get("progress"))
+
+    def pixels(self, x: np.ndarray, progress: Progress | None = None) -> np.ndarray:
+        """What `sample_array` draws, [..., H, W, C], as uint8 pixels, decoded if there is a decoder."""
+        return to_pixels(x) if self.decoder is None else self.decoder(x, progress)
 
     def sample_array(
         self,
@@ -231,8 +250,7 @@ class Generator:
             trajectory=trajectory,
             start=upscale_start,
         )
-        devices = self.whole.mesh.size
-        size = -(-min(batch_size, len(labels)) // devices) * devices
+        size = -(-min(batch_size, len(labels)) // self._batch_parts) * self._batch_parts
         shape = None if low is None else (size, *low.shape[1:])
         draw = self._compile(program, size, shape, progress)
         parts = []
@@ -255,12 +273,16 @@ class Generator:
     def _inputs(
         self, scale: float, seed: int, index: np.ndarray, labels: np.ndarray, low: np.ndarray | None
     ) -> tuple[Any, ...]:
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+        def put(x: Any, at: NamedSharding) -> jax.Array:
+            return jax.make_array_from_callback(np.shape(x), at, lambda part: np.asarray(x)[part])
+
+        whole, cut = self._whole, self._batch_sharding
         return (
-            jax.device_put(jnp.float32(scale), self.whole),
-            jax.device_put(keys, self._batch_sharding),
-            jax.device_put(labels, self._batch_sharding),
-            jax.device_put(low, self._batch_sharding),
+            put(np.float32(scale), whole),
+            put(np.uint32(seed), whole),
+            put(index, cut),
+            put(labels, cut),
+            None if low is None else put(low, cut),
         )
 
     def _compile(
@@ -270,7 +292,9 @@ class Generator:
         if (program, size, shape) not in self._compiled:
             low = None if shape is None else np.zeros(shape, np.float32)
             inputs = self._inputs(1.0, 0, np.arange(size, dtype=np.uint32), np.zeros(size, np.int32), low)
-            lowered = jax.jit(program).lower(self.params, *inputs)
+            # Each of several processes reads all images, of which it may hold a part.
+            drawn = None if self._whole.is_fully_addressable else self._whole
+            lowered = jax.jit(program, out_shardings=drawn).lower(self.params, *inputs)
             if progress is not None:
                 progress.compiling("sampler")
             began = time.perf_counter()
