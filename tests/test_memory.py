@@ -10,10 +10,11 @@ import pytest
 
 from configs import common
 from pom_jax.errors import InputError
+from pom_jax.ops.mesh import tracing_for
 from pom_jax.training import memory
 from pom_jax.training.checkpoint import tree_bytes
 from pom_jax.training.estimate import estimate
-from pom_jax.training.fits import check_fits
+from pom_jax.training.fits import check_fits, exhaustion_in_words
 from pom_jax.training.memory import Memory
 from pom_jax.training.run import Run, make_run
 
@@ -108,6 +109,49 @@ def test_a_state_that_does_not_fit_is_told_before_it_is_made() -> None:
     with pytest.raises(InputError, match=r"the state of this run alone needs .*optimizer\.moments") as caught:
         check_fits(arrays, run, arrays.together - 1)
     assert "remat" not in str(caught.value)
+
+
+def test_a_cpu_has_room_for_the_state_that_is_being_written() -> None:
+    """Beside that of the steps which go on; unless none does before the end."""
+    run = make()
+    arrays = memory.of_arrays(run.state, run.batch)
+    state = tree_bytes(run.state)
+    assert arrays.copied == 2 * state
+    with tracing_for("gpu"):
+        assert memory.of_arrays(run.state, run.batch).copied == 0
+    check_fits(arrays, run, arrays.together + 2 * state)
+    with pytest.raises(InputError) as caught:
+        check_fits(arrays, run, arrays.together + 2 * state - 1)
+    said = str(caught.value)
+    assert f"({2 * state / GIB:.2f} GiB of it for copies of the state while a checkpoint is written)" in said
+    assert f"optimizer.moments=bfloat16 ({1.5 * arrays.optimiser / GIB:.2f} GiB)" in said, "of all three"
+    assert "more while it is saved" in memory.table(("state", arrays))
+    run.config.train.checkpoint_every = run.config.train.steps
+    check_fits(arrays, run, arrays.together)
+
+
+def test_what_a_device_says_of_its_memory_is_told_with_what_saves_some() -> None:
+    run = make()
+    with jax.set_mesh(run.mesh):
+        whole = estimate(run)
+    needed = whole.together + whole.copied
+
+    def run_out() -> None:
+        jax.block_until_ready(jax.jit(lambda x: jax.numpy.zeros(2**46) + x)(1.0))  # 256 TiB
+
+    with pytest.raises(InputError) as caught, exhaustion_in_words(run, GIB):
+        run_out()
+    said = str(caught.value)
+    assert re.search(r"too small \(RESOURCE_EXHAUSTED: Out of memory allocating \d+ bytes", said), said
+    assert f"needs {needed / GIB:.2f} GiB of each device" in said
+    assert f"which has 1.00 GiB: {(needed - GIB) / GIB:.2f} GiB too much" in said
+    assert "--config.optimizer.accumulate=2" in said
+    for limit in (None, 2**50):
+        with pytest.raises(InputError) as caught, exhaustion_in_words(run, limit):
+            run_out()
+        assert "too much" not in str(caught.value)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="cholesky"), exhaustion_in_words(run, GIB):
+        raise jax.errors.JaxRuntimeError("INTERNAL: cholesky")
 
 
 def test_the_table_has_a_line_for_each_part() -> None:

@@ -1,16 +1,18 @@
 """Whether a run fits into the memory of a device; if not, by how much, and what each knob would save."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, first_line
 from pom_jax.ops.mesh import backend
 from pom_jax.training import offload
 from pom_jax.training.estimate import estimate
-from pom_jax.training.memory import Memory
+from pom_jax.training.memory import COPIES, Memory
 from pom_jax.training.objective import frame_times
 from pom_jax.training.run import Run, placed
 
@@ -25,6 +27,9 @@ def check_fits(needed: Memory, run: Run, limit: int | None, host: int | None = N
         run: that needs it.
         limit: `memory.device_bytes()`; nothing is checked where that is not known.
         host: `memory.host_bytes()`, likewise.
+
+    Raises:
+        InputError: it does not fit.
     """
     if host is not None and needed.host > host:
         raise InputError(
@@ -32,19 +37,54 @@ def check_fits(needed: Memory, run: Run, limit: int | None, host: int | None = N
             f"memory is {_gib(host)}: set optimizer.offload or ema.offload to False, or optimizer.moments to "
             "bfloat16, or cut the state over more devices with mesh.fsdp"
         )
-    whole = needed.together + _host_on_device(needed)
-    if limit is None or whole <= limit:
+    if limit is None or _whole(needed, run) <= limit:
         return
-    lack = whole - limit
     what = "a training step" if needed.work else "the state of this run alone"
+    raise InputError(f"{what} {_lack(needed, run, limit)}")
+
+
+@contextlib.contextmanager
+def exhaustion_in_words(run: Run, limit: int | None) -> Iterator[None]:
+    """Within, memory that a compiler or a device finds too small ends in an InputError; other errors pass.
+
+    Compilers of accelerators refuse a program that is too large, so that nothing is left for `check_fits`.
+
+    Args:
+        run: that needs it, whose step is estimated then.
+        limit: `memory.device_bytes()`.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        with jax.set_mesh(run.mesh):
+            needed = estimate(run)
+        raise InputError(
+            f"the memory of a device is too small ({first_line(error)}). A training step, as estimated, "
+            f"{_lack(needed, run, limit)}"
+        ) from error
+
+
+def _whole(needed: Memory, run: Run) -> int:
+    """Bytes of a device at the worst time."""
+    return needed.together + _host_on_device(needed) + _copied(needed, run)
+
+
+def _lack(needed: Memory, run: Run, limit: int | None) -> str:
+    """What is needed, by how much too much that is, and what would save some."""
+    whole = _whole(needed, run)
+    said = f"needs {_gib(whole)} of each device"
+    if copied := _copied(needed, run):
+        said += f" ({_gib(copied)} of it for copies of the state while a checkpoint is written)"
+    if limit is not None:
+        said += f", which has {_gib(limit)}"
+        said += f": {_gib(whole - limit)} too much" if whole > limit else ""
     known = sorted(_savings(needed, run), reverse=True)
     knobs = [f"{knob} ({_gib(saved)})" for saved, knob in known if saved > 0]
     if jax.default_backend() == "gpu":
         knobs.append("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, for JAX takes 75 % of a GPU by default")
-    raise InputError(
-        f"{what} needs {_gib(whole)} of each device, which has {_gib(limit)}: {_gib(lack)} too "
-        f"much. What saves memory, about how much, the most first: {'; '.join([*knobs, 'more devices'])}"
-    )
+    return f"{said}. What saves memory, about how much, the most first: {'; '.join([*knobs, 'more devices'])}"
 
 
 def _savings(needed: Memory, run: Run) -> list[tuple[float, str]]:
@@ -52,11 +92,12 @@ def _savings(needed: Memory, run: Run) -> list[tuple[float, str]]:
     config, sizes = run.config, dict(run.mesh.shape)
     free, fsdp = sizes.get("data", 1), sizes.get("fsdp", 1)
     state = needed.parameters + needed.optimiser + needed.averages + _host_on_device(needed)
-    found = [(state * (1 - 1 / free), f"--config.mesh.fsdp={fsdp * free}")]
+    times = 1 + COPIES if _copied(needed, run) else 1
+    found = [(times * state * (1 - 1 / free), f"--config.mesh.fsdp={fsdp * free}")]
     if config.optimizer.moments == "float32" and not config.optimizer.offload:
-        found.append((needed.optimiser / 2, "--config.optimizer.moments=bfloat16"))
+        found.append((times * needed.optimiser / 2, "--config.optimizer.moments=bfloat16"))
     if (decays := len(config.ema.decays)) > 1:
-        found.append((needed.averages / decays, "one of ema.decays less"))
+        found.append((times * needed.averages / decays, "one of ema.decays less"))
     if needed.work:
         return found + _savings_at_work(needed, run)
     parts = {"optimizer.offload": needed.optimiser, "ema.offload": needed.averages}
@@ -66,6 +107,12 @@ def _savings(needed: Memory, run: Run) -> list[tuple[float, str]]:
 def _host_on_device(needed: Memory) -> int:
     """What waits on the host and takes memory of the device all the same: on a CPU, which has one memory."""
     return needed.host if backend() == "cpu" else 0
+
+
+def _copied(needed: Memory, run: Run) -> int:
+    """What a save adds until it is written, if steps follow it."""
+    train = run.config.train
+    return needed.copied if train.checkpoint_every < train.steps else 0
 
 
 def _kept_on_device(run: Run) -> list[str]:

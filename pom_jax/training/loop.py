@@ -20,7 +20,7 @@ from pom_jax.training import checkpoint, digest, memory, offload
 from pom_jax.training.config import check_kept, read_config, warnings, write_config
 from pom_jax.training.faults import WrongNumbers, to_compute_again
 from pom_jax.training.fid import Fid, MakeFid, open_fid
-from pom_jax.training.fits import check_fits
+from pom_jax.training.fits import check_fits, exhaustion_in_words
 from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
 from pom_jax.training.ledger import Ledger
@@ -72,7 +72,8 @@ def train(
     home = _home(config, workdir)
     window = Profile(profile, config.train.steps)
     run = make_run(config)
-    check_fits(memory.of_arrays(run.state, run.batch), run, memory.device_bytes(), memory.host_bytes())
+    limit = memory.device_bytes()
+    check_fits(memory.of_arrays(run.state, run.batch), run, limit, memory.host_bytes())
     fid = open_fid(config, run.model, make_fid)
     if not checkpoint.saved_steps(home):
         find_start(run)
@@ -95,7 +96,9 @@ def train(
             if jax.process_count() > 1:
                 log.line(cluster.roll_call())
             with contextlib.closing(ledger), contextlib.closing(log), contextlib.closing(preview):
-                code = _train(_Session(run, workdir, home, kept, preview, fid, window, log, ledger))
+                with exhaustion_in_words(run, limit):
+                    session = _Session(run, limit, workdir, home, kept, preview, fid, window, log, ledger)
+                    code = _train(session)
                 log.line(ledger.summary())
                 if code == 0:
                     log.line(_next_commands(run, workdir, home, data.name in scored, samples.names))
@@ -130,6 +133,7 @@ class _Session:
     """What one start of a run works with."""
 
     run: Run
+    limit: int | None  # bytes of a device
     workdir: Path
     home: Path  # of the checkpoints, the workdir or a folder of a bucket
     kept: ConfigDict | None  # of the starts before
@@ -216,9 +220,9 @@ def _compile(session: _Session, state: TrainState) -> tuple[Any, HeldOut | None]
     digest.digests(state)  # the first checkpoint would else wait for it
     log.line("compiling the training step (half a minute on a laptop, minutes for the largest models)")
     train_step, line = run.compiled_step()
-    needed, limit = memory.of_program(train_step, run.state, run.batch), memory.device_bytes()
-    log.line(f"{line}\n{memory.table(('compiled', needed), limit=limit)}")
-    check_fits(needed, run, limit, memory.host_bytes())
+    needed = memory.of_program(train_step, run.state, run.batch)
+    log.line(f"{line}\n{memory.table(('compiled', needed), limit=session.limit)}")
+    check_fits(needed, run, session.limit, memory.host_bytes())
     heldout_loss = None
     if run.config.train.eval_every:
         log.line("compiling the held-out loss")
@@ -265,6 +269,7 @@ def _steps(
         contextlib.closing(recorder),
         device_batches(order, at) as feed,
         cluster.one_for_all(workdir / "log.txt", alike=(WrongNumbers,)),
+        exhaustion_in_words(run, session.limit),  # before one process ends the others
     ):
         if session.fid is not None and _owes_fid(session, start):
             done = score(session.fid, start)
