@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,14 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from configs import common
 from pom_jax import cluster
 from pom_jax.data import digits
 from pom_jax.errors import InputError
+from pom_jax.evaluation.inception import POOL
 from pom_jax.paths import expand_paths, local_path
 from pom_jax.training import checkpoint, metrics
+from tests.random_inception import write_random_inception
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "scripts" / "launch.py"
@@ -234,9 +238,12 @@ def test_a_process_that_cannot_write_does_not_wait_for_those_that_can(tmp_path: 
     assert time.monotonic() - began < 50
 
 
+Start = Callable[..., subprocess.Popen]
+
+
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], subprocess.Popen]:
-    """Starts a tiny run of so many processes; only the workdir and their number differ from call to call."""
+def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Starts a tiny run of so many processes; workdir, their number, devices and fields may differ."""
     folder = tmp_path_factory.mktemp("cluster")
     digits.prepare(folder / "digits")
     fields = {
@@ -261,10 +268,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], sub
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
-    def start_processes(workdir: Path, processes: int) -> subprocess.Popen:
+    def start_processes(
+        workdir: Path, processes: int, changes: dict[str, Any] | None = None, devices: int = DEVICES
+    ) -> subprocess.Popen:
+        given = fields | (changes or {})
         command = [sys.executable, str(LAUNCH), f"--processes={processes}"]
-        command += [f"--devices={DEVICES // processes}", "--", "train.py", "--config=configs/digits.py"]
-        command += [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in fields.items())]
+        command += [f"--devices={devices // processes}", "--", "train.py", "--config=configs/digits.py"]
+        command += [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in given.items())]
         with (workdir.parent / f"{workdir.name}.out").open("a") as output:
             return subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
@@ -302,7 +312,7 @@ def leaves(workdir: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_all_compile_ends_all_at_once(
-    start: Callable[[Path, int], subprocess.Popen], tmp_path: Path, number: signal.Signals
+    start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
     said = tmp_path / "run.out"
     launcher = start(tmp_path / "run", 2)
@@ -316,9 +326,7 @@ def test_a_signal_while_all_compile_ends_all_at_once(
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
-def test_two_four_two_and_one_process_end_like_two_undisturbed(
-    start: Callable[[Path, int], subprocess.Popen], tmp_path: Path
-) -> None:
+def test_two_four_two_and_one_process_end_like_two_undisturbed(start: Start, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     said = broken.with_suffix(".out")
     assert start(whole, 2).wait() == 0, whole.with_suffix(".out").read_text()
@@ -350,6 +358,43 @@ def test_two_four_two_and_one_process_end_like_two_undisturbed(
     assert [row["step"] for row in rows(broken)] == list(range(1, STEPS + 1))
     assert leaves(broken) == leaves(whole), f"killed after {resumed}, stopped at {stopped}"
     assert not [path.name for path in broken.iterdir() if path.name.startswith(".")], "nothing is left behind"
+
+
+def test_a_run_goes_on_with_other_processes_and_another_mesh(start: Start, tmp_path: Path) -> None:
+    """From the same batches: losses are those of the undisturbed run up to rounding, and so is the FID.
+
+    That is of parameters which are cut over processes, and of whole ones.
+    """
+    inception, real = tmp_path / "random.safetensors", tmp_path / "real.npz"
+    write_random_inception(inception)
+    np.savez(real, mu=np.zeros(POOL), sigma=np.eye(POOL))
+    fields = {"train.steps": 20, "train.checkpoint_every": 7, "train.keep_last": 3, "train.eval_every": 0}
+    fid = {"every": 20, "num": 6, "reference": real, "inception": inception, "sampler": "euler", "steps": 1}
+    scored = fields | {f"fid.{name}": value for name, value in (fid | {"batch_size": 2}).items()}
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert start(whole, 2, scored | {"mesh.data": 1, "mesh.fsdp": 4}).wait() == 0, said_by(whole)
+    shutil.copytree(whole, moved)
+
+    legs = (
+        (7, fields | {"mesh.data": 2, "mesh.fsdp": 1, "mesh.context": 2}, DEVICES),
+        (14, scored | {"mesh.data": 1, "mesh.fsdp": 1}, 1),
+    )
+    for last, changes, devices in legs:
+        for step in checkpoint.saved_steps(moved):
+            if step > last:
+                shutil.rmtree(moved / checkpoint.FOLDER / str(step))
+        assert start(moved, 1, changes, devices).wait() == 0, said_by(moved)
+        assert f"goes on after step {last}" in said_by(moved)
+        losses = [[row["loss"] for row in rows(workdir)] for workdir in (moved, whole)]
+        assert len(losses[0]) == 20
+        np.testing.assert_allclose(*losses, rtol=2e-5)
+    found, expected = (rows(workdir)[-1]["fid_6"] for workdir in (moved, whole))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def said_by(workdir: Path) -> str:
+    """What the processes of a run have printed."""
+    return workdir.with_suffix(".out").read_text()
 
 
 def test_paths_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
