@@ -17,12 +17,13 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from pom_jax import models
+from pom_jax.data import moving_digits
 from pom_jax.errors import InputError
 from pom_jax.ops.mesh import MESH_AXES
 from pom_jax.training import checkpoint, digest, metrics, sharding
 from pom_jax.training.collectives import collectives, total_bytes
 from tests.layers import normal
-from tests.mesh_agreement import awake
+from tests.mesh_agreement import BATCH, STEPS, awake
 
 KINDS = [
     ("DiPoM-S/2", {}),
@@ -159,10 +160,13 @@ def said_last(process: subprocess.Popen[str]) -> Any:
     return json.loads(output.splitlines()[-1])
 
 
-def test_image_and_video_models_train_alike_on_every_mesh(digits_dir: Path) -> None:
+def test_image_and_video_models_train_alike_on_every_mesh(digits_dir: Path, tmp_path: Path) -> None:
     """Twenty steps on eight devices are those on one, and tokens that are cut are not sent."""
-    running = [in_process("-m", "tests.mesh_agreement", str(digits_dir), kind) for kind in ("image", "video")]
-    for process in running:
+    moving_digits.prepare(tmp_path / "moving", clips=STEPS * BATCH)
+    folders = {"image": digits_dir, "video": tmp_path / "moving"}
+    running = [in_process("-m", "tests.mesh_agreement", str(at), kind) for kind, at in folders.items()]
+    sums = {"image": 3, "video": 5}
+    for kind, process in zip(folders, running, strict=True):
         rows = said_last(process)
         assert len(rows) == 7
         for row in rows:
@@ -172,8 +176,9 @@ def test_image_and_video_models_train_alike_on_every_mesh(digits_dir: Path) -> N
             assert row["falls to"] < 0.5, "the parameters have moved"
         layer = {row["mesh"]: row["collectives of a layer"] for row in rows}
         assert layer["1"] == ""
-        # Forwards the states, backwards their slopes, and those of the parameters.
-        assert layer["context 8"] == "3 all-reduce"
+        # Forwards the states, backwards their slopes (of clips, of what frames read of a text too), and those
+        # of the parameters.
+        assert layer["context 8"] == f"{sums[kind]} all-reduce"
         # Parameters come twice, and their slopes go once: no tokens.
         size = {row["mesh"]: row["KiB"] for row in rows}
         assert size["fsdp 8"] <= 3 * size["data 8"]
