@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -243,7 +244,7 @@ Start = Callable[..., subprocess.Popen]
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Starts a tiny run of so many processes; workdir, their number, devices and fields may differ."""
+    """Starts a tiny run of so many processes; workdir, their number, devices and fields may differ, and the script."""
     folder = tmp_path_factory.mktemp("cluster")
     digits.prepare(folder / "digits")
     fields = {
@@ -260,7 +261,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
         "mesh.data": 2,
         "mesh.fsdp": 2,
     }
-    environment = os.environ | {
+    environment = ENVIRONMENT | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
@@ -269,11 +270,15 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
     }
 
     def start_processes(
-        workdir: Path, processes: int, changes: dict[str, Any] | None = None, devices: int = DEVICES
+        workdir: Path,
+        processes: int,
+        changes: dict[str, Any] | None = None,
+        devices: int = DEVICES,
+        script: Path = ROOT / "train.py",
     ) -> subprocess.Popen:
         given = fields | (changes or {})
         command = [sys.executable, str(LAUNCH), f"--processes={processes}"]
-        command += [f"--devices={devices // processes}", "--", "train.py", "--config=configs/digits.py"]
+        command += [f"--devices={devices // processes}", "--", str(script), "--config=configs/digits.py"]
         command += [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in given.items())]
         with (workdir.parent / f"{workdir.name}.out").open("a") as output:
             return subprocess.Popen(
@@ -281,6 +286,32 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
             )
 
     return start_processes
+
+
+SLOW_READING = """
+import runpy, sys, time
+from pom_jax.data.records import Records
+gather, reads = Records.gather, []
+
+def slow(self, indices):
+    reads.append(indices)
+    time.sleep(4 if len(reads) in (11, 51) else 0)  # steps 10 and 50, after the held-out images
+    return gather(self, indices)
+
+if "--process=1" in sys.argv:
+    Records.gather = slow
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of two processes, of which the second takes long to read two of its batches."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "slow.py").write_text(SLOW_READING)
+    launcher = start(folder / "run", 2, script=folder / "slow.py")
+    assert launcher.wait() == 0, (folder / "run.out").read_text()
+    return folder / "run"
 
 
 def children(launcher: subprocess.Popen) -> list[int]:
@@ -326,11 +357,10 @@ def test_a_signal_while_all_compile_ends_all_at_once(
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
-def test_two_four_two_and_one_process_end_like_two_undisturbed(start: Start, tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    said = broken.with_suffix(".out")
-    assert start(whole, 2).wait() == 0, whole.with_suffix(".out").read_text()
-
+def test_two_four_two_and_one_process_end_like_two_undisturbed(
+    start: Start, whole: Path, tmp_path: Path
+) -> None:
+    broken, said = tmp_path / "broken", tmp_path / "broken.out"
     for processes, saved in ((2, EVERY), (4, 2 * EVERY)):  # one of them dies
         launcher = start(broken, processes)
         wait_for(launcher, said, f"step {saved} | checkpoint saved")
@@ -395,6 +425,15 @@ def test_a_run_goes_on_with_other_processes_and_another_mesh(start: Start, tmp_p
 def said_by(workdir: Path) -> str:
     """What the processes of a run have printed."""
     return workdir.with_suffix(".out").read_text()
+
+
+def test_the_host_that_holds_up_the_others_is_named(whole: Path) -> None:
+    """The others wait for it within the step, which a CPU computes as it is called."""
+    found = metrics.read_rows(whole)
+    assert found[2 * EVERY]["time_slow_hosts"] == 2, "one in each of the first two comparisons"
+    assert re.findall(r"process (\d) is slow", (whole / "log.txt").read_text())[:2] == ["1", "1"]
+    time_of = {name: sum(row[f"time_{name}"] for row in found[1 : 2 * EVERY]) for name in ("step", "host")}
+    assert 0 < time_of["host"] < 0.2 * time_of["step"], "of process 0, which waits for process 1"
 
 
 def test_paths_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -159,3 +160,10 @@ def test_the_time_of_a_killed_run_adds_up(start: Callable[[], subprocess.Popen],
             assert account.seconds[phase] > 0, phase
     log = (tmp_path / "run" / "log.txt").read_text()
     assert f"killed once: {done - kept} steps were done again" in log
+
+    # Its programs run within the call of their step, also of one that is saved before there is a next.
+    found = metrics.read_rows(tmp_path / "run")
+    assert 0 < sum(row["time_host"] for row in found) < 0.5 * sum(row["time_step"] for row in found)
+    names = ("input", "host", "evaluation", "checkpoint")
+    device = [row["time_step"] - sum(row.get(f"time_{name}", 0) for name in names) for row in found]
+    assert min(device[99::100]) > 0.1 * statistics.median(device)

@@ -281,7 +281,8 @@ def _steps(
                 break
             batch = recorder.next_batch(feed)
             session.window.before(step, workdir)
-            state, metrics = train_step(state, batch)
+            with recorder.call():
+                state, metrics = train_step(state, batch)
             recorder.add(step, metrics)
             session.window.after(step, metrics, workdir, log)
             if heldout_loss is not None and _due(step, config.eval_every, config.steps):

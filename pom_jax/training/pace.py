@@ -13,7 +13,7 @@ LEAST = 0.1  # of the time of the steps: below it a slow host holds nobody up
 
 
 class Pace:
-    """Adds up what a process does between two comparisons, beside waiting for its device.
+    """Adds up what a process does between two comparisons, beside computing and waiting for the others.
 
     Attributes:
         stalls: steps so far that waited for data for more than half of their time.
@@ -25,7 +25,7 @@ class Pace:
         self._steps, self._seconds, self._busy = 0, 0.0, 0.0
 
     def add(self, whole: float, waited: float, host: float) -> None:
-        """A step took `whole` seconds, of which this process waited for data and was busy itself."""
+        """A step took `whole` seconds, of which this process waited for data and was busy on its host."""
         self.stalls += waited > STALL * whole
         self._steps, self._seconds, self._busy = self._steps + 1, self._seconds + whole, self._busy + host
         self._busy += waited

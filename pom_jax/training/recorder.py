@@ -1,6 +1,7 @@
 """Brings the numbers of a step to the host once the next step is under way, and writes them where they go."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -24,16 +25,41 @@ from pom_jax.training.state import TrainState
 from pom_jax.training.step import Metrics
 
 
+@dataclasses.dataclass
+class _Times:
+    """Seconds of one step.
+
+    Attributes:
+        whole: of all of it.
+        input: waiting for the batch.
+        device: calling the step and waiting for its end.
+        idle: at most, of the device without work before it.
+        aside: by name, evaluations and checkpoints.
+    """
+
+    whole: float = 0.0
+    input: float = 0.0
+    device: float = 0.0
+    idle: float = 0.0
+    aside: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def host(self) -> float:
+        """What is left."""
+        return self.whole - self.input - self.device - sum(self.aside.values())
+
+
 class Recorder:
     """Rows of metrics, the progress line and the checkpoints of one run.
 
     Of several processes the first writes the rows; the checkpoints are written by all.
 
-    Times of a step are in seconds. `time_step` is from the end of the step before to its own, `time_input`
-    waiting for the batch while the device had nothing to do, `time_evaluation` and `time_checkpoint`, where
-    there are any, what scoring and saving held it up, `time_host` what else the host did while it was not
-    waiting for the device, most of it while the device computed, and `time_idle` the most that the device can
-    have been without work before the next step. `time_stalls` and `time_slow_hosts` count, see `Pace`.
+    Times of a step are in seconds. `time_step` is from the end of the step before to its own, as the host
+    learns of them; `time_input` waiting for the batch while the device had nothing to do; `time_evaluation`
+    and `time_checkpoint`, where there are any, what scoring and saving held it up; `time_host` what else the
+    host did, neither these nor calling the step nor waiting for its end: a call lasts until the step is done
+    where a CPU computes at once (`host_memory`). `time_idle` is the most that the device can have been
+    without work before the step. `time_stalls` and `time_slow_hosts` count, see `Pace`.
 
     Args:
         run, workdir, log, ledger: of the run.
@@ -87,12 +113,12 @@ class Recorder:
             every=config.train.log_every,
         )
         self._pending: tuple[int, Any] | None = None
+        self._times = _Times()
+        self._over: _Times | None = None  # those of the step that is pending, once it is done
         self._heldout_loss: float | None = None
         self.best = min(((loss, step) for step, loss in losses.items()), default=None)
         self._saving: int | None = None
         self._began = self._last = self._looked = time.perf_counter()
-        self._input = self._device = self._idle = 0.0
-        self._aside: dict[str, float] = {}  # evaluation and checkpoint
 
     @property
     def seconds(self) -> float:
@@ -103,17 +129,28 @@ class Recorder:
         """The batch of the step that is about to start."""
         if not feed.ready:
             self._await_step()  # so that what follows is waiting for data alone
+        if self._pending is not None and self._done():
+            self._end()
         began = time.perf_counter()
         with self._ledger.phase("data"):
             batch = next(feed)
         now = time.perf_counter()
-        self._input += now - began
-        if self._pending is None or self._pending[1]["loss"].is_ready():
-            self._idle += now - self._looked  # the step before ended at some time since the host last looked
+        self._times.input += now - began
+        if self._done():
+            self._times.idle += now - self._looked  # it ended at some time since the host last looked
         return batch
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Within, the training step is called, which may compute all of it and wait for other processes."""
+        began = time.perf_counter()
+        yield
+        self._times.device += time.perf_counter() - began
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of the step just started, still on the device; finishes the step before."""
+        if _ready(metrics):
+            self._looked = time.perf_counter()
         self._finish()
         self._pending = (step, metrics)
 
@@ -168,27 +205,26 @@ class Recorder:
     def _finish(self) -> None:
         if self._pending is None:
             return
-        self._await_step()
+        if self._over is None:
+            self._await_step()
+        times, self._over = self._over or self._end(), None
         (step, metrics), self._pending = self._pending, None
         row = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        whole, aside = self._looked - self._last, sum(self._aside.values())
         row |= {
-            f"{TIME}step": whole,
-            f"{TIME}input": self._input,
-            f"{TIME}host": whole - self._input - self._device - aside,
-            f"{TIME}idle": self._idle,
+            f"{TIME}step": times.whole,
+            f"{TIME}input": times.input,
+            f"{TIME}host": times.host,
+            f"{TIME}idle": times.idle,
         }
-        row |= {f"{TIME}{name}": seconds for name, seconds in self._aside.items()}
-        self._pace.add(whole, row[f"{TIME}input"], row[f"{TIME}host"])
+        row |= {f"{TIME}{name}": seconds for name, seconds in times.aside.items()}
+        self._pace.add(times.whole, times.input, times.host)
         row |= {f"{TIME}stalls": self._pace.stalls, f"{TIME}slow_hosts": self._pace.slow}
-        self._last, self.step = self._looked, step
-        self._input = self._device = self._idle = 0.0
-        self._aside = {}
+        self.step = step
         self._heldout_loss = row.get("heldout_loss")
         for sink in self._sinks:
             sink.write(step, row)
         self._ledger.step(step)
-        self._progress.update(step, row["loss"], aside)
+        self._progress.update(step, row["loss"], sum(times.aside.values()))
         if self._heldout_loss is not None:
             self._say_heldout(step, self._heldout_loss)
         if self._saving is not None and not self._checkpoints.writing:
@@ -203,14 +239,27 @@ class Recorder:
             began = time.perf_counter()
             jax.block_until_ready(self._pending[1])
             self._looked = time.perf_counter()
-            self._device += self._looked - began
+            self._times.device += self._looked - began
+
+    def _done(self) -> bool:
+        """Whether the device has done all that it was given."""
+        return self._pending is None or _ready(self._pending[1])
+
+    def _end(self) -> _Times:
+        """The step added last is done: what was timed so far is its own, and what follows of the next."""
+        now = time.perf_counter()
+        over, self._times = self._times, _Times()
+        over.whole, self._last = now - self._last, now
+        self._over = over
+        return over
 
     @contextlib.contextmanager
     def _apart(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         with self._ledger.phase(name):
             yield
-        self._aside[name] = self._aside.get(name, 0.0) + time.perf_counter() - began
+        aside = self._times.aside
+        aside[name] = aside.get(name, 0.0) + time.perf_counter() - began
 
     def _say_heldout(self, step: int, loss: float) -> None:
         if math.isfinite(loss) and (self.best is None or loss < self.best[0]):
@@ -227,3 +276,7 @@ class Recorder:
         with contextlib.suppress(InputError):  # for the sake of this line no run is to end
             if is_saved(self._home, step):
                 self._log.line(f"step {step:,} | checkpoint saved")
+
+
+def _ready(metrics: Any) -> bool:
+    return metrics["loss"].is_ready()
