@@ -178,7 +178,7 @@ def _train() -> ConfigDict:
             "max_skipped": 20,  # non-finite steps in a row that are wrong
             "absurd": 10.0,  # a loss that many times the largest of the last 100 is wrong too; 0 = none is
             "remote": "",  # gs://bucket/folder that the checkpoints are kept in; "" = the workdir
-            "stuck_after": 900.0,  # seconds in one step after which the stacks are written; 0 = never
+            "stuck_after": 900.0,  # seconds without progress after which the stacks are written; 0 = never
         }
     )
 

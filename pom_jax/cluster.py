@@ -281,14 +281,19 @@ def one_for_all(log: Path | None = None, alike: tuple[type[Exception], ...] = ()
         if not (lost or refused or isinstance(error, InputError)):
             traceback.print_exc()
         words = "another process is gone: " if lost else ""
-        line = f"{_name()}: {words}{first_line(error) if lost else error}"
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        if log is not None:
-            with contextlib.suppress(OSError), log.open("a") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {line}\n")
+        tell(f"error: {name()}: {words}{first_line(error) if lost else error}", log)
         sys.stdout.flush()
         os._exit(LOST if lost else getattr(error, "exit_code", InputError.exit_code if refused else 1))
 
 
-def _name() -> str:
+def tell(line: str, log: Path | None = None) -> None:
+    """Prints a line of any process on stderr, and adds it, with the time of day, to the file of the run."""
+    print(line, file=sys.stderr, flush=True)
+    if log is not None:
+        with contextlib.suppress(OSError), log.open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+def name() -> str:
+    """Which process of how many this is, and its host."""
     return f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"

@@ -244,7 +244,7 @@ Start = Callable[..., subprocess.Popen]
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Starts a tiny run of so many processes; workdir, their number, devices and fields may differ, and the script."""
+    """Starts a tiny run of so many processes; workdir, fields, devices and script may differ."""
     folder = tmp_path_factory.mktemp("cluster")
     digits.prepare(folder / "digits")
     fields = {
@@ -309,7 +309,7 @@ def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of two processes, of which the second takes long to read two of its batches."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "slow.py").write_text(SLOW_READING)
-    launcher = start(folder / "run", 2, script=folder / "slow.py")
+    launcher = start(folder / "run", 2, {"train.stuck_after": 2}, script=folder / "slow.py")
     assert launcher.wait() == 0, (folder / "run.out").read_text()
     return folder / "run"
 
@@ -434,6 +434,16 @@ def test_the_host_that_holds_up_the_others_is_named(whole: Path) -> None:
     assert re.findall(r"process (\d) is slow", (whole / "log.txt").read_text())[:2] == ["1", "1"]
     time_of = {name: sum(row[f"time_{name}"] for row in found[1 : 2 * EVERY]) for name in ("step", "host")}
     assert 0 < time_of["host"] < 0.2 * time_of["step"], "of process 0, which waits for process 1"
+
+
+def test_where_all_stand_still_each_says_so(whole: Path) -> None:
+    said, log = whole.with_suffix(".out").read_text(), (whole / "log.txt").read_text()
+    for number in range(2):
+        file = whole / "stuck" / f"process_{number}.txt"
+        words = rf"warning: process {number} of 2 on \S+: nothing has moved for \d s in step \d+; .* {file}\n"
+        assert re.search(rf"^\[{number}\] {words}", said, re.MULTILINE)
+        assert re.search(words, log)
+        assert "in step" in file.read_text()
 
 
 def test_paths_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:

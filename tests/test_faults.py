@@ -89,7 +89,7 @@ class Fault:
     def __init__(self, step: int, value: float, after: Path, times: int = 1):
         self._step, self._value, self._after, self._times = step, value, after, times
 
-    def prepare(self, say: Say) -> None:
+    def prepare(self, say: Say, moved: Say) -> None:
         pass
 
     def __call__(self, params: Any, step: int, say: Say, moved: Say, stops: Stops) -> dict[str, Any]:
@@ -110,8 +110,8 @@ class Slow:
 
     name = "score"
 
-    def prepare(self, say: Say) -> None:
-        pass
+    def prepare(self, say: Say, moved: Say) -> None:
+        time.sleep(2)
 
     def __call__(self, params: Any, step: int, say: Say, moved: Say, stops: Stops) -> dict[str, Any]:
         for part in range(25):
@@ -217,6 +217,7 @@ def test_rows_that_cannot_be_written_are_told_in_words(tmp_path: Path) -> None:
 def test_a_score_that_tells_how_far_it_is_does_not_stand_still(digits_dir: Path, tmp_path: Path) -> None:
     assert train(digits_dir, tmp_path / "run", Slow(), **{"train.steps": 2, "train.stuck_after": 1.5}) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
+    assert re.search(r"nothing has moved for \d s in the reference of FID", log), "before the first step too"
     assert re.search(r"nothing has moved for \d s in the FID of step 2; what each thread does is in", log)
     assert "in part" not in log
     assert "in the FID of step 1" not in log

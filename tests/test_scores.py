@@ -267,6 +267,9 @@ def test_killed_while_drawing_and_while_scoring_on_eight_devices_it_ends_with_th
             assert np.abs(ours["arr_0"].astype(int) - theirs["arr_0"]).max() <= 1
 
 
+WATCHED = ("Inception network, reference", "sampler", "Inception network")
+
+
 def scoring(every: int, inception: Path, real: Path) -> ConfigDict:
     """Three steps, and FID of NUM samples after every so many and the last, in two parts."""
     config = recipe()
@@ -307,7 +310,7 @@ def test_fid_during_training_changes_nothing(
     config, (folder, moved) = scoring(0, inception, real), whole
     assert loop.train(config, tmp_path / "without", no_grid, make_fid=TrainingFid) == 0
     assert states_of(tmp_path / "without") == states_of(folder)
-    assert {f"FID: {what}, {NUM} of {NUM} images" for what in ("sampler", "Inception network")} <= {*moved}
+    assert {f"FID: {what}, {NUM} of {NUM} images" for what in WATCHED} <= {*moved}
     rows = read_rows(folder)
     assert [f"fid_{NUM}" in row for row in rows] == [False, True, True]
     said = (folder / "log.txt").read_text()

@@ -66,11 +66,12 @@ class TrainingFid:
         self._labels = labels_in_turn(config.model.num_classes, fid.num)
         self._reference: Reference | None = None
 
-    def prepare(self, say: Say) -> None:
+    def prepare(self, say: Say, moved: Say = lambda _: None) -> None:
         """Puts the reference through the network, unless its file holds the statistics already."""
         say(f"compiling Inception, for FID of {self._config.num:,} samples against {self._opened.protocol}")
         with jax.set_mesh(make_mesh()):
-            self._reference = fit_reference(self._opened, self._weights)
+            reading = _Moved(moved, "Inception network, reference")
+            self._reference = fit_reference(self._opened, self._weights, progress=reading)
 
     def __call__(
         self,
@@ -93,7 +94,7 @@ class TrainingFid:
             A scalar by its name; None where it was stopped.
         """
         if self._reference is None:
-            self.prepare(say)
+            self.prepare(say, moved)
         assert self._reference is not None
         began, count = time.perf_counter(), self._config.num
         pool = self._features(params, say, moved, stops)
@@ -162,10 +163,11 @@ class _Moved:
     Args:
         tell: is told.
         doing: what is at work.
-        done, total: images of the batches before, and of all.
+        done: images of the batches before.
+        total: images of all batches; those of this one by default.
     """
 
-    def __init__(self, tell: Say, doing: str, done: int, total: int):
+    def __init__(self, tell: Say, doing: str, done: int = 0, total: int | None = None):
         self._tell, self._doing, self._done, self._total = tell, doing, done, total
 
     def compiling(self, what: str) -> None:
@@ -175,5 +177,5 @@ class _Moved:
         self._tell(f"FID: {self._doing}")
 
     def drawn(self, images: int, total: int) -> None:
-        done = min(self._done + images, self._total)
-        self._tell(f"FID: {self._doing}, {done:,} of {self._total:,} images")
+        total = total if self._total is None else self._total
+        self._tell(f"FID: {self._doing}, {min(self._done + images, total):,} of {total:,} images")

@@ -20,8 +20,8 @@ class Fid(Protocol):
 
     name: str
 
-    def prepare(self, say: Say) -> None:
-        """Whatever can be computed before training."""
+    def prepare(self, say: Say, moved: Say) -> None:
+        """Whatever can be computed before training; `moved` as below."""
         ...
 
     def __call__(

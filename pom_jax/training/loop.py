@@ -93,11 +93,18 @@ def train(
             if jax.process_index() == 0:
                 ledger.open(workdir)
             log = Log(workdir)
-            if jax.process_count() > 1:
-                log.line(cluster.roll_call())
-            with contextlib.closing(ledger), contextlib.closing(log), contextlib.closing(preview):
+            with (
+                contextlib.closing(ledger),
+                contextlib.closing(log),
+                Watchdog(workdir, config.train.stuck_after, log.warn) as watchdog,
+                contextlib.closing(preview),
+            ):
+                if jax.process_count() > 1:
+                    log.line(cluster.roll_call())
                 with exhaustion_in_words(run, limit):
-                    session = _Session(run, limit, workdir, home, kept, preview, fid, window, log, ledger)
+                    session = _Session(
+                        run, limit, workdir, home, kept, preview, fid, window, log, ledger, watchdog
+                    )
                     code = _train(session)
                 log.line(ledger.summary())
                 if code == 0:
@@ -142,6 +149,7 @@ class _Session:
     window: Profile
     log: Log
     ledger: Ledger
+    watchdog: Watchdog
 
 
 def _train(session: _Session) -> int:
@@ -166,6 +174,7 @@ def _train(session: _Session) -> int:
             except WrongNumbers as found:
                 suspect = to_compute_again(found, session.home, log.line)
                 state, start = _first_state(session)
+    session.watchdog.progress("the last picture")
     session.preview.wait()
 
     if not done:
@@ -195,6 +204,7 @@ def _first_state(session: _Session) -> tuple[TrainState, int]:
     """From the newest good checkpoint, or where a new run starts; straight into its shardings."""
     run, workdir, log = session.run, session.workdir, session.log
     session.ledger.enter("init")
+    session.watchdog.progress("making or reading the first state")
     if session.home is not workdir:
         log.line(f"checkpoints: {session.home}")
     if found := checkpoint.restore_state(session.home, run.state):
@@ -215,24 +225,30 @@ def _first_state(session: _Session) -> tuple[TrainState, int]:
 
 def _compile(session: _Session, state: TrainState) -> tuple[Any, HeldOut | None]:
     """All that will run; the training step and the held-out loss, if there is one."""
-    run, log = session.run, session.log
+    run, log, moved = session.run, session.log, session.watchdog.progress
     session.ledger.enter("compile")
+
+    def begin(what: str, note: str = "") -> None:
+        moved(f"compiling {what}")
+        log.line(f"compiling {what}{note}")
+
     digest.digests(state)  # the first checkpoint would else wait for it
-    log.line("compiling the training step (half a minute on a laptop, minutes for the largest models)")
+    begin("the training step", " (half a minute on a laptop, minutes for the largest models)")
     train_step, line = run.compiled_step()
     needed = memory.of_program(train_step, run.state, run.batch)
     log.line(f"{line}\n{memory.table(('compiled', needed), limit=session.limit)}")
     check_fits(needed, run, session.limit, memory.host_bytes())
     heldout_loss = None
     if run.config.train.eval_every:
-        log.line("compiling the held-out loss")
+        begin("the held-out loss")
         heldout_loss = HeldOut(run.config, run.model, run.heldout, run.mesh, run.state.params)
     if run.config.train.sample_every:
-        log.line("compiling the sampler")
+        begin("the sampler")
         session.preview.compile()
     if session.fid is not None:
         with session.ledger.phase("evaluation"):
-            session.fid.prepare(log.line)
+            moved("the reference of FID")
+            session.fid.prepare(log.line, moved)
     return train_step, heldout_loss
 
 
@@ -250,7 +266,8 @@ def _steps(
     its scores wait; but a FID that is under way stops, and waits too.
     """
     session.ledger.enter("steps")
-    run, workdir, log, config = session.run, session.workdir, session.log, session.run.config.train
+    run, workdir, log, watchdog = session.run, session.workdir, session.log, session.watchdog
+    config = run.config.train
     at, size, start = batch_sharding(run.mesh), run.config.data.batch_size, recorder.step
     order = batches(run.train, size, run.config.seed, start_step=start, rows=local_rows(at, size))
     done = True
@@ -265,7 +282,6 @@ def _steps(
         return scores is not None
 
     with (
-        Watchdog(workdir, config.stuck_after, log.line) as watchdog,
         contextlib.closing(recorder),
         device_batches(order, at) as feed,
         cluster.one_for_all(workdir / "log.txt", alike=(WrongNumbers,)),

@@ -11,6 +11,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from pom_jax import cluster
 from pom_jax.durations import duration
 
 REFRESH = 4  # times a second that the bar moves
@@ -25,7 +26,8 @@ class Log:
 
     def __init__(self, workdir: Path):
         first = jax.process_index() == 0
-        self._file = (workdir / "log.txt" if first else Path(os.devnull)).open("a", buffering=1)
+        self._path = workdir / "log.txt"
+        self._file = (self._path if first else Path(os.devnull)).open("a", buffering=1)
         self.console = Console(highlight=False, soft_wrap=True, quiet=not first)
         self._told = False
 
@@ -39,6 +41,15 @@ class Log:
                 self._show(f"warning: log.txt cannot be written: {error.strerror}")
         if show:
             self._show(text)
+
+    def warn(self, text: str) -> None:
+        """A warning; of several processes any may have one, which is said under its name."""
+        if jax.process_count() > 1:
+            text = f"{cluster.name()}: {text}"
+        if jax.process_index() == 0:
+            self.line(f"warning: {text}")
+        else:
+            cluster.tell(f"warning: {text}", self._path)
 
     def _show(self, text: str) -> None:
         if not self.console.quiet:

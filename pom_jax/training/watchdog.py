@@ -16,12 +16,13 @@ class Watchdog:
     """Within a `with` block, looks whether there is progress; if not, writes what every thread is at.
 
     The stacks go to WORKDIR/stuck/process_I.txt, once each time that nothing has moved for so long, so that
-    after a hang of many processes there is a file of each. The run itself is left alone.
+    after a hang of many processes there is a file of each. The run itself is left alone. A process that is
+    stopped from outside says nothing: among those of the others its file is missing.
 
     Args:
         workdir: of the run.
         seconds: without progress until it speaks; 0 = never.
-        say: takes the line for people.
+        say: takes the warning for people, of this process.
     """
 
     def __init__(self, workdir: Path, seconds: float, say: Callable[[str], None]):
@@ -67,6 +68,6 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
                 file.write("\n")
         except OSError as error:
-            self._say(f"warning: {waited} in {self._doing}; {self._file}: {error.strerror}")
+            self._say(f"{waited} in {self._doing}; {self._file}: {error.strerror}")
             return
-        self._say(f"warning: {waited} in {self._doing}; what each thread does is in {self._file}")
+        self._say(f"{waited} in {self._doing}; what each thread does is in {self._file}")
