@@ -1,8 +1,10 @@
 """Where the time of a run goes, over all the processes that worked on it, however they ended.
 
-Every instant of a process belongs to one phase, so that the phases add up to its life. The account is
-WORKDIR/ledger.json, written anew every few seconds. That of a process that was killed ends there; the next
-one carries it on to the last row of metrics.jsonl, the last sign of life.
+Every instant of a process belongs to one phase, so that the phases add up to its life, from its start, with
+the imports, to its last line; not in it is what the interpreter then takes to exit. The account is
+WORKDIR/ledger.json, written anew every two seconds, also while the process waits for something. That of a
+process that was killed ends there; the next one carries it on to the last row of metrics.jsonl, if that is
+the last sign of life.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import dataclasses
 import itertools
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +24,7 @@ from pom_jax.training.metrics import FILE as ROWS
 from pom_jax.training.metrics import TIME, rows_after
 
 FILE = "ledger.json"
-EVERY = 5.0  # seconds between two writings
+EVERY = 2.0  # seconds between two writings
 
 # What a moment goes into: steps of training; waiting for data, the device having nothing to do; compiling;
 # imports, start and reading the state; losses, pictures and scores of the model; waiting for checkpoints;
@@ -59,6 +62,8 @@ class Process:
 class Ledger:
     """The account of this process, and of those before it that worked on the same run.
 
+    Within a `with` block, that of an open one is written every EVERY seconds; the block ends with `close`.
+
     Args:
         began: when this one began, in seconds since 1970; now if left out.
 
@@ -73,7 +78,17 @@ class Ledger:
         self.processes = [self._this]
         self._path: Path | None = None
         self._since = time.perf_counter() - age
-        self._written = 0.0
+        self._changing, self._writing = threading.RLock(), threading.Lock()
+        self._end = threading.Event()
+        self._writer = threading.Thread(target=self._keep, name="ledger", daemon=True)
+
+    def __enter__(self) -> "Ledger":
+        if self._path is not None:
+            self._writer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def open(self, workdir: Path) -> None:
         """Takes over the account of `workdir`, whose lock this process holds, and keeps it from now on."""
@@ -89,24 +104,25 @@ class Ledger:
         self._this.step = step
         if self._path is None:
             return
-        self._enter(self._this.phase)
+        self._enter()
         rows = rows_after(self._path.parent, step)
         *_, before, this = Process(0, 0), *self.processes
         if before.resumed is not None and before.first_step is this.first_step is None:
             # It ended before a step, and its rows are still there: what it has booked is not lost again.
             rows = [row for row in rows if row["step"] <= before.resumed]
-        self._this.resumed = step
         spent = _spent(rows)
         del spent["checkpoint"]  # of the step before, which is kept
-        for process in reversed(self.processes):
-            for phase in spent:
-                moved = min(spent[phase], process.seconds[phase])
-                spent[phase] -= moved
-                process.seconds[phase] -= moved
-                process.seconds["lost"] += moved
-        at_work = [process for process in self.processes if process.first_step is not None]
-        if at_work:  # else the rows are of the run that this one branches off
-            at_work[-1].lost_steps += len(rows)
+        with self._changing:
+            self._this.resumed = step
+            for process in reversed(self.processes):
+                for phase in spent:
+                    moved = min(spent[phase], process.seconds[phase])
+                    spent[phase] -= moved
+                    process.seconds[phase] -= moved
+                    process.seconds["lost"] += moved
+            at_work = [process for process in self.processes if process.first_step is not None]
+            if at_work:  # else the rows are of the run that this one branches off
+                at_work[-1].lost_steps += len(rows)
         self.write()
 
     @contextlib.contextmanager
@@ -125,31 +141,33 @@ class Ledger:
 
     def step(self, number: int) -> None:
         """A step is done, and its row written."""
-        self._this.step, now = number, time.time()
+        self._this.step = number
         if self._this.first_step is None:
-            self._this.first_step = now
-            self.write()
-        if now - self._written >= EVERY:
+            self._this.first_step = time.time()
             self.write()
 
     def write(self) -> None:
         """Brings the file up to date; whole or not at all."""
-        self._enter(self._this.phase)
         if self._path is None:
             return
-        self._written = time.time()
-        text = json.dumps([dataclasses.asdict(process) for process in self.processes]) + "\n"
-        with contextlib.suppress(OSError):  # no reason to end a run, or to hide why it ends
-            write_whole(self._path, text, sync=False)
+        with self._writing:
+            with self._changing:  # and not while the disk is waited for
+                self._enter()
+                text = json.dumps([dataclasses.asdict(process) for process in self.processes]) + "\n"
+            with contextlib.suppress(OSError):  # no reason to end a run, or to hide why it ends
+                write_whole(self._path, text, sync=False)
 
     def close(self) -> None:
         """The process ends by itself."""
+        self._end.set()
+        if self._writer.is_alive():
+            self._writer.join()
         self._this.ended = True
         self.write()
 
     def totals(self) -> dict[str, float]:
         """Seconds in each of PHASES, over all processes."""
-        self._enter(self._this.phase)
+        self._enter()
         return {phase: sum(p.seconds[phase] for p in self.processes) for phase in PHASES}
 
     def summary(self) -> str:
@@ -171,12 +189,18 @@ class Ledger:
         each = ", ".join(f"{seconds:.1f}" for seconds in found[-3:])
         return f"{text}; {each} s from the last sign of life to the next step" if found else text
 
-    def _enter(self, name: str) -> str:
-        now = time.perf_counter()
-        before, self._this.phase = self._this.phase, name
-        self._this.seconds[before] += now - self._since
-        self._since, self._this.seen = now, time.time()
-        return before
+    def _keep(self) -> None:
+        while not self._end.wait(EVERY):
+            self.write()
+
+    def _enter(self, name: str | None = None) -> str:
+        with self._changing:
+            now = time.perf_counter()
+            before = self._this.phase
+            self._this.phase = before if name is None else name
+            self._this.seconds[before] += now - self._since
+            self._since, self._this.seen = now, time.time()
+            return before
 
 
 def read(workdir: str | Path) -> list[Process]:
@@ -189,8 +213,8 @@ def _carry_on(process: Process, workdir: Path) -> None:
     rows = workdir / ROWS
     seen = max(process.seen, rows.stat().st_mtime if rows.exists() else 0.0)
     left, process.seen = seen - process.seen, seen
-    if process.first_step is not None:
-        spent = _spent(rows_after(workdir, process.step))
+    if process.first_step is not None and (later := rows_after(workdir, process.step)):
+        process.phase, spent = "steps", _spent(later)
         for phase in ("data", "evaluation", "checkpoint"):
             known = min(spent[phase], left)
             process.seconds[phase] += known

@@ -94,7 +94,7 @@ def train(
                 ledger.open(workdir)
             log = Log(workdir)
             with (
-                contextlib.closing(ledger),
+                ledger,
                 contextlib.closing(log),
                 Watchdog(workdir, config.train.stuck_after, log.warn) as watchdog,
                 contextlib.closing(preview),
