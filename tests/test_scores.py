@@ -270,13 +270,13 @@ def test_killed_while_drawing_and_while_scoring_on_eight_devices_it_ends_with_th
 WATCHED = ("Inception network, reference", "sampler", "Inception network")
 
 
-def scoring(every: int, inception: Path, real: Path) -> ConfigDict:
+def scoring(every: int, inception: Path, pictures: Path) -> ConfigDict:
     """Three steps, and FID of NUM samples after every so many and the last, in two parts."""
     config = recipe()
     config.data.update({"source": "synthetic", "batch_size": 8})
     config.optimizer.warmup_steps = 1
     config.train.update({"steps": 3, "eval_every": 0, "eval_size": 8, "sample_every": 0})
-    config.fid.update({"every": every, "num": NUM, "reference": str(real), "inception": str(inception)})
+    config.fid.update({"every": every, "num": NUM, "reference": str(pictures), "inception": str(inception)})
     config.fid.update({"sampler": "euler", "steps": 2, "guidance": 1.5, "batch_size": NUM // 2})
     return config
 
@@ -295,19 +295,29 @@ def no_grid(*_: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(inception: Path, real: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real images, which have to go through the network."""
+    file = tmp_path_factory.mktemp("pictures") / "real.npz"
+    np.savez(file, arr_0=np.random.default_rng(0).integers(0, 256, (NUM, 16, 16, 3), np.uint8))
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(
+    inception: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
     """A run with FID after the second and third step, and what its watchdog was told."""
     folder, moved = tmp_path_factory.mktemp("whole") / "run", []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Watchdog, "progress", lambda _, doing: moved.append(doing))
-        assert loop.train(scoring(2, inception, real), folder, no_grid, make_fid=TrainingFid) == 0
+        assert loop.train(scoring(2, inception, pictures), folder, no_grid, make_fid=TrainingFid) == 0
     return folder, moved
 
 
 def test_fid_during_training_changes_nothing(
-    whole: tuple[Path, list[str]], inception: Path, real: Path, tmp_path: Path
+    whole: tuple[Path, list[str]], inception: Path, pictures: Path, tmp_path: Path
 ):
-    config, (folder, moved) = scoring(0, inception, real), whole
+    config, (folder, moved) = scoring(0, inception, pictures), whole
     assert loop.train(config, tmp_path / "without", no_grid, make_fid=TrainingFid) == 0
     assert states_of(tmp_path / "without") == states_of(folder)
     assert {f"FID: {what}, {NUM} of {NUM} images" for what in WATCHED} <= {*moved}
@@ -315,7 +325,7 @@ def test_fid_during_training_changes_nothing(
     assert [f"fid_{NUM}" in row for row in rows] == [False, True, True]
     said = (folder / "log.txt").read_text()
     assert f"step 3 | FID {rows[-1][f'fid_{NUM}']:.2f} of {NUM} samples (euler, 2 steps, guidance 1.5" in said
-    config = scoring(2, inception, real)
+    config = scoring(2, inception, pictures)
     with pytest.raises(InputError, match="needs make_fid"):
         loop.train(config, tmp_path / "new", no_grid)
     config.fid.reference = "nowhere.npz"
@@ -327,7 +337,7 @@ def test_fid_during_training_changes_nothing(
 def test_a_signal_does_not_wait_for_fid_which_is_in_its_row_in_the_end(
     whole: tuple[Path, list[str]],
     inception: Path,
-    real: Path,
+    pictures: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -340,7 +350,7 @@ def test_a_signal_does_not_wait_for_fid_which_is_in_its_row_in_the_end(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Watchdog, "progress", progress)
-    config, broken, expected = scoring(2, inception, real), tmp_path / "run", rows_of(whole[0])
+    config, broken, expected = scoring(2, inception, pictures), tmp_path / "run", rows_of(whole[0])
     part = f"FID: sampler, {NUM // 2} of {NUM} images"
     for stop, saved in ((("step 2", 1), 1), ((part, 1), 2), ((part, 2), 3)):
         moved.clear()

@@ -116,7 +116,7 @@ class TrainingFid:
     def _features(self, params: Any, say: Say, moved: Say, stops: Stops) -> np.ndarray | None:
         """Inception's pool features of all samples, [num, 2048]; NaN if a sample is not finite.
 
-        Drawn and read batch by batch, of which each process has a part; None where it was stopped between two.
+        Drawn and read batch by batch, each process a part of it; None where it was stopped between two.
         """
         part, own = self._part, []
         every, first = part * jax.process_count(), part * jax.process_index()
