@@ -123,7 +123,10 @@ def test_a_cpu_has_room_for_the_state_that_is_being_written() -> None:
     with pytest.raises(InputError) as caught:
         check_fits(arrays, run, arrays.together + 2 * state - 1)
     said = str(caught.value)
-    assert f"({2 * state / GIB:.2f} GiB of it for copies of the state while a checkpoint is written)" in said
+    assert (
+        f"({2 * state / GIB:.2f} GiB of that need is for copies of the state while a checkpoint is written)"
+        in said
+    )
     assert f"optimizer.moments=bfloat16 ({1.5 * arrays.optimiser / GIB:.2f} GiB)" in said, "of all three"
     assert "more while it is saved" in memory.table(("state", arrays))
     run.config.train.checkpoint_every = run.config.train.steps

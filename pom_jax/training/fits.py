@@ -75,11 +75,11 @@ def _lack(needed: Memory, run: Run, limit: int | None) -> str:
     """What is needed, by how much too much that is, and what would save some."""
     whole = _whole(needed, run)
     said = f"needs {_gib(whole)} of each device"
-    if copied := _copied(needed, run):
-        said += f" ({_gib(copied)} of it for copies of the state while a checkpoint is written)"
     if limit is not None:
         said += f", which has {_gib(limit)}"
         said += f": {_gib(whole - limit)} too much" if whole > limit else ""
+    if copied := _copied(needed, run):
+        said += f" ({_gib(copied)} of that need is for copies of the state while a checkpoint is written)"
     known = sorted(_savings(needed, run), reverse=True)
     knobs = [f"{knob} ({_gib(saved)})" for saved, knob in known if saved > 0]
     if jax.default_backend() == "gpu":

@@ -51,9 +51,9 @@ def check_files(step: Path) -> None:
         except OSError as error:
             raise DamagedCheckpoint(f"the file {name} cannot be read ({error.strerror})") from error
         if found != expected:
-            raise DamagedCheckpoint(
-                f"the file {name} is not what was written ({found['bytes']} bytes of {expected['bytes']})"
-            )
+            sizes = f"{found['bytes']} bytes of {expected['bytes']}"
+            how = "other content" if found["bytes"] == expected["bytes"] else sizes
+            raise DamagedCheckpoint(f"the file {name} is not what was written ({how})")
 
 
 def _names(step: Path) -> list[str]:
