@@ -54,9 +54,9 @@ def on_host(state: Any) -> set[str]:
 
 
 def moments_and_averages(state: Any) -> set[str]:
-    """Names of all leaves of optimiser and averages but single numbers, and the three of Muon."""
+    """Names of all leaves of optimiser and averages but single numbers and the coefficients of Muon."""
     leaves = jax.tree_util.tree_leaves_with_path({"opt_state": state.opt_state, "ema": state.ema})
-    return {digest.path_name(path) for path, leaf in leaves if leaf.shape not in ((), (3,))}
+    return {digest.path_name(path) for path, leaf in leaves if leaf.shape not in ((), (3, 3))}
 
 
 def compiled(run: Run) -> Any:
