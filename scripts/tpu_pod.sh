@@ -11,18 +11,21 @@
 # system that all hosts see (Filestore, or a bucket mounted by gcsfuse, where lines of log.txt may come late). The
 # repository was cloned to ~/pom_jax on all hosts, with `pip install -e '.[tpu]'` in its .venv.
 #
-# Maintenance is announced by SIGTERM: all hosts save the same step and exit with 143, and are started again here.
+# Maintenance is announced by SIGTERM: all hosts save the same step and exit with 143, and are started again here,
+# however often. Twenty other ends are enough.
 
 set -u
 : "${TPU:?name of the TPU VM}" "${ZONE:?its zone}"
 printf -v arguments '%q ' "$@"
 
-for attempt in $(seq 20); do
+attempt=0
+while ((attempt < 20)); do
     gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
         --command="cd pom_jax && . .venv/bin/activate && exec python -u train.py $arguments"
     code=$?
     case $code in 0 | 2 | 3 | 130) exit "$code" ;; esac # done, wrong input, lasting fault, or stopped by hand
-    echo "tpu_pod.sh: exit code $code, starting again ($attempt)"
+    ((code == 143)) || ((++attempt)) # maintenance is no fault
+    echo "tpu_pod.sh: exit code $code, starting again (faults: $attempt of 20)"
     # A host that outlived the others still holds its chips.
     gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="pkill -f '[t]rain.py' || true"
     sleep 10

@@ -190,6 +190,8 @@ def test_damage_of_any_file_is_noticed_and_the_step_before_is_used(
         assert (step, digest.digests(state)) == (1, good), name
         assert (workdir / "damaged" / "2").is_dir()
         assert f"the file {name} " in caplog.text, "loud, with the file's name"
+        if damage is flip_bit and name != files.FILE:
+            assert f"the file {name} is not what was written (other content)" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax closes its loop early

@@ -40,18 +40,16 @@ def film_settings(
         InputError: a scale that is negative or not finite, or steps below 1.
     """
 
-    def later(name: str, given: Any, first: Any) -> Any:
-        found = own.get(f"later_{name}", -1) if given is None else given
-        return first if given is None and found == -1 else found
-
-    guidance = own["guidance"] if guidance is None else guidance
-    steps = own["steps"] if steps is None else steps
-    found = (
-        FrameSettings(guidance, steps),
-        FrameSettings(later("guidance", later_guidance, guidance), later("steps", later_steps, steps)),
+    first = FrameSettings(
+        own["guidance"] if guidance is None else guidance, own["steps"] if steps is None else steps
     )
-    for settings in found:
+
+    def behind(name: str, given: Any) -> Any:
+        kept = own.get(f"later_{name}", -1) if given is None else given
+        return getattr(first, name) if given is None and kept == -1 else kept
+
+    later = FrameSettings(behind("guidance", later_guidance), behind("steps", later_steps))
+    for settings in (first, later):
         check_guidance(settings.guidance)
-        time_grid(settings.steps)
-    first, second = (FrameSettings(float(each.guidance), int(each.steps)) for each in found)
-    return first, second
+        time_grid(settings.steps)  # refuses what are no steps
+    return first, later

@@ -1,7 +1,7 @@
 """FID of a few samples while a model trains: the same noise every time, so that the course can be read."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,10 +23,8 @@ from pom_jax.sampling import Generator
 from pom_jax.sampling.decode import load_decoder
 from pom_jax.sampling.generate import make_mesh
 from pom_jax.training import sharding
+from pom_jax.training.fid import Say, Stops
 from pom_jax.training.preview import labels_in_turn
-
-Say = Callable[[str], None]
-Stops = Callable[[], bool]
 
 
 class TrainingFid:

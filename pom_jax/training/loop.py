@@ -272,23 +272,14 @@ def _steps(
     order = batches(run.train, size, run.config.seed, start_step=start, rows=local_rows(at, size))
     done = True
 
-    def score(fid: Fid, step: int) -> bool:
-        watchdog.progress(f"the FID of step {step:,}")
-        with recorder.evaluation():
-            stops = functools.partial(interrupt.stops, step)
-            scores = fid(_average(state), step, log.line, watchdog.progress, stops)
-        if scores is not None:
-            recorder.extend(scores)
-        return scores is not None
-
     with (
         contextlib.closing(recorder),
         device_batches(order, at) as feed,
         cluster.one_for_all(workdir / "log.txt", alike=(WrongNumbers,)),
         exhaustion_in_words(run, session.limit),  # before one process ends the others
     ):
-        if session.fid is not None and _owes_fid(session, start):
-            done = score(session.fid, start)
+        if _owes_fid(session, start):
+            done = _score(session, state, start, recorder, interrupt)
         for step in range(start + 1, config.steps + 1):
             watchdog.progress(f"step {step:,}")
             if interrupt.stops(step - 1):
@@ -310,12 +301,25 @@ def _steps(
                 with recorder.evaluation():
                     jax.block_until_ready(session.preview.draw(_average(state), step, log.line))
             if session.fid is not None and _due(step, run.config.fid.every, config.steps):
-                done = score(session.fid, step)
+                done = _score(session, state, step, recorder, interrupt)
             if step == config.steps or step % config.checkpoint_every == 0:
                 watchdog.progress(f"the checkpoint of step {step:,}")
                 recorder.checkpoint(step, state)
     session.ledger.enter("other")
     return done
+
+
+def _score(session: _Session, state: TrainState, step: int, recorder: Recorder, interrupt: Interrupt) -> bool:
+    """Puts the FID into the row of the step; False where a signal stopped it."""
+    assert session.fid is not None
+    moved = session.watchdog.progress
+    moved(f"the FID of step {step:,}")
+    with recorder.evaluation():
+        stops = functools.partial(interrupt.stops, step)
+        scores = session.fid(_average(state), step, session.log.line, moved, stops)
+    if scores is not None:
+        recorder.extend(scores)
+    return scores is not None
 
 
 def _average(state: TrainState) -> Any:

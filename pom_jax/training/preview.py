@@ -1,6 +1,7 @@
 """Grids of samples drawn while training goes on, always from the same noise, so that progress is visible."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from pom_jax import models
 from pom_jax.data import Source
 from pom_jax.data.words import decode
-from pom_jax.diffusion.film_settings import film_settings
+from pom_jax.diffusion.film_settings import FrameSettings, film_settings
 from pom_jax.diffusion.guidance import guide
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import sample
@@ -58,7 +59,7 @@ def _frame_by_frame(
     key: jax.Array,
     noise: jax.Array,
     count: int,
-    steps: tuple[int, int],
+    settings: tuple[FrameSettings, FrameSettings],
     options: dict[str, Any],
 ) -> jax.Array:
     """Clips whose frames are drawn one after the other, for models that were trained on clean pasts alone.
@@ -68,16 +69,16 @@ def _frame_by_frame(
 
     Args:
         predict: the network, (x [N, T, H, W, C], t [N, F], given).
-        guided: makes of such a network, and of whether it is a first frame, one that is guided.
+        guided: makes of such a network, and of the scale, one that is guided.
         key: of the sampler.
         noise: [N, T, H, W, C].
         count: F, frames of patches.
-        steps: of the sampler, for the first frame and for later ones.
+        settings: of the first frame and of later ones.
         options: of `sample`, besides.
     """
     length = noise.shape[1] // count
 
-    def add(clips: jax.Array, frame: int | jax.Array) -> tuple[jax.Array, None]:
+    def add(own: FrameSettings, clips: jax.Array, frame: jax.Array) -> tuple[jax.Array, None]:
         at = frame * length
 
         def behind(x: jax.Array, t: jax.Array, given: Any) -> jax.Array:
@@ -87,19 +88,14 @@ def _frame_by_frame(
             return jax.lax.dynamic_slice_in_dim(predict(whole, times, given), at, length, axis=1)
 
         start = jax.lax.dynamic_slice_in_dim(noise, at, length, axis=1)
-        begins = isinstance(frame, int)
-        x = sample(
-            guided(behind, begins),
-            jax.random.fold_in(key, frame),
-            start,
-            steps=steps[not begins],
-            **options,
-        )
+        noise_of = jax.random.fold_in(key, frame)
+        x = sample(guided(behind, own.guidance), noise_of, start, steps=own.steps, **options)
         x = jnp.clip(x, -1, 1) if x.shape[-1] in (1, 3) else x  # pixels, as in films
         return jax.lax.dynamic_update_slice_in_dim(clips, x, at, axis=1), None
 
-    clips, _ = add(jnp.zeros_like(noise), 0)
-    return jax.lax.scan(add, clips, jnp.arange(1, count))[0]
+    first, later = settings
+    clips, _ = add(first, jnp.zeros_like(noise), jnp.int32(0))
+    return jax.lax.scan(functools.partial(add, later), clips, jnp.arange(1, count))[0]
 
 
 class Preview:
@@ -140,24 +136,22 @@ class Preview:
             "shift": config.diffusion.shift,
         }
         frames, count = frame_times(config)
-        first, later = film_settings(config.sampling)
+        settings = film_settings(config.sampling)
 
         def guided(
-            predict: Callable[..., jax.Array], begins: bool = True
+            predict: Callable[..., jax.Array], scale: float
         ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-            none = conditions.none(config.model, samples.given)
-            return guide(predict, samples.given, none, first.guidance if begins else later.guidance)
+            return guide(predict, samples.given, conditions.none(config.model, samples.given), scale)
 
         @jax.jit
         def draw(params: Any) -> jax.Array:
             noise_key, sampler_key = jax.random.split(key)
             noise, predict = jax.random.normal(noise_key, shape), network(model, params)
             if frames is not None and frames.kind in ("clean_past", "teacher_forcing"):
-                images = _frame_by_frame(
-                    predict, guided, sampler_key, noise, count, (first.steps, later.steps), options
-                )
+                images = _frame_by_frame(predict, guided, sampler_key, noise, count, settings, options)
             else:
-                images = sample(guided(predict), sampler_key, noise, steps=first.steps, **options)
+                whole = guided(predict, settings[0].guidance)
+                images = sample(whole, sampler_key, noise, steps=settings[0].steps, **options)
             return lay(images, *(None for _ in shape))  # the process that writes them has them all
 
         self._draw: Any = draw
