@@ -119,7 +119,9 @@ def pick(x: Array, index: Array) -> Array:
 
 
 def plan_runs(batch: int, frames: int, tokens: int) -> Runs:
-    """Runs of about as many rows as the device expands well at a time.
+    """Runs of about as many rows as the device expands well at a time, of half as many where those were all.
+
+    A compiler does not recompute what a single run has just computed, but keeps it.
 
     Args:
         batch: B.
@@ -127,7 +129,9 @@ def plan_runs(batch: int, frames: int, tokens: int) -> Runs:
         tokens: L of each frame.
     """
     rows = CPU_ROWS if backend() == "cpu" else ACCELERATOR_ROWS
-    most = max(rows // batch_of_a_device(batch), LEAST_TOKENS)
+    each = batch_of_a_device(batch)
+    rows = rows // 2 if each * frames * tokens <= rows else rows
+    most = max(rows // each, LEAST_TOKENS)
     if not tokens or not frames:
         return Runs(frames, tokens, max(frames, 1), max(tokens, 1))
     if tokens > most:
