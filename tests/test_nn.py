@@ -306,6 +306,75 @@ def test_it_takes_the_place_of_flax_attention_in_one_line() -> None:
         assert np.abs(slope[0, [0, 1, 2, 4]]).max(-1).all()
 
 
+class Decoder(linen.Module):
+    """Self- and cross-attention as people write them, by all of attention's names."""
+
+    self_mixer: linen.Module
+    cross_mixer: linen.Module
+    together: bool
+
+    @linen.compact
+    def __call__(self, x: Array, memory: Array, mask: Array) -> Array:
+        itself: Any = self.self_mixer
+        across: Any = self.cross_mixer
+        rng = jax.random.key(0)
+        y = linen.LayerNorm()(x)
+        x = x + itself(inputs_q=y, inputs_k=y, inputs_v=y, deterministic=True, dropout_rng=rng)
+        keys = {"inputs_kv": memory} if self.together else {"inputs_k": memory, "inputs_v": memory}
+        return x + across(inputs_q=linen.LayerNorm()(x), **keys, mask=mask, sow_weights=False)
+
+
+@pytest.mark.filterwarnings("ignore:The inputs_kv arg will be deprecated")
+@pytest.mark.parametrize("together", [True, False])
+def test_attention_is_called_by_its_own_names_and_so_is_pom(together: bool) -> None:
+    """The words of Flax mean what they mean there: the same as by position, and hidden tokens are hidden."""
+    x, memory = normal(1, 2, 4, WIDTH), normal(2, 2, 5, WIDTH)
+    hidden = jnp.asarray(np.array([1, 1, 0, 1, 1], bool)[None, None, None])
+    makers = [lambda: linen.MultiHeadDotProductAttention(num_heads=2), PoM, lambda: PoM(form="power")]
+    for make in makers:
+        decoder = Decoder(make(), make(), together)
+        shapes = jax.eval_shape(decoder.init, jax.random.key(0), x, memory, hidden)
+        leaves, tree = jax.tree.flatten(shapes)
+        p = jax.tree.unflatten(tree, [0.5 * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)])
+
+        @quick_jit
+        def slopes(x: Array, memory: Array, decoder: Any = decoder, p: Any = p) -> Any:
+            return jax.grad(lambda x, m: (decoder.apply(p, x, m, hidden)[0, 0] ** 2).sum(), (0, 1))(x, memory)
+
+        of_x, of_memory = slopes(x, memory)
+        assert np.abs(of_x[0]).max(-1).all()
+        assert not of_x[1].any()
+        assert not of_memory[0, 2].any()
+        assert np.abs(of_memory[0, [0, 1, 3, 4]]).max(-1).all()
+
+
+def test_by_name_and_by_position_are_one_call() -> None:
+    layer: Any = PoM()
+    x, y, p = normal(1, 2, 4, WIDTH), normal(2, 2, 5, WIDTH), parameters(PoM())
+
+    @quick_jit
+    def outputs(x: Array, y: Array) -> Any:
+        alone = layer.apply(p, x), layer.apply(p, inputs_q=x), layer.apply(p, inputs_q=x, inputs_kv=x)
+        calls = [{"inputs_k": y}, {"inputs_kv": y}, {"inputs_k": y, "inputs_v": y}, {"context": y}]
+        return alone, [layer.apply(p, x, y), *(layer.apply(p, inputs_q=x, **call) for call in calls)]
+
+    for same in outputs(x, y):
+        for other in same[1:]:
+            np.testing.assert_array_equal(same[0], other)
+    refused = [
+        ({}, "no queries: give x, attention's inputs_q"),
+        ({"x": x, "inputs_q": x}, "queries twice, as x and as inputs_q"),
+        ({"x": x, "inputs_k": y, "inputs_kv": y}, "keys twice, as inputs_k and as inputs_kv"),
+        ({"x": x, "context": y, "inputs_kv": y}, "keys twice, as context and as inputs_kv"),
+        ({"x": x, "inputs_k": y, "inputs_v": 2 * y}, "no values beside the keys"),
+        ({"x": x, "inputs_v": y}, "no values beside the keys"),
+        ({"inputs_q": x, "sow_weights": True}, "no attention weights to sow"),
+    ]
+    for call, words in refused:
+        with pytest.raises(InputError, match=words):
+            layer.apply(p, **call)
+
+
 def test_a_causal_mask_with_a_head_axis_is_causal_mixing() -> None:
     layer: Any = PoM()
     x = normal(1, 2, 5, WIDTH)

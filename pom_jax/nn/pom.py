@@ -20,6 +20,7 @@ from flax.typing import Initializer
 from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError
+from pom_jax.nn.attention_call import tokens_given
 from pom_jax.nn.dense import Dense, GroupedDense, xavier_uniform
 from pom_jax.nn.pom_fields import recipe_of
 from pom_jax.ops.mixing import initial_state, mix, read_state
@@ -107,10 +108,14 @@ class PoM(nn.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: jax.Array | None = None,
         context: jax.Array | None = None,
         values: jax.Array | None = None,
         *,
+        inputs_q: jax.Array | None = None,
+        inputs_k: jax.Array | None = None,
+        inputs_v: jax.Array | None = None,
+        inputs_kv: jax.Array | None = None,
         mask: jax.Array | None = None,
         causal: bool | None = None,
         frames: Frames | None = None,
@@ -126,12 +131,13 @@ class PoM(nn.Module):
         """Mixes context tokens into query tokens, at a cost linear in both.
 
         The call of `flax.linen.MultiHeadDotProductAttention` works here as it is: queries, keys, values by
-        position, and `mask`, which may have an axis of heads, of size 1.
+        position or by its names, and `mask`, which may have an axis of heads, of size 1.
 
         Args:
             x: [B, M, D], the queries.
             context: [B, N, D]; None mixes x with itself.
             values: nothing but `context` once more, for attention's call.
+            inputs_q, inputs_k, inputs_v, inputs_kv: attention's names of x, context, values, and of context.
             mask: None, [B, N] or [B, M, N] (B may be 1), booleans or weights; zero leaves a token out. Also
                 [B, 1, M, N] and [B, 1, 1, N]. A row for each query costs M N, as in attention; with
                 `causal` or `frames`, give [B, N]. A token that [B, N] leaves out may hold anything, NaN too,
@@ -161,11 +167,7 @@ class PoM(nn.Module):
         del deterministic, dropout_rng
         if sow_weights is not False:
             raise InputError(f"sow_weights = {sow_weights!r}: PoM has no attention weights to sow; say False")
-        if values is not None and values is not context:
-            raise InputError(
-                "PoM has one context and no values beside the keys: call layer(queries, keys); under jit "
-                "and remat an array that is given twice counts as two"
-            )
+        x, context = tokens_given(x, context, values, inputs_q, inputs_k, inputs_v, inputs_kv)
         source = x if context is None else context
         mask = without_heads(mask)
         check_tokens(x, source, mask)
