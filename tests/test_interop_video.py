@@ -137,6 +137,8 @@ def test_models_for_images_and_for_video_are_told_apart() -> None:
     [
         ({"order": "self_first"}, "model.order = 'self_first' has no place in HoMM's TextVideoDiH"),
         ({"mixer": "attention"}, "model.mixer = 'attention' has no place"),
+        ({"mixer": "hybrid", "num_heads": 2}, "model.mixer = 'hybrid' has no place"),
+        ({"attention_every": 2, "num_heads": 2}, "model.attention_every = 2 has no place"),
         ({"rotary": True, "expansion": 3}, "model.rotary = True has no place"),
         ({"vocabulary": 9}, "model.vocabulary = 9 has no place"),
         ({"positions": "learned"}, "model.positions = 'learned' has no place"),

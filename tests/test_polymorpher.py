@@ -26,6 +26,8 @@ CAUSAL: dict[str, dict[str, Any]] = {
     | {"pooled_text": True, "past_frames": 1},
     "attention": {"mixer": "attention", "num_heads": 2, "rotary": True, "positions": "sincos_grid"}
     | {"past_frames": 2},
+    "hybrid": {"mixer": "hybrid", "num_heads": 2, "window": 1, "reads": ("own", "last"), "rotary": True},
+    "every": {"attention_every": 2, "num_heads": 2, "depth": 4},
 }
 BATCH = 2
 CHUNKS = (1, 3)  # frames of patches
@@ -83,7 +85,7 @@ def test_streamed_is_parallel_and_the_past_does_not_know_the_future(name: str) -
         assert gap(other[:, patch:], y[:, patch:]) > 1e-2
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", [name for name in CAUSAL if name != "every"])
 def test_a_draft_reads_the_clean_frames_before_it_as_a_film_does(name: str) -> None:
     """Every frame of every draft is the one that is drawn after the clean frames before it, and no other."""
     drafts, count = 2, 3
@@ -140,8 +142,9 @@ def test_frames_before_are_the_newest_last_and_go_on_after_the_clip() -> None:
     np.testing.assert_array_equal(last[:, :, 0, 0, 0], [[2, 6], [3, 7]])
 
 
-def test_a_frame_has_no_slope_by_later_ones() -> None:
-    model = build(frame_causal=True, **CAUSAL["reads"])
+@pytest.mark.parametrize("name", ["reads", "every"])
+def test_a_frame_has_no_slope_by_later_ones(name: str) -> None:
+    model = build(frame_causal=True, **CAUSAL[name])
     given = frame_times(model, 4), text_of(model)
     params = parameters(model)
 
@@ -154,8 +157,8 @@ def test_a_frame_has_no_slope_by_later_ones() -> None:
 
 
 def test_states_are_as_large_after_any_number_of_frames() -> None:
-    model, cache = (build(frame_causal=True, **CAUSAL[name]) for name in ("reads", "attention"))
-    for each, grows in ((model, False), (cache, True)):
+    for name, grows in (("reads", False), ("hybrid", False), ("every", False), ("attention", True)):
+        each = build(frame_causal=True, **CAUSAL[name])
         sizes = []
         for frames in (1, 5):
             inputs = clips(frames), frame_times(each, frames), text_of(each), each.init_states(BATCH)
@@ -293,6 +296,9 @@ def test_output_is_exactly_zero_at_the_start(name: str) -> None:
         {"mixer": "attention", "num_heads": 8},
         {"frame_causal": True, "mixer": "attention", "num_heads": 8, "drafts": 2},
         {"frame_causal": True, "reads": ("own", "last"), "past_frames": 1, "drafts": 2},
+        {"frame_causal": True, "mixer": "hybrid", "num_heads": 8, "drafts": 2},
+        {"attention_every": 2, "num_heads": 8, "window": 4, "depth": 2},
+        {"frame_causal": True, "attention_every": 2, "num_heads": 8, "window": 4, "depth": 2},
     ],
 )
 def test_flops_are_those_that_the_compiler_counts(changes: dict[str, Any]) -> None:
@@ -338,7 +344,16 @@ def test_flops_are_those_that_the_compiler_counts(changes: dict[str, Any]) -> No
         ({"past_frames": 4, "frame_causal": True}, "past_frames=4 must be less than the 4 frames"),
         ({"order": "text_last"}, "text_first"),
         ({"positions": "sincos"}, "sincos_phase"),
-        ({"mixer": "hybrid"}, "attention"),
+        ({"mixer": "mixed"}, "pom, attention, hybrid"),
+        ({"mixer": "hybrid", "num_heads": 5}, "width=24 .*num_heads=5"),
+        ({"mixer": "hybrid", "groups": 2}, "belong to the power form"),
+        ({"attention_every": 2, "num_heads": 5}, "width=24 .*num_heads=5"),
+        ({"attention_every": 1}, "attention_every=1 .* model.mixer='attention'"),
+        ({"attention_every": 3}, "depth=2 .*attention_every=3"),
+        ({"attention_every": 2, "mixer": "attention"}, "attention_every=2 with .*attention"),
+        ({"window": 2}, "window=2 .* no layer has any"),
+        ({"mixer": "hybrid", "window": -1}, "window=-1 must be at least 0"),
+        ({"mixer": "attention", "window": 1, "frame_causal": True}, "window=1 .* the frames before; set"),
         ({"form": "power", "groups": 7}, "width=24 .*groups=7"),
         ({"form": "power", "gate_heads": 7}, r"expansion \* width=48 .*gate_heads=7"),
         ({"groups": 2}, "belong to the power form"),

@@ -38,8 +38,7 @@ PLAIN: dict[str, Any] = {
 _HOMM = PLAIN | {"positions": "sincos", "time_embedding": "homm", "activation": "gelu"}
 _POM = {"mixer": "pom", "form": "product"}
 _ATTENTION = {"mixer": "attention", "unit_gates": False, "registers": 0}
-_VIDEO: dict[str, Any] = {name: PLAIN[name] for name in ("gate_heads", "groups", "rotary", "phase_periods")}
-_VIDEO |= {"clamp": 0.0, "vocabulary": 0, "time_token": False, "pooled_text": False, "past_frames": 0}
+_VIDEO = PLAIN | {"vocabulary": 0, "time_token": False, "pooled_text": False, "past_frames": 0}
 _VIDEO |= {"reads": ("all",), "order": "text_first", "positions": "sincos_phase"}
 _FACEBOOK = PLAIN | _ATTENTION | {"positions": "dit", "activation": "gelu_tanh"}
 

@@ -72,6 +72,44 @@ def check_pom_form(m: Any) -> None:
         )
 
 
+def has_attention(m: Any) -> bool:
+    """Whether a layer of a model, or of its configuration, has attention."""
+    return m.mixer != "pom" or getattr(m, "attention_every", 0) > 0
+
+
+def check_layers(m: Any, of_pom: Collection[str]) -> None:
+    """Raises an InputError for a layer's options where no layer has what they are of.
+
+    Args:
+        m: a model.
+        of_pom: fields that are of PoM alone.
+    """
+    every = m.attention_every
+    if every and m.mixer == "attention":
+        raise InputError(
+            f"model.attention_every={every} with model.mixer='attention', where every layer is: set it to 0, "
+            "or model.mixer to what the other layers are"
+        )
+    if every == 1:
+        raise InputError("model.attention_every=1 makes every layer attention: say model.mixer='attention'")
+    if every and m.depth % every:
+        raise InputError(
+            f"model.depth={m.depth} is not a multiple of model.attention_every={every}: change one of them"
+        )
+    for name in of_pom:
+        if getattr(m, name) and m.mixer == "attention":
+            raise InputError(
+                f"model.{name}={getattr(m, name)} is of PoM, and no layer has any: leave it out, or set "
+                "model.mixer to 'pom' or 'hybrid'"
+            )
+    for name in ("window", "head_width"):
+        if getattr(m, name) and not has_attention(m):
+            raise InputError(
+                f"model.{name}={getattr(m, name)} is of attention, and no layer has any: set "
+                "model.attention_every, or model.mixer to 'hybrid' or 'attention'"
+            )
+
+
 def _check_value(key: str, value: Any, kind: Any, choices: Mapping[str, Collection[str]]) -> None:
     if key == "phase_periods":
         _check_periods(value)
@@ -97,7 +135,7 @@ def _check_periods(value: Any) -> None:
 
 
 def _check_sizes(m: Any) -> None:
-    _check_layers(m)
+    check_layers(m, of_pom=("rotary", "phase_periods"))
     expanded = m.expansion * m.width
     heads = max(m.gate_heads, 1)
     has_pom = m.mixer != "attention"
@@ -105,7 +143,7 @@ def _check_sizes(m: Any) -> None:
         (getattr(m, name) % m.patch_size, name, getattr(m, name), "patch_size", m.patch_size)
         for name in ("image_size", "native_size")
     ]
-    if (m.mixer != "pom" or m.attention_every) and not m.head_width:
+    if has_attention(m) and not m.head_width:
         rules.append((m.width % m.num_heads, "width", m.width, "num_heads", m.num_heads))
     if has_pom and m.form == "power":
         rules.append((m.width % m.groups, "width", m.width, "groups", m.groups))
@@ -118,30 +156,3 @@ def _check_sizes(m: Any) -> None:
         raise InputError(f"model.width={m.width} must be a multiple of 4 for positions={m.positions!r}")
     if m.width % 2:
         raise InputError(f"model.width={m.width} must be even: time features come in pairs")
-
-
-def _check_layers(m: Any) -> None:
-    every = m.attention_every
-    if every and m.mixer == "attention":
-        raise InputError(
-            f"model.attention_every={every} with model.mixer='attention', where every layer is: set it to 0, "
-            "or model.mixer to what the other layers are"
-        )
-    if every == 1:
-        raise InputError("model.attention_every=1 makes every layer attention: say model.mixer='attention'")
-    if every and m.depth % every:
-        raise InputError(
-            f"model.depth={m.depth} is not a multiple of model.attention_every={every}: change one of them"
-        )
-    for name in ("rotary", "phase_periods"):
-        if getattr(m, name) and m.mixer == "attention":
-            raise InputError(
-                f"model.{name}={getattr(m, name)} is of PoM, and no layer has any: leave it out, or set "
-                "model.mixer to 'pom' or 'hybrid'"
-            )
-    for name in ("window", "head_width"):
-        if getattr(m, name) and m.mixer == "pom" and not every:
-            raise InputError(
-                f"model.{name}={getattr(m, name)} is of attention, and no layer has any: set "
-                "model.attention_every, or model.mixer to 'hybrid' or 'attention'"
-            )

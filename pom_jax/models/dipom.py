@@ -1,6 +1,6 @@
 """Class-conditional diffusion transformer over images: DiPoM, and DiT when the mixer is attention."""
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from pom_jax.errors import InputError
 from pom_jax.models.checks import check_fields
 from pom_jax.models.mixers import layer_mixers
-from pom_jax.nn.blocks import ModulatedBlock, Period, modulate, modulation, stack
+from pom_jax.nn.blocks import ModulatedBlock, blocks_of, modulate, modulation, stack
 from pom_jax.nn.dense import Dense
 from pom_jax.nn.embeddings import (
     POSITIONS,
@@ -120,7 +120,7 @@ class DiPoM(nn.Module):
         condition += ClassEmbedding(self.num_classes, self.width, name="class_embedding")(labels)
         tokens, condition = self._place(tokens, condition[:, None], rows, columns)
         tokens = stack(
-            self._block(rows, columns), self.depth, tokens, condition, scan=self.scan, remat=self.remat
+            self._blocks(rows, columns), self.depth, tokens, condition, scan=self.scan, remat=self.remat
         )
         scale, shift = modulation(condition, 2, self.dtype)
         tokens = modulate(tokens, scale, shift, self.dtype)[:, self.registers :]
@@ -155,20 +155,17 @@ class DiPoM(nn.Module):
             tokens = jnp.concatenate([first, tokens], axis=1)
         return tokens, condition
 
-    def _block(self, rows: int, columns: int) -> nn.Module:
-        """What the stack repeats, `blocks`: a block, or a period of unlike ones."""
-        mixers = layer_mixers(self, (rows, columns))
-        sizes: dict[str, Any] = {
-            "ffn_expansion": self.ffn_expansion,
-            "clamp": self.clamp,
-            "dtype": self.dtype,
-            "activation": self.activation,
-            "unit_gates": self.unit_gates,
-        }
-        if len(mixers) == 1:
-            return ModulatedBlock(mixers[0], **sizes, name="blocks")
-        layers = [ModulatedBlock(mixer, **sizes, parent=None) for mixer in mixers]
-        return Period(tuple(layers), name="blocks")
+    def _blocks(self, rows: int, columns: int) -> nn.Module:
+        """What the stack repeats."""
+        block = functools.partial(
+            ModulatedBlock,
+            ffn_expansion=self.ffn_expansion,
+            clamp=self.clamp,
+            dtype=self.dtype,
+            activation=self.activation,
+            unit_gates=self.unit_gates,
+        )
+        return blocks_of(block, layer_mixers(self, (rows, columns)))
 
     def _check_inputs(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> None:
         if x.ndim != 4 or x.shape[-1] != self.channels:

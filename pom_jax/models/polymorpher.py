@@ -10,13 +10,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError
-from pom_jax.models.mixers import phase_of
+from pom_jax.models.mixers import clip_mixers, text_mixer
 from pom_jax.models.polymorpher_checks import check_call, check_polymorpher
-from pom_jax.nn.attention import MultiHeadAttention
-from pom_jax.nn.blocks import modulate, modulation, stack
+from pom_jax.nn.blocks import blocks_of, modulate, modulation, stack
 from pom_jax.nn.dense import Dense
 from pom_jax.nn.embeddings import SMALL_NORMAL, TimeEmbedding, resize_positions
-from pom_jax.nn.pom import PoM
 from pom_jax.nn.text_block import Given, TextBlock, of_tokens
 from pom_jax.nn.video_embeddings import (
     FRAME_POSITIONS,
@@ -30,7 +28,7 @@ from pom_jax.nn.video_embeddings import (
     join_clips,
 )
 from pom_jax.ops.mesh import lay
-from pom_jax.ops.rotary import Rotary, grid_positions
+from pom_jax.ops.rotary import grid_positions
 
 
 class Text(NamedTuple):
@@ -50,7 +48,8 @@ class States(NamedTuple):
     """What frames leave for those after them.
 
     Attributes:
-        blocks: states of the mixers, a tree of arrays with a leading axis of layers.
+        blocks: states of the mixers, a tree of arrays with a leading axis of layers; with `attention_every`
+            a tuple of such trees, one for each layer of a period.
         frames: [n, B, H, W, frame_patch C] the last n frames of patches themselves (`past_frames`), the
             newest last.
     """
@@ -85,14 +84,20 @@ class Polymorpher(nn.Module):
         vocabulary: words of a table of embeddings that the model learns, the first standing for none; 0 where
             texts come embedded.
         frame_causal: a frame sees itself and those before; else all see all.
-        mixer: of a layer, "pom" or "attention".
+        mixer: of a layer, "pom", "attention", or "hybrid", which is both side by side, see `nn.Hybrid`. The
+            text is read by PoM, unless all is attention.
         form, degree, expansion, gate_heads, groups: of PoM, see `nn.PoM`.
         reads: states that a token reads, of PoM with `frame_causal`, see `nn.PoM`.
         past_frames: n frames of patches before its own that a token sees around its place, see
             `nn.video_embeddings.ContextEmbedding`; needs `frame_causal`.
         rotary: rotary positions on the axes of time, rows and columns, of either mixer.
         phase_periods: periods, in patches, of a phase read on rows and columns (see `nn.Phase`); () for none.
+        attention_every: k makes every k-th layer attention instead (layer i where k divides i + 1); 0 none.
         num_heads, head_width: of attention; heads of width 0 share the width D.
+        window: radius of attention's windows on the grid of frames, rows and columns of patches; 0 for
+            attention to all tokens. With `frame_causal` attention beside PoM, or in every k-th layer, is to
+            the token's own frame, all of it or a window on rows and columns: it carries nothing from frame to
+            frame. As the only mixer, without windows, it is to the frames before, too, and carries a cache.
         ffn_expansion: hidden width of the feed-forward networks as a multiple of the width.
         order: "text_first" (v1) or "self_first", see `nn.text_block.TextBlock`.
         time_token: puts the time's embedding before the text, which then is never empty (the authors' later
@@ -130,8 +135,10 @@ class Polymorpher(nn.Module):
     past_frames: int = 0
     rotary: bool = False
     phase_periods: tuple[float, ...] = ()
+    attention_every: int = 0
     num_heads: int = 1
     head_width: int = 0
+    window: int = 0
     ffn_expansion: int = 4
     order: str = "text_first"
     time_token: bool = False
@@ -192,9 +199,9 @@ class Polymorpher(nn.Module):
             context = ContextEmbedding(self.width, self.patch_size, self.dtype, name="context")(before)
             tokens += jnp.tile(context, (1, 1 + drafts, 1))
         given = self._given(t.reshape(len(x), -1), text, grid, first, drafts)
-        block = self._block(grid, drafts)
+        blocks = self._blocks(grid, drafts)
         carried = None if states is None else states.blocks
-        found = stack(block, self.depth, tokens, given, states=carried, scan=self.scan, remat=self.remat)
+        found = stack(blocks, self.depth, tokens, given, states=carried, scan=self.scan, remat=self.remat)
         tokens, carried = (found, None) if states is None else found
         scale, shift = (of_tokens(each, tokens.shape[1]) for each in modulation(given.time, 2, self.dtype))
         tokens = modulate(tokens, scale, shift, self.dtype)
@@ -218,10 +225,13 @@ class Polymorpher(nn.Module):
                 "states are carried from frame to frame by a model with frame_causal=True; this one sees "
                 "all frames at once"
             )
-        mixer: Any = self._mixer()(parent=None)
-        one = mixer.init_state(batch, self.width)
-        blocks = jax.tree.map(lambda leaf: jnp.zeros((self.depth, *leaf.shape), leaf.dtype), one)
-        return States(blocks, self._no_frames(batch, size or (self.frame_height, self.frame_width)))
+        size = size or (self.frame_height, self.frame_width)
+        grid = (1, *(side // self.patch_size for side in size))
+        mixers: list[Any] = [mixer(parent=None) for mixer in clip_mixers(self, grid)]
+        each = tuple(mixer.init_state(batch, self.width) for mixer in mixers)
+        one, turns = each[0] if len(each) == 1 else each, self.depth // len(each)
+        blocks = jax.tree.map(lambda leaf: jnp.zeros((turns, *leaf.shape), leaf.dtype), one)
+        return States(blocks, self._no_frames(batch, size))
 
     def _no_frames(self, batch: int, size: tuple[int, ...]) -> jax.Array:
         """[n, B, H, W, frame_patch C] of what is before the first frame."""
@@ -267,10 +277,11 @@ class Polymorpher(nn.Module):
             positions = jnp.tile(jnp.asarray(grid_positions(*grid)) + start, (1 + drafts, 1))
         return Given(lay(time, "batch", None, None), lay(tokens, "batch", ...), mask, positions)
 
-    def _block(self, grid: tuple[int, int, int], drafts: int) -> TextBlock:
-        return TextBlock(
-            self._mixer(),
-            self._text_mixer(),
+    def _blocks(self, grid: tuple[int, int, int], drafts: int) -> nn.Module:
+        """What the stack repeats."""
+        block = functools.partial(
+            TextBlock,
+            text_mixer=text_mixer(self),
             frame_tokens=math.prod(grid[1:]) if self.frame_causal else 0,
             drafts=drafts,
             order=self.order,
@@ -278,32 +289,5 @@ class Polymorpher(nn.Module):
             clamp=self.clamp,
             dtype=self.dtype,
             unit_gates=self.unit_gates,
-            name="blocks",
         )
-
-    def _mixer(self) -> functools.partial[nn.Module]:
-        rotary = Rotary(3) if self.rotary else None
-        if self.mixer == "attention":
-            return functools.partial(self._attention(), rotary=rotary)
-        phase = phase_of(self.phase_periods, axes=3, still=1)
-        return functools.partial(self._pom(), rotary=rotary, phase=phase, reads=self.reads)
-
-    def _text_mixer(self) -> functools.partial[nn.Module]:
-        """Reads its own frame's text where there is one for each; of one frame that is all of it."""
-        make = self._attention() if self.mixer == "attention" else self._pom()
-        return functools.partial(make, reads=("own",))
-
-    def _attention(self) -> functools.partial[nn.Module]:
-        heads = {"num_heads": self.num_heads, "head_width": self.head_width}
-        return functools.partial(MultiHeadAttention, **heads, dtype=self.dtype)
-
-    def _pom(self) -> functools.partial[nn.Module]:
-        return functools.partial(
-            PoM,
-            form=self.form,
-            degree=self.degree,
-            expansion=self.expansion,
-            gate_heads=self.gate_heads,
-            groups=self.groups,
-            dtype=self.dtype,
-        )
+        return blocks_of(block, clip_mixers(self, (grid[0] * (1 + drafts), *grid[1:])))

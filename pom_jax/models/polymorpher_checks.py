@@ -6,14 +6,20 @@ import jax
 import jax.numpy as jnp
 
 from pom_jax.errors import InputError
-from pom_jax.models.checks import CHOICES, check_divisors, check_pom_form, check_values
+from pom_jax.models.checks import (
+    CHOICES,
+    check_divisors,
+    check_layers,
+    check_pom_form,
+    check_values,
+    has_attention,
+)
 from pom_jax.nn.text_block import ORDERS
 from pom_jax.nn.video_embeddings import FRAME_POSITIONS
 from pom_jax.ops.mixing import READS
 
 # The words a field can be.
 WORDS = CHOICES | {
-    "mixer": ("pom", "attention"),
     "positions": (*FRAME_POSITIONS, "learned"),
     "order": ORDERS,
 }
@@ -22,13 +28,14 @@ WORDS = CHOICES | {
 def check_polymorpher(m: Any) -> None:
     """Raises an InputError for the first field of a `Polymorpher` that is wrong, or does not fit another."""
     check_values(m, WORDS)
-    has_pom, expanded = m.mixer == "pom", m.expansion * m.width
+    check_layers(m, of_pom=("phase_periods",))
+    has_pom, expanded = m.mixer != "attention", m.expansion * m.width
     rules = [
         (m.frames % m.frame_patch, "frames", m.frames, "frame_patch", m.frame_patch),
         (m.frame_height % m.patch_size, "frame_height", m.frame_height, "patch_size", m.patch_size),
         (m.frame_width % m.patch_size, "frame_width", m.frame_width, "patch_size", m.patch_size),
     ]
-    if not has_pom and not m.head_width:
+    if has_attention(m) and not m.head_width:
         rules.append((m.width % m.num_heads, "width", m.width, "num_heads", m.num_heads))
     if has_pom and m.form == "power":
         heads = max(m.gate_heads, 1)
@@ -44,13 +51,11 @@ def check_polymorpher(m: Any) -> None:
         raise InputError(f"model.width={m.width} must be a multiple of 4 for positions='sincos_grid'")
     if m.width % 2:
         raise InputError(f"model.width={m.width} must be even: time features come in pairs")
-    if m.head_width and has_pom:
+    if m.window and m.mixer == "attention" and m.frame_causal:
         raise InputError(
-            f"model.head_width={m.head_width} is of attention: leave it 0, or say model.mixer='attention'"
-        )
-    if m.phase_periods and not has_pom:
-        raise InputError(
-            f"model.phase_periods={m.phase_periods} is of PoM: leave it out, or set model.mixer to 'pom'"
+            f"model.window={m.window} with model.mixer='attention' and model.frame_causal=True: windows stay "
+            "within a frame, and nothing would see the frames before; set model.mixer to 'hybrid', or "
+            "model.window to 0"
         )
     if not m.reads or not set(m.reads) <= set(READS) or len(set(m.reads)) < len(m.reads):
         raise InputError(f"model.reads={m.reads} must be some of {', '.join(READS)}, each once")

@@ -1,6 +1,7 @@
 """Multi-head attention with the mixer's call, to all tokens or in windows: a comparison changes one word."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from pom_jax.ops.attention import attention, draft_attention, frame_mask
 from pom_jax.ops.frames import check_drafts, frame_lengths
 from pom_jax.ops.rotary import Rotary
 from pom_jax.ops.states import check_tokens, without_heads
-from pom_jax.ops.windows import local_attention
+from pom_jax.ops.windows import check_window, local_attention
 
 
 class Cache(NamedTuple):
@@ -150,8 +151,10 @@ def _with_past(weights: jax.Array, mask: jax.Array) -> jax.Array:
 
 def _rotate(rotary: Rotary, x: jax.Array, positions: jax.Array | None) -> jax.Array:
     """Turns heads [B, N, H, d] by their tokens' positions [N, axes], in float32."""
-    if positions is None:
-        raise InputError("attention with rotary positions needs positions= [M, axes]")
+    wanted = (x.shape[1], rotary.axes)
+    if positions is None or positions.shape != wanted:
+        given = None if positions is None else tuple(positions.shape)
+        raise InputError(f"attention with rotary positions needs positions= of shape {wanted}, got {given}")
     turned = x.shape[-1] // (2 * rotary.axes) * (2 * rotary.axes)
     rotary.check(turned, 1)
     tables = rotary.tables(positions[:, None], turned)
@@ -165,6 +168,10 @@ class LocalAttention(nn.Module):
     The parameters are those of `MultiHeadAttention`, by name and shape. Leading global tokens (registers,
     text) see everything and are seen by everything, as in the authors' SD3-PoM.
 
+    By frames, a token sees its own frame alone: of a grid of frames, rows and columns with a radius such as
+    (0, 4, 4) each place on the first axis is a frame. So nothing is carried from frame to frame, and the
+    state is (): beside PoM, in a `Hybrid`, it is PoM's state alone that crosses frames.
+
     Attributes:
         num_heads: number of heads; D must be divisible by it unless `head_width` is given.
         grid: sizes of its one to three axes; tokens lie in row-major order.
@@ -172,6 +179,7 @@ class LocalAttention(nn.Module):
         global_tokens: tokens before the grid's.
         causal: windows look back only along the first axis, see `ops.local_attention`.
         head_width: d, channels of a head; 0 for D / num_heads.
+        rotary: rotary positions of queries and keys, as in `MultiHeadAttention`.
         dtype: compute dtype of the products, None is float32; the softmax is float32.
         kernel_init: initialiser of the matrices.
     """
@@ -182,34 +190,85 @@ class LocalAttention(nn.Module):
     global_tokens: int = 0
     causal: bool = False
     head_width: int = 0
+    rotary: Rotary | None = None
     dtype: DTypeLike | None = None
     kernel_init: Initializer = xavier_uniform
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, *, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """Mixes each token's window into it.
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        frames: int | Sequence[int] | None = None,
+        positions: jax.Array | None = None,
+        state: tuple[()] | None = None,
+        drafts: int = 0,
+    ) -> Any:
+        """Mixes each token's window into it; frames, positions, state, drafts as in `nn.PoM`'s call.
 
         Args:
             x: [B, N, D], the queries: global tokens, then the grid.
             context: [B, N, D] on the same grid; None mixes x with itself.
             mask: None or [B, N] (B may be 1); zero hides a context token.
+            frames: lengths of the frames, which no window may leave; None: all tokens are one.
+            positions: [N, axes], for `rotary`.
+            state: () of `init_state`: earlier frames left nothing.
+            drafts: like other frames, for a frame sees none but itself.
 
         Returns:
-            [B, N, D] in the compute dtype; the output bias for a query that sees nothing.
+            [B, N, D] in the compute dtype; the output bias for a query that sees nothing. With `state` also
+            the state, ().
 
         Raises:
-            InputError: shapes, grid or mask do not fit, or D is not divisible by the heads.
+            InputError: shapes, grid, frames or mask do not fit, or D is not divisible by the heads.
         """
-        attend = functools.partial(
-            local_attention,
-            grid=self.grid,
-            radius=self.radius,
-            global_tokens=self.global_tokens,
-            causal=self.causal,
-        )
-        return _attend(self, x, x if context is None else context, mask, attend)
+        self._check_frames(x.shape[1], frames, state, drafts)
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+            if self.rotary is not None:
+                q, k = (_rotate(self.rotary, each, positions) for each in (q, k))
+            return local_attention(
+                q,
+                k,
+                v,
+                mask,
+                grid=self.grid,
+                radius=self.radius,
+                global_tokens=self.global_tokens,
+                causal=self.causal,
+            )
+
+        y = _attend(self, x, x if context is None else context, mask, attend)
+        return y if state is None else (y, state)
+
+    def init_state(self, batch: int, width: int) -> tuple[()]:
+        """The state before any token and after any frame, of whatever batch and width: nothing."""
+        del batch, width
+        return ()
+
+    def _check_frames(
+        self, tokens: int, frames: int | Sequence[int] | None, state: tuple[()] | None, drafts: int
+    ) -> None:
+        """Raises an InputError where a window would leave its frame, or would reach behind a state."""
+        lengths = None if frames is None else frame_lengths(frames, tokens)
+        check_drafts(drafts, None if lengths is None else len(lengths))
+        if state is not None and (state != () or self.causal):
+            raise InputError(
+                f"state: windows of causal={self.causal} take (), which init_state gives, with causal=False "
+                "alone: they keep no tokens, and see none of an earlier call"
+            )
+        if lengths is None or len(lengths) == 1:
+            return
+        first = check_window(tokens, self.grid, self.radius, self.global_tokens)[0]
+        if first or self.global_tokens or {*lengths} != {math.prod(self.grid[1:])}:
+            raise InputError(
+                f"frames of lengths {', '.join(map(str, sorted({*lengths})))}: windows of radius = "
+                f"{self.radius} on grid = {tuple(self.grid)} with global_tokens = {self.global_tokens} would "
+                "leave them. Let the first axis of the grid count the frames, with a radius of 0, as in "
+                "grid=(frames, rows, columns), radius=(0, 4, 4), and without global tokens"
+            )
 
 
 def _attend(

@@ -154,12 +154,34 @@ class Period(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, condition: jax.Array, run: Callable[[nn.Module, jax.Array, jax.Array], jax.Array]
-    ) -> jax.Array:
-        """x: [B, N, D], condition: [B, 1, D] or [B, N, D], run: calls one block -> [B, N, D]."""
-        for block in self.layer:
-            x = run(block, x, condition)
-        return x
+        self, x: jax.Array, condition: Any, run: Callable[..., Any], states: Sequence[Any] | None = None
+    ) -> Any:
+        """x: [B, N, D], condition: what blocks receive, run: calls one -> [B, N, D].
+
+        With `states`, one for each block, run(block, x, condition, state) -> (x, state), and the states after
+        the blocks come back beside x.
+        """
+        if states is None:
+            for block in self.layer:
+                x = run(block, x, condition)
+            return x
+        after = []
+        for block, state in zip(self.layer, states, strict=True):
+            x, state = run(block, x, condition, state)
+            after.append(state)
+        return x, tuple(after)
+
+
+def blocks_of(make: Callable[..., nn.Module], mixers: Sequence[Callable[..., nn.Module]]) -> nn.Module:
+    """What a stack repeats, named `blocks`: the block of one mixer, or a period of those of several.
+
+    Args:
+        make: makes a block, called with a mixer and fields of Linen's.
+        mixers: make the mixers of a period of layers, called with `name`.
+    """
+    if len(mixers) == 1:
+        return make(mixers[0], name="blocks")
+    return Period(tuple(make(mixer, parent=None) for mixer in mixers), name="blocks")
 
 
 def stack(
@@ -183,12 +205,12 @@ def stack(
         x: [B, N, D].
         condition: what every block receives, [B, 1, D] or [B, N, D], or a tree of arrays laid out already.
         states: a tree of arrays with a leading axis L, a part for each block, whose call is then
-            (x, condition, state) -> (x, state); not for periods.
+            (x, condition, state) -> (x, state); of periods of k a tuple of k such trees, with an axis L / k.
         scan: a loop compiles one block (or period), unrolled ones take longer to compile and can run faster.
         remat: what the backward pass recomputes in each block, one of `REMAT`.
 
     Returns:
-        [B, N, D]; with `states` also those that the blocks return, a leading axis L.
+        [B, N, D]; with `states` also those that the blocks return, laid out alike.
 
     Raises:
         InputError: for another remat policy, or a period that does not divide the depth.
@@ -206,10 +228,11 @@ def stack(
         run = nn.remat(run, policy=policy, prevent_cse=not scan)
 
     def step(block: nn.Module, x: jax.Array, condition: Any, state: Any) -> tuple[jax.Array, Any]:
-        if state is not None:
-            x, state = run(block, x, condition, state)
+        if isinstance(block, Period):
+            found = block(x, condition, run, state)
         else:
-            x = block(x, condition, run) if isinstance(block, Period) else run(block, x, condition)
+            found = run(block, x, condition) if state is None else run(block, x, condition, state)
+        x, state = (found, None) if state is None else found
         return lay(x, "batch", "tokens", None), state
 
     loop = nn.scan(

@@ -1,6 +1,7 @@
 """Two kinds of heads in one layer: a state of everything, and attention to what is near."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -17,8 +18,11 @@ class Hybrid(nn.Module):
     end before one output product. Both read whole tokens and write all channels, and neither gives up its own
     parameters, masks or state; how much goes to either is the matter of `expansion` and of the number and
     width of the heads. The authors' SD3-PoM puts the kinds in layers of their own instead: `attention_every`
-    of the models. Halves may be causal, `Hybrid(PoM(causal=True), LocalAttention(..., causal=True))`; the
-    whole neither mixes by frames nor streams.
+    of the models.
+
+    Halves may be causal, `Hybrid(PoM(causal=True), LocalAttention(..., causal=True))`. By frames the whole
+    mixes and streams as its halves do: windows that stay within a frame carry nothing, and the state is that
+    of PoM alone; `nn.MultiHeadAttention` carries a cache that grows.
 
     Attributes:
         pom: the one half, a module with the call of `nn.PoM`, or what makes one, called with `name`.
@@ -30,14 +34,50 @@ class Hybrid(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, *, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """x: [B, M, D], context: [B, N, D] or None for x itself, mask: as both halves take -> [B, M, D]."""
-        far = _module(self.pom, "pom")(x, context, mask=mask)
-        return far + _module(self.attention, "attention")(x, context, mask=mask)
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        state: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """The sum of both halves.
+
+        Args:
+            x: [B, M, D].
+            context: [B, N, D]; None mixes x with itself.
+            mask: as both halves take it.
+            state: of both, by name (`init_state`).
+            options: more that both halves take: frames, positions, drafts.
+
+        Returns:
+            [B, M, D]; with `state` also the one after these tokens.
+
+        Raises:
+            InputError: a half that is none, a state of something else, or what the halves refuse.
+        """
+        halves = {name: _module(getattr(self, name), name) for name in ("pom", "attention")}
+        if state is None:
+            far, near = (half(x, context, mask=mask, **options) for half in halves.values())
+            return far + near
+        if not isinstance(state, Mapping) or state.keys() != halves.keys():
+            raise InputError(f"state is a {type(state).__name__}, not of a Hybrid: start from init_state")
+        (far, of_pom), (near, of_attention) = (
+            half(x, context, mask=mask, state=state[name], **options) for name, half in halves.items()
+        )
+        return far + near, {"pom": of_pom, "attention": of_attention}
+
+    def init_state(self, batch: int, width: int) -> dict[str, Any]:
+        """The states of both halves before any token, of `batch` sequences of D = `width` channels."""
+        halves: dict[str, Any] = {"pom": self.pom, "attention": self.attention}
+        return {
+            name: (half if isinstance(half, nn.Module) else half(parent=None)).init_state(batch, width)
+            for name, half in halves.items()
+        }
 
 
-def _module(half: Half, name: str) -> nn.Module:
+def _module(half: Half, name: str) -> Any:
     """The half itself, which Flax names after its field, or a new one."""
     if isinstance(half, nn.Module):
         return half

@@ -57,10 +57,7 @@ def _image_products(model: Mapping[str, Any]) -> int:
     window = model["window"]
     pairs = window_pairs((side, side), window, model["registers"]) if window else tokens**2
     pom, attention = _pom_products(model, tokens, tokens), _attention_products(model, tokens, tokens, pairs)
-    usual = {"pom": pom, "attention": attention, "hybrid": pom + attention}[model["mixer"]]
-    every = model["attention_every"]
-    attention_layers = depth // every if every else 0
-    layers = depth * block + attention_layers * attention + (depth - attention_layers) * usual
+    layers = depth * block + _mixing(model, pom, attention)
     embeddings = tokens * patch * width + 2 * 4 * width**2
     head = tokens * width * patch + conditions * 2 * width**2
     return layers + embeddings + head
@@ -72,21 +69,41 @@ def _clip_products(model: Mapping[str, Any], times: int, takes: int) -> int:
     frames = model["frames"] // model["frame_patch"] if model["frame_causal"] else 1
     # Every time modulates the text for itself.
     text = times * (model["text_length"] + model["time_token"])
+    pom = _pom_products(model, tokens, tokens, len(model["reads"]), frames)
+    attention = _attention_products(model, tokens, tokens, _clip_pairs(model, tokens, frames, takes))
     if model["mixer"] == "attention":
-        # A draft sees its own tokens and the clip's.
-        mixers = _attention_products(model, tokens, tokens, tokens**2 * min(takes, 2))
-        mixers += _attention_products(model, tokens, text, tokens * text)
+        reading = _attention_products(model, tokens, text, tokens * text)
     else:
-        mixers = _pom_products(model, tokens, tokens, len(model["reads"]), frames)
-        mixers += _pom_products(dict(model) | {"phase_periods": ()}, tokens, text, states=times)
-    block = mixers + tokens * 2 * model["ffn_expansion"] * width**2 + times * 11 * width**2
+        reading = _pom_products(dict(model) | {"phase_periods": ()}, tokens, text, states=times)
+    block = reading + tokens * 2 * model["ffn_expansion"] * width**2 + times * 11 * width**2
+    layers = model["depth"] * block + _mixing(model, pom, attention)
     patch = model["frame_patch"] * model["patch_size"] ** 2 * model["channels"]
     windows = model["past_frames"] * (model["patch_size"] // 2 * 2 + model["patch_size"]) ** 2
     context = tokens * windows * model["frame_patch"] * model["channels"] * width
     ends = 2 * tokens * patch * width + times * (2 * 4 + 2) * width**2
     words = model["text_length"] * model["text_width"] * width
     pooled = 4 * (model["text_width"] + width) * width if model["pooled_text"] else 0
-    return takes * (model["depth"] * block + ends) + context + words + pooled
+    return takes * (layers + ends) + context + words + pooled
+
+
+def _clip_pairs(model: Mapping[str, Any], tokens: int, frames: int, takes: int) -> int:
+    """Pairs of a query and a key of attention in one take of a clip, whose frames are as many or one."""
+    window, patch = model["window"], model["patch_size"]
+    frame = (model["frame_height"] // patch, model["frame_width"] // patch)
+    if not model["frame_causal"]:
+        grid = (model["frames"] // model["frame_patch"], *frame)
+        return window_pairs(grid, window) if window else tokens**2
+    if model["mixer"] == "attention":
+        return tokens**2 * min(takes, 2)  # a draft sees its own tokens and the clip's
+    return frames * (window_pairs(frame, window) if window else (tokens // frames) ** 2)
+
+
+def _mixing(model: Mapping[str, Any], pom: int, attention: int) -> int:
+    """Multiply-adds of the mixers of all layers, from those of one layer of each kind."""
+    depth, every = model["depth"], model["attention_every"]
+    usual = {"pom": pom, "attention": attention, "hybrid": pom + attention}[model["mixer"]]
+    of_attention = depth // every if every else 0
+    return of_attention * attention + (depth - of_attention) * usual
 
 
 def _pom_products(

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from pom_jax.errors import InputError
 from pom_jax.models import count_tokens
+from pom_jax.models.checks import has_attention
 from pom_jax.ops.mesh import BATCH_AXES, MESH_AXES
 from pom_jax.training.digest import path_name
 from pom_jax.training.offload import HOST
@@ -258,7 +259,7 @@ def check_model(model: Any, mesh: Mesh | AbstractMesh) -> None:
     ]
     if model.mixer != "attention":
         rules.append(("tensor", "model.expansion * model.width", model.expansion * width))
-    if model.mixer != "pom" or getattr(model, "attention_every", 0):
+    if has_attention(model):
         rules.append(("tensor", "model.num_heads", model.num_heads))
     for axis, what, size in rules:
         if size % mesh.shape[axis]:
