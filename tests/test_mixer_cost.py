@@ -135,13 +135,19 @@ for layer, masked, options in (
     (PoM(form="power", reads=("own", "last", "past"), phase=phase), True, {"frames": (7, 30, 27)}),
     (PoM(reads=("last", "all"), rotary=Rotary()), False, {"frames": 32}),
     (PoM(reads=("past", "own"), rotary=Rotary(), implementation="lean"), False, {"frames": 4}),
+    (PoM(), False, {"causal": True}),
+    (PoM(form="power", phase=phase, implementation="lean"), True, {"causal": True, "state": True}),
 ):
     p = jax.device_put(parameters(layer), NamedSharding(mesh, P()))
     place = {"positions": at} if layer.phase or layer.rotary else {}
+    state = jax.tree.map(lambda leaf: leaf + 1, layer.init_state(2, 8))
+    given = options | place | ({"state": state} if "state" in options else {})
     def forward(p, x, mask):
-        return layer.apply(p, x, mask=mask if masked else None, **options, **place)
+        return layer.apply(p, x, mask=mask if masked else None, **given)
+    def loss(p, x, mask):
+        return sum((leaf ** 2).sum() for leaf in jax.tree.leaves(forward(p, x, mask)))
     def slopes(p, x, mask):
-        return jax.grad(lambda p, x: (forward(p, x, mask) ** 2).sum(), (0, 1))(p, x)
+        return jax.grad(loss, (0, 1))(p, x, mask)
     for run in (forward, slopes):
         one = quick_jit(run)(jax.device_get(p), x, mask)
         with jax.set_mesh(mesh):
@@ -153,6 +159,9 @@ for layer, masked, options in (
             "run": f"{run.__name__} masked={masked} {layer} {options}",
             "forward": run is forward,
             "kinds": [one.kind for one in collectives(program.as_text())],
+            "bytes": [one.bytes for one in collectives(program.as_text())],
+            "causal": "causal" in options,
+            "state": [leaf.nbytes for leaf in jax.tree.leaves(state)],
             "gap": max(jax.tree.leaves(jax.tree.map(close, many, one))),
         })
 print(json.dumps(found))
@@ -173,12 +182,41 @@ def in_process(code: str, flags: str = "") -> Any:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_split_tokens_meet_in_one_sum_of_the_states_and_move_nowhere() -> None:
+@pytest.fixture(scope="module")
+def split() -> list[dict[str, Any]]:
+    return in_process(SHARDED)
+
+
+def test_split_tokens_meet_in_one_sum_of_the_states_and_move_nowhere(split: list[dict[str, Any]]) -> None:
     """Eight devices give the values and gradients of one, whole or frame by frame, naive and lean."""
-    for found in in_process(SHARDED):
-        assert set(found["kinds"]) == {"all-reduce"}, found
+    for found in split:
         assert found["gap"] < 1e-5, found
-        assert not found["forward"] or len(found["kinds"]) == 1, found
+        if not found["causal"]:
+            assert set(found["kinds"]) == {"all-reduce"}, found
+            assert not found["forward"] or len(found["kinds"]) == 1, found
+
+
+def test_split_causal_tokens_go_on_where_the_parts_before_their_own_ended(
+    split: list[dict[str, Any]],
+) -> None:
+    """Each device needs the states of the parts before its own, not their sum over all: one all-gather.
+
+    It is of the eight states, whatever the number of tokens; a mask's counts, eight numbers a sequence, go
+    beside it. Backwards the slopes of the starts are summed, and those of the parameters.
+    """
+    causal = [found for found in split if found["causal"]]
+    assert len(causal) == 4
+    for found in causal:
+        sums, counts = (8 * size for size in found["state"])
+        masked = "masked=True" in found["run"]
+        gathered = [
+            size for kind, size in zip(found["kinds"], found["bytes"], strict=True) if "gather" in kind
+        ]
+        assert sorted(gathered) == ([counts, sums] if masked else [sums]), found
+        if found["forward"]:  # and the state after all tokens is the sum of these
+            assert set(found["kinds"]) == {"all-gather"}, found
+        else:
+            assert set(found["kinds"]) == {"all-gather", "all-reduce"}, found
 
 
 GROWTH = """

@@ -17,6 +17,7 @@ from pom_jax.ops.mesh import (
     backend,
     batch_of_a_device,
     is_explicit,
+    lay,
     parts,
     tokens_are_whole,
     where_tokens_are,
@@ -119,8 +120,11 @@ def mix(
         if recipe.reads == ("all",) and count == "tokens" and x.shape[1]:
             before = empty_state(x.shape[0], recipe.features) if state is None else state
             assert isinstance(before, State)
-            lean = lean and tokens_are_whole()
-            return causal_pass(recipe, weights, x, context, weigh, places, before, lean)
+            if tokens_are_whole() or is_explicit(x):
+                return causal_pass(recipe, weights, x, context, weigh, places, before, lean)
+            if x.shape[1] % parts("tokens") == 0:
+                return _causal_parts(recipe, weights, (x, context), weigh, places, before, lean)
+            return causal_pass(recipe, weights, x, context, weigh, places, before, False)
         frames = context_frames = (1,) * x.shape[1]
     devices = 1 if is_explicit(x) else parts("tokens")
     cuts = _tiles(x.shape[1], context.shape[1], frames, context_frames, itself, devices)
@@ -295,6 +299,41 @@ def _tiles(
             "each frame of queries sees the context frames up to its own number"
         )
     return cut(lengths), cut(others)
+
+
+def _causal_parts(
+    recipe: Recipe,
+    weights: tuple[FeatureWeights, ReadWeights],
+    tokens: tuple[Array, Array],
+    weigh: Array | None,
+    places: tuple[Array | None, Array | None],
+    before: State,
+    lean: bool,
+) -> tuple[Array, State]:
+    """`causal_pass` of tokens that are cut over devices: each goes on where the parts before its own ended.
+
+    What they left is told first, which expands the context twice; it is all that is sent.
+    """
+    x, context = tokens
+    batch, devices = x.shape[0], parts("tokens")
+
+    def leave(weights: FeatureWeights, *own: Any) -> Array:
+        x, weigh, place = jax.tree.map(lambda a: a[:, None], own)
+        return frame_sums(recipe, weights, x, weigh, place, lean)
+
+    sums = where_tokens_are(leave, weights[0], context, weigh, places[1])  # [B, devices, *F]
+    sums = lay(sums, "batch", *(None,) * (sums.ndim - 1))
+    if weigh is None:
+        counts = jnp.full((batch, devices), context.shape[1] // devices, jnp.float32)
+    else:
+        counts = lay(weigh.reshape(batch, devices, -1).sum(-1), "batch", None)
+    starts = State(*(prefix_sum(a, exclusive=True) + b for a, b in zip((sums, counts), before, strict=True)))
+
+    def go_on(weights: Any, x: Array, context: Array, weigh: Any, places: Any, start: State) -> Array:
+        return causal_pass(recipe, weights, x, context, weigh, places, start, lean)[0]
+
+    y = where_tokens_are(go_on, weights, x, context, weigh, places, starts)
+    return y, merge_states(before, State(sums.sum(1, keepdims=True), counts.sum(1, keepdims=True)))
 
 
 def _mix_frames(
