@@ -1,6 +1,7 @@
 """One mixing layer over sequence lengths: PoM's two twins, causal and by frames, beside attention.
 
-    python -m benchmarks.mixer [--tokens 256 1024 4096 16384 65536] [--widths 384 1152] [--batch=1]
+    python -m benchmarks.mixer [--tokens 256 1024 4096 16384 65536] [--widths 384 1152] [--batch=1] \\
+        [--dtype=bfloat16]
 
 Forward, and forward with backward, of all forms in turns in one run, beside the time of the product form's
 matrix products alone: three forward, nine in all, recomputation not counted. A form whose arrays exceed the
@@ -8,6 +9,9 @@ memory is printed as "does not fit". The whole table is measured --passes times 
 so that a slow stretch of a shared machine spoils neither the ratios of a row nor the growth from row to row.
 Makes a table, a JSON file and a plot. On two CPU cores a pass takes a quarter of an hour; --tokens 256 1024
 4096 takes two minutes.
+
+--dtype is that of tokens and products; parameters, polynomials, means and softmax stay float32. In bfloat16
+on a GPU there is a row of attention by cuDNN too, which takes no float32; files are named mixer_bfloat16.
 """
 
 import argparse
@@ -18,30 +22,57 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from benchmarks import report
 from pom_jax.host_memory import keep_freed_memory, release_freed_memory
-from pom_jax.nn import MultiHeadAttention, PoM
+from pom_jax.nn import Dense, MultiHeadAttention, PoM
+from pom_jax.ops.mesh import backend
+
+
+class CudnnAttention(nn.Module):
+    """`nn.MultiHeadAttention` of tokens with themselves, in cuDNN's fused kernel."""
+
+    num_heads: int
+    dtype: Any = None
+    implementation: Any = "cudnn"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [B, N, D] -> [B, N, D]."""
+        heads = (self.num_heads, x.shape[-1] // self.num_heads)
+        q, k, v = (Dense(heads, dtype=self.dtype, name=name)(x) for name in ("query", "key", "value"))
+        y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+        return Dense(x.shape[-1], axes=2, dtype=self.dtype, name="out")(y)
+
 
 # Tokens of a frame in the form that mixes by frames.
 FRAME = 256
 PRODUCTS = "products alone"
+CUDNN = "attention, cuDNN"
+# Layers, or classes of attention, which take the number of heads; and options of the call.
 LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "naive": (PoM(implementation="naive"), {}),
     "lean": (PoM(implementation="lean"), {}),
     "lean, by frames": (PoM(implementation="lean"), {"frames": FRAME}),
     "lean, causal": (PoM(implementation="lean"), {"causal": True}),
-    "attention": (None, {}),
+    "attention": (MultiHeadAttention, {}),
+    CUDNN: (CudnnAttention, {}),
 }
 DIRECTIONS = ("forward", "forward + backward")
 
 
+def names_of(dtype: str) -> list[str]:
+    """Of the forms that run here: cuDNN's on GPUs, in 16 bits."""
+    return [name for name in LAYERS if name != CUDNN or (backend() == "gpu" and dtype == "bfloat16")]
+
+
 @functools.cache
-def compiled(name: str, direction: str, heads: int, batch: int, tokens: int, width: int) -> tuple[Any, Any]:
+def compiled(name: str, direction: str, heads: int, shape: tuple[int, ...], dtype: str) -> tuple[Any, Any]:
     """A form in one direction, compiled for parameters and x [B, N, D], and the shapes of the parameters."""
     layer, options = LAYERS[name]
-    layer = MultiHeadAttention(heads) if layer is None else layer
-    x = jax.ShapeDtypeStruct((batch, tokens, width), jnp.float32)
+    layer = (layer(heads) if isinstance(layer, type) else layer).clone(dtype=jnp.dtype(dtype))
+    x = jax.ShapeDtypeStruct(shape, dtype)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
 
     def forward(params: Any, x: jax.Array) -> Any:
@@ -59,7 +90,7 @@ def form_of(
     name: str, direction: str, heads: int, x: jax.Array, memory: float
 ) -> tuple[Callable[[], object] | None, float]:
     """The call, None where it needs more than `memory` bytes, and its temporaries in MB."""
-    call, shapes = compiled(name, direction, heads, *x.shape)
+    call, shapes = compiled(name, direction, heads, x.shape, x.dtype.name)
     needed = call.memory_analysis()
     temporaries = needed.temp_size_in_bytes
     if temporaries + needed.output_size_in_bytes + needed.argument_size_in_bytes >= memory:
@@ -70,14 +101,14 @@ def form_of(
 
 
 def products_of(
-    width: int, rows: int, degree: int = 2, expansion: int = 2
+    width: int, rows: int, dtype: str, degree: int = 2, expansion: int = 2
 ) -> dict[str, Callable[[], object]]:
     """The matrix products of the product form: [N, D] x [D, F], [N, F] x [F, D] and those of the weights."""
     inner = degree * expansion * width
     key = jax.random.key(2)
 
     def product(left: tuple[int, int], right: tuple[int, int]) -> Callable[[], jax.Array]:
-        a, b = jax.random.normal(key, left), jax.random.normal(key, right)
+        a, b = (jax.random.normal(key, shape, dtype) for shape in (left, right))
         return functools.partial(jax.jit(jnp.matmul), a, b)
 
     into, out = product((rows, width), (width, inner)), product((rows, inner), (inner, width))
@@ -92,15 +123,16 @@ def floor_of(times: dict[str, float]) -> dict[str, float]:
     return {DIRECTIONS[0]: forward, DIRECTIONS[1]: forward + backward}
 
 
-def measure(width: int, tokens: int, heads: int, batch: int, memory: float, most: float) -> dict[str, Any]:
-    """Seconds and megabytes of temporaries of each form and direction, and of the products alone.
+def measure(x: jax.Array, heads: int, memory: float, most: float) -> dict[str, Any]:
+    """Seconds and megabytes of temporaries of each form and direction on x [B, N, D], and of products alone.
 
     Forms take turns for about `most` seconds, at least once after a warm-up; a call that takes longer is its
     own warm-up.
     """
-    x = jax.random.normal(jax.random.key(1), (batch, tokens, width))
-    names = [name for name in LAYERS if "frames" not in LAYERS[name][1] or tokens % FRAME == 0]
-    products = products_of(width, batch * tokens)
+    batch, tokens, width = x.shape
+    names = names_of(x.dtype.name)
+    names = [name for name in names if "frames" not in LAYERS[name][1] or tokens % FRAME == 0]
+    products = products_of(width, batch * tokens, x.dtype.name)
     figures: dict[str, Any] = {}
     for direction in DIRECTIONS:
         forms = {name: form_of(name, direction, heads, x, memory) for name in names}
@@ -123,10 +155,10 @@ def quicker(first: Any, second: Any) -> Any:
     return jax.tree.map(min, first, second)  # what does not fit has None, which is no leaf
 
 
-def rows_of(width: int, tokens: int, figures: dict[str, Any]) -> list[list[object]]:
+def rows_of(width: int, tokens: int, figures: dict[str, Any], names: list[str]) -> list[list[object]]:
     """The table's rows: milliseconds, times the products alone, megabytes."""
     rows: list[list[object]] = []
-    for name in (PRODUCTS, *LAYERS):
+    for name in (PRODUCTS, *names):
         row: list[object] = [width, tokens, name]
         for direction in DIRECTIONS:
             found = figures[direction].get(name)
@@ -142,7 +174,7 @@ def rows_of(width: int, tokens: int, figures: dict[str, Any]) -> list[list[objec
     return rows
 
 
-def plot(path: Path, figures: dict[str, dict[str, Any]]) -> None:
+def plot(path: Path, figures: dict[str, dict[str, Any]], names: list[str]) -> None:
     """Time and temporaries of forward + backward over the tokens, a column for each width."""
     import matplotlib
 
@@ -155,7 +187,7 @@ def plot(path: Path, figures: dict[str, dict[str, Any]]) -> None:
     for column, (width, by_tokens) in enumerate(figures.items()):
         for row, (field, label) in enumerate((("seconds", "s"), ("temporaries_mb", "temporaries, MB"))):
             axis = axes[row][column]
-            for name in (PRODUCTS, *LAYERS):
+            for name in (PRODUCTS, *names):
                 if name == PRODUCTS and row:
                     continue
                 points = [
@@ -183,6 +215,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=tokens, help="sequence lengths")
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 1152], help="D")
     parser.add_argument("--batch", type=int, default=1, help="B")
+    dtypes = ("float32", "bfloat16")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="of tokens and products")
     parser.add_argument("--head-width", type=int, default=64, help="channels of an attention head")
     parser.add_argument("--memory", type=float, default=16, help="GB that a form may need")
     parser.add_argument("--seconds", type=float, default=12, help="for which forms take turns, each pass")
@@ -196,7 +230,9 @@ def main() -> None:
             for tokens in arguments.tokens:
                 print(f"pass {number + 1}: width {width}, {tokens} tokens ...", flush=True)
                 heads, memory = width // arguments.head_width, 1e9 * arguments.memory
-                found = measure(width, tokens, heads, arguments.batch, memory, arguments.seconds)
+                shape = (arguments.batch, tokens, width)
+                x = jax.random.normal(jax.random.key(1), shape, arguments.dtype)
+                found = measure(x, heads, memory, arguments.seconds)
                 earlier = figures[str(width)].get(str(tokens), found)
                 figures[str(width)][str(tokens)] = quicker(earlier, found)
                 release_freed_memory()  # the next size needs other pieces
@@ -205,17 +241,19 @@ def main() -> None:
 
 def tell(figures: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Prints, plots and keeps what is known so far."""
+    names = names_of(arguments.dtype)
+    file = "mixer" if arguments.dtype == "float32" else f"mixer_{arguments.dtype}"
     rows = [
         row
         for width, by_tokens in figures.items()
         for tokens, found in by_tokens.items()
-        for row in rows_of(int(width), int(tokens), found)
+        for row in rows_of(int(width), int(tokens), found, names)
     ]
     header = ["width", "tokens", "form", "forward, ms", "x products"]
     header += ["forward + backward, ms", "x products", "temporaries, MB"]
-    path = arguments.results / "mixer.png"
-    plot(path, figures)
-    report.write("mixer", report.table(header, rows), {"figures": figures}, arguments)
+    path = arguments.results / f"{file}.png"
+    plot(path, figures, names)
+    report.write(file, report.table(header, rows), {"figures": figures}, arguments)
     print(f"plot: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
