@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from configs import common
 from pom_jax import models
 from pom_jax.data import Field, Writer
 from pom_jax.errors import InputError
+from pom_jax.evaluation import workdir_scores
 from pom_jax.evaluation.features import Statistics
 from pom_jax.evaluation.frechet import Gaussian
 from pom_jax.evaluation.images import open_images
@@ -169,6 +171,51 @@ def test_parts_are_the_images_of_one_call_and_damaged_ones_are_drawn_again(workd
     assert other.folder.exists()
     generator.config.diffusion.shift = 3.0  # the same parameters, and other images
     assert open_bank(tmp_path, generator, 8, **settings).folder != bank.folder
+
+
+HOST = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from pom_jax.sampling.bank import Bank
+labels, number = np.zeros(6, np.int32), int(sys.argv[2])
+bank = Bank(Path(sys.argv[1]), {}, labels, 1)
+with bank._held(number):
+    bank._write(number, np.zeros((1, 4, 4, 3), np.uint8), labels[:1])
+    time.sleep(600)
+"""
+
+
+def test_a_host_that_has_ended_is_not_waited_for_and_one_that_draws_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(workdir_scores, "WAIT", 0.02)
+    monkeypatch.setattr(workdir_scores, "PATIENCE", 0.3)
+    bank, images = Bank(tmp_path, {}, np.zeros(6, np.int32), 1), np.zeros((1, 4, 4, 3), np.uint8)
+    others = [subprocess.Popen([sys.executable, "-c", HOST, tmp_path, str(n)], cwd=ROOT) for n in (1, 2)]
+    said: list[str] = []
+    try:
+        for number in (0, 3):
+            bank._write(number, images, bank.labels[:1])
+        while not (bank.path(1).exists() and bank.path(2).exists()):
+            time.sleep(0.01)
+        ended = threading.Timer(1, others[1].kill)
+        ended.start()
+        with pytest.raises(InputError, match=r"^1 parts of host 2 of 3 .* the command of host 2 again"):
+            workdir_scores._wait_for_parts(bank, 3, said.append)
+        assert ended.finished.is_set(), "it was waited for while it lived"
+        draws, away = (
+            "waiting for 2 of 6 parts: 1 of host 1, which draws; 1 of host 2, which ",
+            "does not draw now",
+        )
+        assert said == [f"{draws}draws", f"{draws}{away}"]
+        bank._write(5, images, bank.labels[:1])
+        threading.Timer(0.5, bank._write, (4, images, bank.labels[:1])).start()
+        workdir_scores._wait_for_parts(bank, 3, said.append)
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
 
 
 def test_grey_samples_are_written_as_rgb(tmp_path: Path):

@@ -6,6 +6,7 @@ scores of each way to sample, so that the same command goes on where it was kill
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from pom_jax.training import checkpoint
 from pom_jax.vae.files import weights_sha256
 
 WAIT = 10.0  # seconds between two looks for what other hosts draw
+PATIENCE = 900.0  # seconds that a host which lacks parts may be away, for its start or for good
 
 Say = Callable[[str], None]
 
@@ -86,7 +88,8 @@ def score_workdir(
         The scores; None on all hosts but host 0.
 
     Raises:
-        InputError: whatever is wrong with any of these, before anything is drawn; a disk that takes no more.
+        InputError: whatever is wrong with any of these, before anything is drawn; a disk that takes no more;
+            another host that has ended or never begun.
     """
     host, hosts = this_host(host, hosts)
     _check_numbers(num=num, part=part, batch_size=batch_size, seed=seed)
@@ -201,12 +204,31 @@ def _about(workdir: str | Path, bank: Bank, autoencoder: str | os.PathLike[str] 
 
 
 def _wait_for_parts(bank: Bank, hosts: int, say: Say) -> None:
-    """Until the parts of all hosts are there."""
+    """Until the parts of all hosts are there.
+
+    Raises:
+        InputError: parts of a host are missing, and for PATIENCE seconds no process of it was seen to draw.
+    """
+    told, lacked, moved = "", Counter[int](), dict[int, float]()
     while hosts > 1:
         absent = [number for number in range(bank.parts) if not bank.path(number).exists()]
         if not absent and not (absent := bank.missing(say)):
             return
-        say(f"waiting for {len(absent)} of {bank.parts} parts of other hosts, such as number {absent[0]}")
+        now, lacks, of_hosts = time.monotonic(), Counter(number % hosts for number in absent), []
+        for host, count in lacks.items():
+            draws = bank.is_drawn_by(host)
+            of_hosts.append(f"{count} of host {host}, which {'draws' if draws else 'does not draw now'}")
+            if draws or count != lacked[host]:
+                moved[host] = now
+            elif now - moved[host] >= PATIENCE:
+                raise InputError(
+                    f"{count} parts of host {host} of {hosts} are missing in {bank.folder}, and no process "
+                    f"of it has drawn there for {PATIENCE:,.0f} s: give the command of host {host} again, "
+                    "then this one; what is finished stays"
+                )
+        lacked = lacks
+        if (line := f"waiting for {len(absent)} of {bank.parts} parts: {'; '.join(of_hosts)}") != told:
+            say(told := line)
         time.sleep(WAIT)
 
 

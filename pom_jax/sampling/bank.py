@@ -9,12 +9,13 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from pom_jax.training.preview import labels_in_turn
 
 PART = 1024  # images of a part
 SETTINGS = "settings.json"
+LOOKS = 3  # at a lock, which another host may hold for the instant of `is_drawn_by`
 Say = Callable[[str], None]
 
 
@@ -139,6 +141,14 @@ class Bank:
                 self._write(number, images, labels)
                 told.part_done(len(labels))
 
+    def is_drawn_by(self, host: int) -> bool:
+        """Whether a process of this host fills the bank; False too where the file system locks nothing."""
+        try:
+            with (self.folder / f".host-{host}.lock").open("r+") as lock:  # NFS locks what can be written
+                return not _take(lock)
+        except OSError:
+            return False
+
     def remove(self) -> None:
         """Deletes the parts, and the folder if nothing foreign is in it."""
         for pattern in ("part-*.npz", ".part-*.npz.unfinished", ".host-*.lock", SETTINGS):
@@ -155,14 +165,8 @@ class Bank:
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written to: {error}") from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"another process draws the samples of {self.folder}; wait until it ends"
-                ) from error
-            except OSError:
-                pass  # some network file systems lock nothing: there, nothing is promised
+            if not _take(lock, LOOKS):
+                raise InputError(f"another process draws the samples of {self.folder}; wait until it ends")
             yield
 
     def _write_settings(self) -> None:
@@ -272,6 +276,19 @@ def _whole_file(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _take(lock: IO[str], looks: int = 1) -> bool:
+    """Locks a file until it is closed; False if another process holds it at each of so many looks."""
+    for look in range(looks):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.1 if look + 1 < looks else 0)
+        except OSError:
+            return True  # some network file systems lock nothing: there, nothing is promised
+    return False
 
 
 def _digest(content: Any) -> str:
