@@ -5,9 +5,10 @@
 Everything the run writes is in its workdir. A second run of the command resumes an interrupted one.
 
 Recipes: configs/digits.py (variants pom, power, attention, hybrid, quick) on a CPU; for ImageNet latents
-configs/dipom_s2.py, dipom_b2.py, dipom_l2.py, dipom_xl2.py, dipom_xl2_512.py, dipom_xl2_1024.py and
-dit_xl2.py; configs/moving_digits.py (variants pom, attention, memory, quick) for text to video on a CPU, and
-for latents of clips and captioned pictures configs/video_s2.py, video_b2.py, video_xl2.py and t2i_b2.py.
+configs/dipom_s2.py, dipom_b2.py, dipom_l2.py, dipom_xl2.py, dipom_xl2_512.py, dipom_xl2_1024.py,
+and with attention dit_s2.py, dit_b2.py, dit_l2.py, dit_xl2.py and dit_xl2_512.py; configs/moving_digits.py
+(variants pom, attention, memory, quick) for text to video on a CPU, and for latents of clips and captioned
+pictures configs/video_s2.py, video_b2.py, video_xl2.py and t2i_b2.py.
 configs/common.py lists the fields that can be set with their meaning; those of the networks are explained in
 pom_jax/models/dipom.py and polymorpher.py, and their sizes by name are in presets.py.
 """

@@ -231,6 +231,10 @@ def imagenet(preset: str, variant: str | None = None, latent_side: int = 32) -> 
       on (theirs: every tenth, from step 10,000); continuous times (theirs: whole thousandths); one shifted
       time for noise and network (their network sees it in sampling but not in training); no decay of
       positions and registers; the grids drawn during training; length and learning rate of fine-tuning.
+    - DiT's paper: sizes and batch of the DiT recipes, and nothing else of them. It has a constant learning
+      rate of 1e-4 without warm-up, decay or clipping, an EMA of 0.9999, noise prediction over 1,000 times
+      with learned variances, and trains 512 pixels from the start. The DiT recipes here are those of DiPoM
+      with attention for PoM (the authors' baseline), so that the two compare.
     - Unknown: batch, steps, learning rate and objective of the published model (the name of a checkpoint
       speaks of 2.5 million steps and a cool-down), and its positions; sampler and guidance of the FID; all of
       the fine-tuning but that it was done.

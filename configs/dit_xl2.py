@@ -2,8 +2,10 @@
 
     python train.py --config=configs/dit_xl2.py --config.data.dir=DIR
 
-Devices: any number that divides the batch of 256. `configs.common.imagenet` says what `data.dir` holds, how
-to try the speed without data, what saves memory, and where the values come from.
+A run that dit_xl2_512.py is to fine-tune needs `--config.model.positions=sincos_phase` from its start: a
+finer grid can follow their waves. Devices: any number that divides the batch of 256.
+`configs.common.imagenet` says what `data.dir` holds, how to try the speed without data, what saves memory,
+and where the values come from.
 
 Cost: 683.8 million parameters; 237 GFLOP for a forward pass of one image, 182 TFLOP for a step of 256 images,
 55 EFLOP for all 300,000 steps. That is 38 hours of one H100 at 40 % of its bfloat16 peak: arithmetic, not a

@@ -232,17 +232,28 @@ def test_a_kept_config_comes_back_the_same(tmp_path: Path) -> None:
     assert checkpoint.load_config(tmp_path).data.dir == f"{Path.cwd()}/data/set", "found from elsewhere"
 
 
-def test_higher_resolutions_have_their_latents_shift_and_guidance() -> None:
-    found = [load(name) for name in ("dipom_xl2", "dipom_xl2_512", "dipom_xl2_1024")]
-    assert [made.model.image_size for made in found] == [32, 64, 128]
-    np.testing.assert_allclose([made.diffusion.shift for made in found], [1, 2**0.5, 2])
-    assert [made.sampling.guidance for made in found] == [5, 9, 17]
+@pytest.mark.parametrize(
+    "names", [("dipom_xl2", "dipom_xl2_512", "dipom_xl2_1024"), ("dit_xl2", "dit_xl2_512")]
+)
+def test_higher_resolutions_have_their_latents_shift_and_guidance(names: tuple[str, ...]) -> None:
+    found = [load(name) for name in names]
+    assert [made.model.image_size for made in found] == [32, 64, 128][: len(names)]
+    np.testing.assert_allclose([made.diffusion.shift for made in found], [1, 2**0.5, 2][: len(names)])
+    assert [made.sampling.guidance for made in found] == [5, 9, 17][: len(names)]
     for coarse, fine in itertools.pairwise(found):
         shapes = [
             jax.eval_shape(partial(models.init, models.build(m.model)), jax.random.key(0))
             for m in (coarse, fine)
         ]
         assert compare(*shapes) == ([], [])
+
+
+@pytest.mark.parametrize("dit", [name for name in RECIPES if name.startswith("dit_")])
+def test_recipes_of_dit_are_those_of_dipom_with_attention(dit: str) -> None:
+    changed = {
+        line.split(":")[0] for line in config.differences(load(dit.replace("dit_", "dipom_")), load(dit))
+    }
+    assert changed == {"name", "model.mixer", "model.ffn_expansion"}
 
 
 def test_sizes_promised_in_the_recipes_are_those_of_the_models() -> None:
