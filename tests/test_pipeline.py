@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,6 +104,10 @@ def test_device_batches_keep_order_and_sharding_and_stop(digits_dir):
             assert batch["mean"].sharding.is_equivalent_to(sharding, 5)
             for name, array in next(expected).items():
                 np.testing.assert_array_equal(batch[name], array)
+    del expected
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert threading.active_count() == before
     stream.close()
     assert list(stream) == []

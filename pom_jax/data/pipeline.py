@@ -1,10 +1,13 @@
 """From a source to batches on the device, in one order that depends on the seed and the step only."""
 
 import contextlib
+import itertools
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -16,6 +19,8 @@ from pom_jax.data.sources import Source
 from pom_jax.errors import InputError
 
 Rows = slice | np.ndarray
+
+READERS = 2  # threads of a stream, each with a whole batch, and as many batches read ahead
 
 
 class Affine(Protocol):
@@ -37,9 +42,10 @@ def batches(
 
     The order is a fresh shuffle of the split every epoch, one epoch after the other; a batch may straddle
     two. Batch n holds places n * batch_size to (n + 1) * batch_size of it, for any number of processes.
+    Threads read ahead from the first `next` on, until the iterator is closed or forgotten.
 
     Args:
-        source: the split.
+        source: the split; its `gather` is called by several threads.
         batch_size: records in the batch of all processes together.
         seed: of the order, in [0, 2**32).
         start_step: the step whose batch comes first.
@@ -61,10 +67,12 @@ def batches(
     places = np.arange(batch_size)[slice(None) if rows is None else rows]
 
     def generate() -> Iterator[dict[str, np.ndarray]]:
-        step = start_step
-        while True:
-            yield source.gather(order[step * batch_size + places])
-            step += 1
+        pool = ThreadPoolExecutor(READERS, "batches")  # its threads end when nobody holds it any more
+        waiting: deque[Future[dict[str, np.ndarray]]] = deque()
+        for step in itertools.count(start_step):
+            waiting.append(pool.submit(source.gather, order[step * batch_size + places]))
+            if len(waiting) > READERS:
+                yield waiting.popleft().result()
 
     return generate()
 

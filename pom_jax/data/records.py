@@ -85,7 +85,8 @@ class Records:
         limits = len(self.manifest.classes), len(self.manifest.words)
         for name, values in batch.items():
             # What was found good once is still the same.
-            found = find_bad_record(name, values[fresh], *limits) if fresh.any() else None
+            new = values if fresh.all() else values[fresh]
+            found = find_bad_record(name, new, *limits)
             if found is not None:
                 place, what = found
                 raise InputError(

@@ -4,7 +4,6 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
 from pathlib import Path
 
@@ -19,9 +18,9 @@ RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 # files: blocks of 64 KiB, each with a header of 24 bytes; the rest are chunks with a header of 40 bytes, an
 # empty one at first. The chunk of one record has two bytes and the record's length as a varint before it.
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 2**16, 24, 40
+CONTENT = BLOCK - BLOCK_HEADER  # bytes of a block
 
 GROUP = 16  # records that are added up while they are still in the cache
-THREADS = 2  # one prepares a call while the system copies for the other
 
 
 class ShardReader:
@@ -45,7 +44,6 @@ class ShardReader:
         self._readers: dict[int, ArrayRecordReader] = {}
         self._files: dict[int, RawIOBase] = {}
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(THREADS, "shard_reader")
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The raw records at `indices` [n], uint8 [n, S], and which [n] were read for the first time.
@@ -60,60 +58,62 @@ class ShardReader:
         if fresh.any():
             owners = self._owners(indices)
             for number in np.unique(owners[fresh]):
-                places = np.flatnonzero(fresh & (owners == number))
-                self._read_checked(int(number), indices[places], rows, places)
-            rows[~fresh] = self._read_again(indices[~fresh], self._empty(int((~fresh).sum())))
+                self._read_checked(int(number), indices, np.flatnonzero(fresh & (owners == number)), rows)
+            self._sums[indices[fresh]] = _sums(rows)[fresh]
+            self._known[indices[fresh]] = True
+            if not fresh.all():
+                rows[~fresh] = self._read_again(indices[~fresh], self._empty(int((~fresh).sum())))
         else:
             self._read_again(indices, rows)
         return rows, fresh
 
-    def _read_checked(self, number: int, indices: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+    def _read_checked(self, number: int, indices: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         try:
             with self._lock:
                 if number not in self._readers:
                     self._readers[number] = ArrayRecordReader(str(self._paths[number]), RANDOM_ACCESS)
-                found = self._readers[number].read((indices - self._starts[number]).tolist())
+                found = self._readers[number].read((indices[places] - self._starts[number]).tolist())
             for place, record in zip(places.tolist(), found, strict=True):
                 rows[place, : self._bytes] = np.frombuffer(record, np.uint8)
         except (RuntimeError, ValueError, IndexError) as error:
             raise self._error(number, str(error).splitlines()[0]) from error
-        self._sums[indices] = rows[places].view(np.uint32).sum(axis=1, dtype=np.uint32)
-        self._known[indices] = True
 
     def _read_again(self, indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        parts = zip(np.array_split(indices, THREADS), np.array_split(rows, THREADS), strict=True)
-        for _ in self._threads.map(lambda part: self._read_part(*part), parts):
-            pass  # raises what a thread raised
-        return rows
-
-    def _read_part(self, indices: np.ndarray, rows: np.ndarray) -> None:
-        owners, content, header = self._owners(indices), rows.reshape(-1).data, bytearray(BLOCK_HEADER)
-        files = {number: self._file(number) for number in set(owners.tolist())}
+        owners = self._owners(indices)
         starts = _places(indices - self._starts[owners], self._bytes)
-        cuts = BLOCK - starts % BLOCK
-        stops = range(self._bytes, rows.size + 1, rows.shape[1])
-        todo = zip(owners.tolist(), starts.tolist(), cuts.tolist(), stops, strict=False)
-        sums = np.empty(len(indices), np.uint32)
-        for first in range(0, len(indices), GROUP):
-            for number, start, cut, stop in itertools.islice(todo, GROUP):
-                at = stop - self._bytes
-                parts: list[memoryview | bytearray] = []
-                while at + cut < stop:
-                    parts += (content[at : at + cut], header)
-                    at, cut = at + cut, BLOCK - BLOCK_HEADER
-                parts.append(content[at:stop])
-                try:
-                    length = os.preadv(files[number], parts, start)
-                except OSError as error:
-                    raise self._error(number, str(error.strerror)) from error
-                if length < self._bytes:
-                    raise self._error(number, "it ends too early")
-            group = slice(first, first + GROUP)
-            sums[group] = rows[group].view(np.uint32).sum(axis=1, dtype=np.uint32)
+        files = {number: self._file(number) for number in set(owners.tolist())}
+        descriptors = [files[number] for number in owners.tolist()]
+        reads = map(os.preadv, descriptors, self._buffers(starts, rows), starts.tolist())
+        sums, read = np.empty(len(indices), np.uint32), 0
+        try:
+            for first in range(0, len(indices), GROUP):
+                for length in itertools.islice(reads, GROUP):
+                    if length < self._bytes:
+                        raise self._error(int(owners[read]), "it ends too early")
+                    read += 1
+                group = slice(first, first + GROUP)
+                sums[group] = _sums(rows[group])  # while they are in the cache
+        except OSError as error:
+            raise self._error(int(owners[read]), str(error.strerror)) from error
         wrong = sums != self._sums[indices]
         if wrong.any():
             number = int(owners[np.argmax(wrong)])
             raise self._error(number, "a record is not what it was when it was first read")
+        return rows
+
+    def _buffers(self, starts: np.ndarray, rows: np.ndarray) -> list[list[memoryview | bytearray]]:
+        """What each record is read into: its row, with the headers of blocks that lie within it elsewhere."""
+        content, width, header = rows.reshape(-1).data, rows.shape[1], bytearray(BLOCK_HEADER)
+        buffers: list[list[memoryview | bytearray]] = [
+            [content[at : at + self._bytes]] for at in range(0, rows.size, width)
+        ]
+        cuts = BLOCK - starts % BLOCK
+        for place in np.flatnonzero(cuts < self._bytes).tolist():
+            row, cut = content[place * width : place * width + self._bytes], int(cuts[place])
+            buffers[place] = [row[:cut]]
+            for at in range(cut, self._bytes, CONTENT):
+                buffers[place] += (header, row[at : at + CONTENT])
+        return buffers
 
     def _empty(self, count: int) -> np.ndarray:
         """Rows [count, S] for records, whose last bytes, which no record fills, are zero."""
@@ -141,10 +141,15 @@ class ShardReader:
         )
 
 
+def _sums(rows: np.ndarray) -> np.ndarray:
+    """Of the words of each row."""
+    return rows.view(np.uint32).sum(axis=1, dtype=np.uint32)
+
+
 def _places(indices: np.ndarray, record_bytes: int) -> np.ndarray:
     """The first byte of each record in the file."""
     varint = -(-record_bytes.bit_length() // 7)
     header = CHUNK_HEADER + 2 + varint
     # Counted without the headers of blocks, records lie evenly.
     content = CHUNK_HEADER + header + indices * (header + record_bytes)
-    return content + BLOCK_HEADER * (content // (BLOCK - BLOCK_HEADER) + 1)
+    return content + BLOCK_HEADER * (content // CONTENT + 1)

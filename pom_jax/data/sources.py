@@ -23,7 +23,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """The records at `indices` [n], in that order: `{field: [n, *shape]}`."""
+        """The records at `indices` [n], in that order: `{field: [n, *shape]}`; called by several threads."""
         ...
 
 
