@@ -1,10 +1,13 @@
 """Wrong losses are computed again, and what comes then decides who is to blame."""
 
 import ctypes
+import json
 import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,20 @@ from pom_jax.training import ledger, loop, metrics
 from pom_jax.training.checkpoint import saved_steps
 from pom_jax.training.faults import FEWEST, LastingFault, NumberCheck, WrongNumbers, lasting
 from pom_jax.training.fid import Fid, Say, Stops
+
+ROOT = Path(__file__).parent.parent
+SHARD = "train-00000.array_record"
+TINY = {
+    "data.batch_size": 8,
+    "model.width": 8,
+    "model.depth": 1,
+    "optimizer.warmup_steps": 0,
+    "train.steps": 60,
+    "train.checkpoint_every": 20,
+    "train.eval_every": 0,
+    "train.sample_every": 0,
+    "train.max_skipped": 5,
+}
 
 
 def row(loss: float, skipped: int = 0) -> dict[str, float]:
@@ -124,17 +141,10 @@ class Slow:
 def train(folder: Path, workdir: Path, fault: Fid | None, **changes: Any) -> int:
     """60 steps of a tiny model, with checkpoints after 20, 40 and 60."""
     config = recipe.get_config()
-    config.data.update({"dir": str(folder), "batch_size": 8})
     config.update_from_flattened_dict(
         {
-            "model.width": 8,
-            "model.depth": 1,
-            "optimizer.warmup_steps": 0,
-            "train.steps": 60,
-            "train.checkpoint_every": 20,
-            "train.eval_every": 0,
-            "train.sample_every": 0,
-            "train.max_skipped": 5,
+            **TINY,
+            "data.dir": str(folder),
             "fid.every": 1 if fault else 0,
             "fid.reference": "none",
             "fid.inception": "none",
@@ -173,6 +183,51 @@ def test_a_run_outlives_a_passing_fault_of_the_machine(
     listed = [run / "checkpoints" / "60" / "leaves" / "metadata" for run in (untouched, tmp_path / "run")]
     assert listed[0].read_text() == listed[1].read_text(), "digests of all leaves"
     assert ledger.read(tmp_path / "run")[-1].lost_steps >= 10
+
+
+def cut(folder: Path) -> None:
+    os.truncate(folder / SHARD, 100_000)
+
+
+def flip(folder: Path) -> None:
+    content = bytearray((folder / SHARD).read_bytes())
+    content[len(content) // 3] ^= 1
+    (folder / SHARD).write_bytes(content)
+
+
+def recount(folder: Path) -> None:
+    content = json.loads((folder / "manifest.json").read_text())
+    content["splits"]["train"][0]["records"] -= 1
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def test_a_command_on_damaged_data_names_it_and_a_run_goes_on_where_it_is_whole_again(
+    digits_dir: Path, untouched: Path, tmp_path: Path
+) -> None:
+    run, data = tmp_path / "run", tmp_path / "digits"
+    shutil.copytree(digits_dir, data)
+    shutil.copytree(untouched, run)
+    shutil.rmtree(run / "checkpoints" / "60")  # as if it had stopped before
+    fields = TINY | {"data.dir": data}
+    command = [sys.executable, "train.py", f"--config={recipe.__file__}", f"--workdir={run}"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    checkpoint = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
+    for damage, words in (
+        (cut, f"{SHARD} has 100000 bytes, the manifest says 262144; remove .* and make the data set again"),
+        (flip, f"{SHARD} has SHA-256 .* its content was changed; remove .* and make the data set again"),
+        (recount, f"{SHARD} has 1437 records, the manifest says 1436; remove .* and make the data set again"),
+    ):
+        damage(data)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert re.search(f"^error: .*{words}", done.stderr), done.stderr
+        assert "Traceback" not in done.stderr
+        assert {path: path.read_bytes() for path in checkpoint} == checkpoint
+        shutil.rmtree(data)
+        shutil.copytree(digits_dir, data)
+    assert train(data, run, None) == 0
+    losses = [[row["loss"] for row in metrics.read_rows(workdir)] for workdir in (untouched, run)]
+    assert losses[0] == losses[1]
 
 
 def test_parameters_that_are_not_finite_are_not_saved(digits_dir: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -312,6 +313,48 @@ def test_killed_while_drawing_and_while_scoring_on_eight_devices_it_ends_with_th
     for path in drawn:
         with np.load(path) as ours, np.load(out / path.relative_to(tmp_path)) as theirs:
             assert np.abs(ours["arr_0"].astype(int) - theirs["arr_0"]).max() <= 1
+
+
+def test_a_full_disk_while_drawing_and_while_scoring_costs_nothing_that_is_finished(
+    sweep: tuple[Sweep, Path, list[str], dict[str, Any]],
+    workdir: Path,
+    inception: Path,
+    real: Path,
+    environment: dict[str, str],
+    tmp_path: Path,
+):
+    found, out, _, settings = sweep
+    (drawn,) = (out / "samples").glob("*guidance_2_*")
+    bank = Path(shutil.copytree(drawn, tmp_path / "samples" / drawn.name))
+    last = bank / f"part-{NUM // PART - 1:05d}.npz"
+    limited = ["bash", "-c", 'ulimit -f 1; "$@"', "-"]  # 1 KiB a file
+
+    def kept() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    for refused, missing in ((last, True), (tmp_path / "scores", False)):
+        if missing:
+            last.unlink()
+        before = kept()
+        done = subprocess.run(
+            [*limited, *command(workdir, inception, real, tmp_path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=environment,
+        )
+        assert done.returncode == 2, done.stderr
+        (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+        assert str(refused) in error
+        assert "File too large" in error
+        assert "the same command goes on from " in error
+        assert kept() == before
+        shutil.copy(drawn / last.name, last)
+    settings = settings | {"out": tmp_path, "guidances": [2]}
+    again = score_workdir(workdir, real, inception, **settings, say=lambda _: None)
+    assert again is not None
+    assert again.found[0].scores == found.found[1].scores
 
 
 WATCHED = ("Inception network, reference", "sampler", "Inception network")

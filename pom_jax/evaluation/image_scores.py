@@ -62,7 +62,11 @@ class ImageScores:
             unfinished.write_text(self.json())
             unfinished.replace(file)
         except OSError as error:
-            raise InputError(f"the scores cannot be written to {file}: {error}") from error
+            unfinished.unlink(missing_ok=True)
+            raise InputError(
+                f"the scores cannot be written to {file}: {error}; make room: the same command goes on from "
+                "what is drawn"
+            ) from error
 
     @classmethod
     def read(cls, file: Path) -> "ImageScores":
