@@ -10,7 +10,8 @@ are ended, and one line says which it was and how it ended; the exit code is its
 With --restarts=N all are started again, at most N times, after any end but the good one (0), wrong input (2),
 losses that stay wrong (3), Ctrl-C, or a signal to this launcher. The N are counted anew whenever a start has
 saved a newer checkpoint than all before: a run that gets on may be stopped any number of times. SIGTERM and
-Ctrl-C are handed on, so that the run saves and stops (exit code 143 or 130); a second one ends all at once.
+Ctrl-C are handed on, so that the run saves and stops (exit code 143 or 130); a Ctrl-C after that ends all at
+once, a SIGTERM changes nothing.
 An error that several processes print in the same words is shown once.
 
 Needs nothing but Python. On CPUs --devices=N gives each process N virtual devices.
@@ -72,22 +73,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class Stop:
-    """A signal to this launcher, and how many there were.
+    """A signal to this launcher.
 
     Attributes:
         number: of the first, or None.
-        times: how many came.
+        at_once: whether a Ctrl-C came after it.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self.times = 0
+        self.at_once = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
     def _note(self, number: int, _: object) -> None:
+        self.at_once |= self.number is not None and number == signal.SIGINT
         self.number = self.number or number
-        self.times += 1
 
 
 def run_once(arguments: argparse.Namespace, stop: Stop) -> tuple[int, int]:
@@ -103,11 +104,13 @@ def run_once(arguments: argparse.Namespace, stop: Stop) -> tuple[int, int]:
     ]
     for reader in readers:
         reader.start()
-    code, deadline, handed_on = 0, None, 0
+    code, deadline, handed_on = 0, None, False
     while any(process.poll() is None for process in processes):
-        if stop.times > handed_on and stop.number is not None:
-            handed_on = stop.times
-            send(processes, stop.number if handed_on == 1 else signal.SIGKILL)
+        if stop.number is not None and not handed_on:
+            handed_on = True
+            send(processes, stop.number)
+        if stop.at_once:
+            send(processes, signal.SIGKILL)
         if deadline is None and (failed := first_failed(processes)):
             code = told(processes, failed)
             deadline = time.monotonic() + (LEAVING if failed.returncode in (130, 143) else GRACE)

@@ -1,5 +1,6 @@
 """Several processes as one run, with real ones: killed, told to stop, started again as more or fewer."""
 
+import contextlib
 import json
 import os
 import re
@@ -200,6 +201,39 @@ def test_a_process_that_somebody_else_terminates_is_not_waited_for(script: str) 
     assert time.monotonic() - began < 25, "the other was not asked to stop"
 
 
+SAVING = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: print("told"))
+print("ready")
+time.sleep(20 if sys.argv[1:] == ["long"] else 2)
+sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "long", "code"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, "", 143),
+        (signal.SIGTERM, signal.SIGINT, "long", 137),
+        (signal.SIGINT, signal.SIGINT, "long", 137),
+    ],
+)
+def test_a_launcher_told_twice_lets_a_run_save_but_for_ctrl_c(
+    tmp_path: Path, first: signal.Signals, second: signal.Signals, long: str, code: int
+) -> None:
+    (tmp_path / "script.py").write_text(SAVING)
+    command = [sys.executable, str(LAUNCH), "--restarts=3", "--", str(tmp_path / "script.py"), long]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == "ready\n"
+        launcher.send_signal(first)
+        time.sleep(0.3)
+        launcher.send_signal(second)
+        assert launcher.stdout.read() == ("told\n" if first is signal.SIGTERM else ""), "handed on once"
+    assert launcher.returncode == code
+
+
 ONE_CANNOT_WRITE = """
 import os, resource, sys, time
 import numpy as np
@@ -376,7 +410,13 @@ def test_two_four_two_and_one_process_end_like_two_undisturbed(
         time.sleep(0.01)
     assert f"goes on after step {resumed}" in said.read_text()
     assert f"It was moved to {broken}/damaged/{damaged}" in said.read_text()
-    os.kill(children(launcher)[1], signal.SIGTERM)
+    told_first, told_later = children(launcher)[::-1]
+    os.kill(told_first, signal.SIGTERM)
+    wait_for(launcher, said, "all processes stop after step")
+    while launcher.poll() is None:  # hosts of one pool are told seconds apart
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(told_later, signal.SIGTERM)
+        time.sleep(0.005)
     assert launcher.wait() == 143, said.read_text()
     stopped = checkpoint.latest_step(broken) or 0
     assert 0 < resumed < rows(broken)[-1]["step"] == stopped < STEPS, (
@@ -409,6 +449,7 @@ def test_a_run_goes_on_with_other_processes_and_another_mesh(start: Start, tmp_p
         (7, fields | {"mesh.data": 2, "mesh.fsdp": 1, "mesh.context": 2}, DEVICES),
         (14, scored | {"mesh.data": 1, "mesh.fsdp": 1}, 1),
     )
+    assert "was ended by SIGTERM" not in said.read_text()
     for last, changes, devices in legs:
         for step in checkpoint.saved_steps(moved):
             if step > last:

@@ -18,13 +18,15 @@ class Lines(Protocol):
 
 
 class Interrupt:
-    """Notes SIGTERM and Ctrl-C within a `with` block; a second one ends the process at once.
+    """Notes SIGTERM and Ctrl-C within a `with` block; a Ctrl-C after that ends the process at once.
 
-    Before the block, while a run starts and compiles, nothing is to be saved, and the first one does.
+    A SIGTERM after that changes nothing: schedulers signal a process twice, or its neighbours seconds apart,
+    and end what hangs with SIGKILL. Before the block, while a run starts and compiles, nothing is to be
+    saved, and the first signal ends the process.
 
     Where several processes train as one (`cluster.join`), a SIGTERM to any of them is a notice of preemption
     that JAX carries to all, with the step after which all of them stop. That takes about a second and some
-    steps; only then does a second SIGTERM end a process. Ctrl-C is handed on as a SIGTERM.
+    steps. Ctrl-C is handed on as a SIGTERM.
 
     Args:
         log: is told of a signal.
@@ -59,8 +61,8 @@ class Interrupt:
             return False
         self._agreed = True
         self.number = self.number or signal.SIGTERM
-        self._say(f"all processes stop after step {step:,} and save it; a second signal quits at once")
-        self._quit_next()
+        self._say(f"all processes stop after step {step:,} and save it; Ctrl-C from now on quits at once")
+        self._release_ctrl_c()
         return True
 
     def __enter__(self) -> "Interrupt":
@@ -76,18 +78,19 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        self.number = number
-        if self._together:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)  # to the handler of JAX
-            self._say("stopping all processes after a step soon and saving; a second Ctrl-C quits at once")
+        if self.number is not None:
             return
-        self._quit_next()
-        self._say(f"finishing this {self._part} and saving; a second signal quits at once")
+        self.number = number
+        self._release_ctrl_c()
+        if self._together:
+            signal.raise_signal(signal.SIGTERM)  # to JAX's handler, which only notes the first
+            self._say("stopping all processes after a step soon and saving; a second Ctrl-C quits at once")
+        else:
+            self._say(f"finishing this {self._part} and saving; Ctrl-C from now on quits at once")
 
-    def _quit_next(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)  # a Python handler would wait for what the device is doing
+    def _release_ctrl_c(self) -> None:
+        # A Python handler would wait for what the device is doing.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(RuntimeError):  # it may have come in the middle of another line
