@@ -25,7 +25,7 @@ from pom_jax import remote
 from pom_jax.errors import REFUSALS, InputError, explain, first_line
 
 PATIENCE = 300  # seconds that processes wait for each other at the start
-HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead, and all others end
+HEARTBEAT = 240  # seconds without a sign of life after which, or after half, JAX aborts all: see heartbeat
 LOST = 75  # exit code where another process is gone: "try again" among those of sysexits.h
 LONGEST = 1024  # bytes of an error that are told to the others
 

@@ -126,8 +126,9 @@ def run_once(arguments: argparse.Namespace, stop: Stop) -> tuple[int, int]:
 
 def first_failed(processes: Sequence[subprocess.Popen]) -> subprocess.Popen | None:
     """Of those that have ended badly by now, the one whose end the others may only have met."""
+    met = (LOST, -signal.SIGABRT)  # JAX aborts where the first process is gone
     failed = [process for process in processes if process.poll()]
-    return min(failed, key=lambda process: process.returncode == LOST, default=None)
+    return min(failed, key=lambda process: process.returncode in met, default=None)
 
 
 def start(arguments: argparse.Namespace) -> list[subprocess.Popen]:

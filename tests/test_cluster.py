@@ -273,6 +273,35 @@ def test_a_process_that_cannot_write_does_not_wait_for_those_that_can(tmp_path: 
     assert time.monotonic() - began < 50
 
 
+ONE_FALLS_SILENT = """
+import os, signal, sys, time
+from pathlib import Path
+from pom_jax import cluster, heartbeat
+heartbeat.SILENCE, heartbeat.PULSE = 3.0, 0.25
+told = [argument.partition("=")[2] for argument in sys.argv[3:]]
+cluster.join(told[0], int(told[1]), int(told[2]))
+with heartbeat.Heartbeat(Path(sys.argv[1])):
+    if told[2] == "2":
+        sys.exit()  # in good order, and waits for the others
+    time.sleep(5)
+    if told[2] == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_process_that_falls_silent_ends_the_others_with_a_line(tmp_path: Path, silent: int) -> None:
+    (tmp_path / "script.py").write_text(ONE_FALLS_SILENT)
+    log = tmp_path / "log.txt"
+    ended = launch("--processes=3", "--devices=1", "--", str(tmp_path / "script.py"), str(log), str(silent))
+    assert ended.returncode == cluster.LOST, ended.stdout + ended.stderr
+    line = rf"error: process {1 - silent} of 3 on \S+: another process is gone: process {silent} has given no"
+    assert re.search(line, log.read_text())
+    assert re.search(line, ended.stdout)
+    assert "process 2 has" not in ended.stdout, "it has left"
+
+
 Start = Callable[..., subprocess.Popen]
 
 

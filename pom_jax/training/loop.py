@@ -15,6 +15,7 @@ from pom_jax import cluster, remote
 from pom_jax.data.pipeline import batches, device_batches, local_rows
 from pom_jax.durations import duration
 from pom_jax.errors import InputError
+from pom_jax.heartbeat import Heartbeat
 from pom_jax.paths import local_path
 from pom_jax.training import checkpoint, digest, memory, offload
 from pom_jax.training.config import check_kept, read_config, warnings, write_config
@@ -96,6 +97,7 @@ def train(
             with (
                 ledger,
                 contextlib.closing(log),
+                Heartbeat(workdir / "log.txt"),
                 Watchdog(workdir, config.train.stuck_after, log.warn) as watchdog,
                 contextlib.closing(preview),
             ):
