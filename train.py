@@ -33,7 +33,10 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are; 1 alone: no others.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 _PROFILE = flags.DEFINE_string(
-    "profile", "", "First and last step to trace, such as 100:110, into WORKDIR/profile."
+    "profile",
+    "",
+    "First and last step to trace, such as 100:110, into WORKDIR/profile; of several processes each into its "
+    "process_I.",
 )
 _DRY_RUN = flags.DEFINE_integer(
     "dry_run",

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +307,7 @@ Start = Callable[..., subprocess.Popen]
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Starts a tiny run of so many processes; workdir, fields, devices and script may differ."""
+    """Starts a tiny run of so many processes; workdir, fields, devices, script and flags may differ."""
     folder = tmp_path_factory.mktemp("cluster")
     digits.prepare(folder / "digits")
     fields = {
@@ -338,11 +338,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
         changes: dict[str, Any] | None = None,
         devices: int = DEVICES,
         script: Path = ROOT / "train.py",
+        flags: Sequence[str] = (),
     ) -> subprocess.Popen:
         given = fields | (changes or {})
         command = [sys.executable, str(LAUNCH), f"--processes={processes}"]
         command += [f"--devices={devices // processes}", "--", str(script), "--config=configs/digits.py"]
-        command += [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in given.items())]
+        command += [f"--workdir={workdir}", *flags]
+        command += [f"--config.{name}={value}" for name, value in given.items()]
         with (workdir.parent / f"{workdir.name}.out").open("a") as output:
             return subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
@@ -447,6 +449,7 @@ def test_two_four_two_and_one_process_end_like_two_undisturbed(
             os.kill(told_later, signal.SIGTERM)
         time.sleep(0.005)
     assert launcher.wait() == 143, said.read_text()
+    assert "was ended by SIGTERM" not in said.read_text()
     stopped = checkpoint.latest_step(broken) or 0
     assert 0 < resumed < rows(broken)[-1]["step"] == stopped < STEPS, (
         "all stopped after this step and saved it"
@@ -471,14 +474,16 @@ def test_a_run_goes_on_with_other_processes_and_another_mesh(start: Start, tmp_p
     fid = {"every": 20, "num": 6, "reference": real, "inception": inception, "sampler": "euler", "steps": 1}
     scored = fields | {f"fid.{name}": value for name, value in (fid | {"batch_size": 2}).items()}
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    assert start(whole, 2, scored | {"mesh.data": 1, "mesh.fsdp": 4}).wait() == 0, said_by(whole)
+    launcher = start(whole, 2, scored | {"mesh.data": 1, "mesh.fsdp": 4}, flags=["--profile=3:4"])
+    assert launcher.wait() == 0, said_by(whole)
+    traces = [path.relative_to(whole).parts[:2] for path in (whole / "profile").rglob("*.xplane.pb")]
+    assert sorted(traces) == [("profile", "process_0"), ("profile", "process_1")]
     shutil.copytree(whole, moved)
 
     legs = (
         (7, fields | {"mesh.data": 2, "mesh.fsdp": 1, "mesh.context": 2}, DEVICES),
         (14, scored | {"mesh.data": 1, "mesh.fsdp": 1}, 1),
     )
-    assert "was ended by SIGTERM" not in said.read_text()
     for last, changes, devices in legs:
         for step in checkpoint.saved_steps(moved):
             if step > last:

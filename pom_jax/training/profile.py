@@ -13,7 +13,9 @@ FOLDER = "profile"
 
 
 class Profile:
-    """Traces the steps from `first` to `last` into WORKDIR/profile.
+    """Traces the steps from `first` to `last` into WORKDIR/profile, or each process into a folder in it.
+
+    A trace is named after the host: two processes of one would overwrite each other's.
 
     Args:
         window: "first:last", such as "100:110", or "" for none.
@@ -46,7 +48,8 @@ class Profile:
         """Called before a step starts."""
         if self._first <= step <= self._last and not self._running:
             self._first, self._running = step, True  # later than asked for where the run goes on within it
-            jax.profiler.start_trace(workdir / FOLDER)
+            own = f"process_{jax.process_index()}" if jax.process_count() > 1 else ""
+            jax.profiler.start_trace(workdir / FOLDER / own)
 
     def after(self, step: int, metrics: Any, workdir: Path, log: Log) -> None:
         """Called when a step has been started: the last one is waited for."""
