@@ -396,6 +396,28 @@ def test_digests_that_were_begun_may_be_of_numpy_arrays_and_random_keys() -> Non
     assert digest.start_digests(state)() == digest.digests(state | {"a": jnp.asarray(state["a"])})
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_one_number_that_is_not_finite_is_found_wherever_it_is(dtype: Any, value: float) -> None:
+    state = {"count": jnp.full(3, -1), "key": jax.random.key(3), "nu": [jnp.ones((2, 5, 7), dtype)] * 2}
+    digest.start_digests(state)()
+    for place in ((0, 0, 0), (1, 2, 3), (1, 4, 6)):
+        wrong = state | {"nu": [state["nu"][0], state["nu"][1].at[place].set(value)]}
+        with pytest.raises(digest.NotFinite, match=r"^not finite: nu/1$"):
+            digest.start_digests(wrong)()
+
+
+def test_a_state_that_is_not_finite_does_not_take_the_place_of_a_good_one(tmp_path: Path) -> None:
+    saver = checkpoint.Checkpoints(tmp_path, keep_last=1, keep_best=0)
+    saver.save(1, make_state(1))
+    bad = make_state(2)
+    bad.ema[1]["out"]["bias"] = jnp.full(3, jnp.inf)
+    saver.save(2, bad)
+    with pytest.raises(InputError, match=r"^not finite: ema/1/out/bias$"):
+        saver.close()
+    assert checkpoint.saved_steps(tmp_path) == [1]
+
+
 def test_the_list_of_leaves_is_readable(two_steps: Path) -> None:
     listed = json.loads((two_steps / "checkpoints" / "2" / "leaves" / "metadata").read_text())["leaves"]
     assert listed["params/blocks/kernel"]["shape"] == [2, 64, 8]

@@ -244,6 +244,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 from pom_jax.training import memory
 from pom_jax.training.checkpoint import Checkpoints
+from pom_jax.training.digest import NotFinite
 with cluster.one_for_all():
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     allowed = min([machine, *memory.group_limits()])
@@ -252,6 +253,12 @@ with cluster.one_for_all():
     numbers = np.random.default_rng(int(told[2])).normal(size=(4096, 64)).astype(np.float32)
     state = {"a": jax.make_array_from_process_local_data(at, numbers)}
     saver = Checkpoints(sys.argv[1], keep_last=2, keep_best=0)
+    copies = np.full(8, np.nan if told[2] == "1" else 0, np.float32)
+    one_is_wrong = {"b": jax.make_array_from_process_local_data(NamedSharding(at.mesh, P()), copies)}
+    try:
+        saver.save(1, one_is_wrong)
+    except NotFinite as error:
+        print(error)
     if told[2] == "1":
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     saver.save(1, state)
@@ -267,6 +274,7 @@ def test_a_process_that_cannot_write_does_not_wait_for_those_that_can(tmp_path: 
     began = time.monotonic()
     ended = launch("--processes=2", "--devices=1", "--", str(tmp_path / "script.py"), str(tmp_path / "run"))
     assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert ended.stdout.count("] not finite: b\n") == 2, "a copy that one alone has is seen by both"
     assert "[1] error: process 1 of 2 on" in ended.stdout
     assert "a checkpoint could not be written to" in ended.stdout
     assert "there is no good checkpoint yet" in ended.stdout

@@ -94,6 +94,17 @@ def test_what_comes_again_lasts_also_with_fewer_losses_to_compare_with() -> None
     assert "last checkpoint and from the one before, it is the same" in str(lasting(suspect, again))
 
 
+def test_a_state_that_was_not_finite_is_judged_when_its_step_is_saved() -> None:
+    suspect = after(5).not_finite(40, "not finite: ema/0/kernel")
+    assert str(suspect) == "the state after step 40 is not finite: ema/0/kernel"
+    again = after(50, suspect=suspect)
+    assert again.saved(20) == ""
+    assert again.not_finite(40, "not finite: ema/0/kernel").suspect is suspect, "also after later steps"
+    assert again.saved(40).startswith("verdict: a passing fault. Computed again, the state after step 40 is")
+    assert again.saved(60) == "", "told once"
+    assert again.not_finite(80, "not finite").suspect is None
+
+
 class Fault:
     """Writes a number over parameters, moments and averages in the memory of the running process.
 
@@ -230,15 +241,32 @@ def test_a_command_on_damaged_data_names_it_and_a_run_goes_on_where_it_is_whole_
     assert losses[0] == losses[1]
 
 
-def test_parameters_that_are_not_finite_are_not_saved(digits_dir: Path, tmp_path: Path) -> None:
-    """Not even where fewer steps than too many were skipped before the checkpoint is due."""
-    fault = Fault(37, math.nan, tmp_path / "run" / "checkpoints" / "20")
-    assert train(digits_dir, tmp_path / "run", fault, **{"train.max_skipped": 20}) == 0
+@pytest.mark.parametrize(("step", "saved", "before"), [(37, 40, 20), (60, 60, 40)])
+def test_a_state_that_is_not_finite_is_not_saved(
+    step: int, saved: int, before: int, digits_dir: Path, untouched: Path, tmp_path: Path
+) -> None:
+    """Where fewer steps than too many were skipped before the checkpoint is due, or none, after the last."""
+    fault = Fault(step, math.nan, tmp_path / "run" / "checkpoints" / str(before))
+    assert train(digits_dir, tmp_path / "run", fault, **{"train.max_skipped": 30}) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "the parameters out/kernel are not finite after step 40" in log
-    assert "goes on after step 20" in log
-    assert "verdict: a passing fault" in log
+    assert f"the state after step {saved} is not finite: params/out/kernel and 3 more leaves: by the" in log
+    assert f"goes on after step {before}" in log
+    assert f"verdict: a passing fault. Computed again, the state after step {saved} is finite" in log
     assert metrics.read_rows(tmp_path / "run")[-1]["skipped"] == 0
+    listed = [run / "checkpoints" / "60" / "leaves" / "metadata" for run in (untouched, tmp_path / "run")]
+    assert listed[0].read_text() == listed[1].read_text(), "digests of all leaves"
+
+
+def test_a_last_step_that_is_never_finite_ends_with_its_own_exit_code(
+    digits_dir: Path, tmp_path: Path
+) -> None:
+    fault = Fault(60, math.nan, tmp_path / "run" / "checkpoints" / "40", times=9)
+    with pytest.raises(
+        LastingFault, match=r"after step 60 is not finite: params.* from the one before"
+    ) as told:
+        train(digits_dir, tmp_path / "run", fault)
+    assert told.value.exit_code == 3
+    assert saved_steps(tmp_path / "run") == [20, 40]
 
 
 def test_a_run_that_is_done_needs_no_room(

@@ -1,4 +1,7 @@
-"""A digest of every leaf of a tree, cheap on any mesh, so that flipped bits in a checkpoint are noticed."""
+"""A digest of every leaf of a tree, cheap on any mesh, so that flipped bits in a checkpoint are noticed.
+
+Beside it, whether the leaf is finite: what reads all of a state looks for that too.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,10 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pom_jax import cluster
+from pom_jax.errors import InputError
 from pom_jax.training import offload
 
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 _MIX = (np.uint32(0x9E3779B1), np.uint32(0x85EBCA77))  # odd, so that no bit of an index is lost
+
+
+class NotFinite(InputError):
+    """A tree that is to be saved has numbers that are not finite; the message names a leaf."""
 
 
 def path_name(path: tuple) -> str:
@@ -51,12 +60,18 @@ def leaf_digest(leaf: jax.Array) -> jax.Array:
 def start_digests(tree: Any) -> Callable[[], dict[str, str]]:
     """Begins to compute the digest of each leaf; the leaves may be donated to the next program at once.
 
+    Called by all processes.
+
     Returns:
         A function to call once, from any thread, that waits for them: 16 hexadecimal digits by the names
-        of the leaves.
+        of the leaves. On one CPU device it raises NotFinite, too.
+
+    Raises:
+        NotFinite: on all processes alike, on whichever of them the numbers are not finite.
     """
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        words = _digest_all(tree)
+        words = jax.device_get(_digest_all(tree))  # an accelerator reads its memory in milliseconds
+        _check_finite(words)
         return lambda: _in_hexadecimal(words)
     # A CPU may compute as soon as it is asked (`host_memory`), and the training is not to wait for it.
     leaves, structure = jax.tree.flatten(tree)
@@ -66,14 +81,16 @@ def start_digests(tree: Any) -> Callable[[], dict[str, str]]:
         arrays = [jax.device_put(view, sharding, may_alias=True) for view, sharding in held]
         held.clear()
         with jax.set_mesh(mesh):  # another thread knows of none, and would compile anew
-            return digests(jax.tree.unflatten(structure, arrays))
+            words = jax.device_get(_digest_all(jax.tree.unflatten(structure, arrays)))
+        _check_finite(words)
+        return _in_hexadecimal(words)
 
     return read
 
 
 def digests(tree: Any) -> dict[str, str]:
     """The digest of each leaf as 16 hexadecimal digits, by the name of its place. Waits for the arrays."""
-    return _in_hexadecimal(_digest_all(tree))
+    return _in_hexadecimal(jax.device_get(_digest_all(tree)))
 
 
 def _hold(leaf: jax.Array | np.ndarray) -> tuple[np.ndarray, jax.sharding.Sharding | None]:
@@ -84,7 +101,7 @@ def _hold(leaf: jax.Array | np.ndarray) -> tuple[np.ndarray, jax.sharding.Shardi
 
 
 def _digest_all(tree: Any) -> Any:
-    """[2] uint32 in the place of each leaf."""
+    """[3] uint32 in the place of each leaf: its digest, and 1 where it is not finite."""
     leaves, structure = jax.tree.flatten(tree)
     alike: dict[Any, list[int]] = {}
     for place, leaf in enumerate(leaves):
@@ -104,12 +121,32 @@ def _digest_all(tree: Any) -> Any:
 
 @jax.jit
 def _digests_of_alike(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [leaf_digest(leaf) for leaf in leaves]
+    leaves = offload.on_device(leaves)
+    return [jnp.append(leaf_digest(leaf), _is_not_finite(leaf)) for leaf in leaves]
+
+
+def _is_not_finite(leaf: jax.Array) -> jax.Array:
+    """[] uint32, 1 or 0."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.zeros([], jnp.uint32)
+    wrong = ~jnp.isfinite(leaf)
+    for _ in leaf.shape:  # axis by axis, see `leaf_digest`
+        wrong = jax.lax.optimization_barrier(wrong.any(0))
+    return wrong.astype(jnp.uint32)
+
+
+def _check_finite(words: Any) -> None:
+    wrong = [path_name(path) for path, word in jax.tree_util.tree_leaves_with_path(words) if word[2]]
+    said = f"{wrong[0]} and {len(wrong) - 1} more leaves" if len(wrong) > 1 else "".join(wrong)
+    if jax.process_count() > 1:  # copies of a leaf are read one by one, and one alone can be wrong
+        said = next(filter(None, cluster.share(said)), "")
+    if said:
+        raise NotFinite(f"not finite: {said}")
 
 
 def _in_hexadecimal(words: Any) -> dict[str, str]:
-    words = jax.device_get(words)
-    return {path_name(path): f"{a:08x}{b:08x}" for path, (a, b) in jax.tree_util.tree_leaves_with_path(words)}
+    leaves = jax.tree_util.tree_leaves_with_path(words)
+    return {path_name(path): f"{a:08x}{b:08x}" for path, (a, b, _) in leaves}
 
 
 def differing(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:

@@ -11,15 +11,10 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from pom_jax import cluster
 from pom_jax.errors import InputError
 from pom_jax.training.checkpoint import quarantine, steps_of_first
-from pom_jax.training.digest import path_name
 
 RECENT = 100  # losses that a new one is compared with
 FEWEST = 20  # of them, before one can be called absurd
@@ -30,14 +25,14 @@ class WrongNumbers(Exception):
 
     Attributes:
         step: whose numbers they are.
-        loss: of that step.
+        loss: of that step; None where its state is not finite, which is known once that is saved.
         limit: the largest loss that would have been believed.
         suspect: the numbers that were being computed again when these came, if any were.
         aside: the step of the checkpoint that was set aside for them, if one was.
     """
 
     def __init__(
-        self, what: str, step: int, loss: float, limit: float, suspect: "WrongNumbers | None" = None
+        self, what: str, step: int, loss: float | None, limit: float, suspect: "WrongNumbers | None" = None
     ):
         super().__init__(what)
         self.step, self.loss, self.limit, self.suspect = step, loss, limit, suspect
@@ -85,37 +80,38 @@ class NumberCheck:
                 what = f"the loss of step {step:,} is {loss:.4g}, and was at most {most:.4g} shortly before"
                 raise WrongNumbers(what, step, loss, limit, self._suspect)
             self._recent.append(loss)
-        if self._suspect is None or step < self._suspect.step:
+        suspect = self._suspect
+        if suspect is None or suspect.loss is None or step < suspect.step:
             return ""
-        suspect, self._suspect = self._suspect, None
+        self._suspect = None
         if not math.isfinite(loss) or loss > suspect.limit:
             raise WrongNumbers(str(suspect), step, loss, suspect.limit, suspect)
-        if suspect.aside is None:
-            verdict, where = "a passing fault", ""
-        else:
-            verdict = f"the checkpoint of step {suspect.aside:,} is spoiled, by a fault before it was saved"
-            where = " from the one before"
-        return (
-            f"verdict: {verdict}. Computed again{where}, step {step:,} has the loss {loss:.4g} (it had "
-            f"{suspect.loss:.4g}), and the run goes on from there. Look at the memory and the devices of "
-            "this machine"
-        )
+        return _verdict(suspect, f"step {step:,} has the loss {loss:.4g} (it had {suspect.loss:.4g})")
 
-    def check_parameters(self, step: int, params: Any) -> None:
-        """Raises WrongNumbers for parameters that are not finite, before they take the place of good ones.
+    def saved(self, step: int) -> str:
+        """Takes the step of a checkpoint that is complete, and is therefore finite; returns as `add` does."""
+        suspect = self._suspect
+        if suspect is None or suspect.loss is not None or step < suspect.step:
+            return ""
+        self._suspect = None
+        return _verdict(suspect, f"the state after step {step:,} is finite")
 
-        They are looked at where the last steps were skipped alone: else they are finite.
-        """
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params) if self._skipped else ():
-            if not jax.device_get(_all_finite(leaf)):
-                what = f"the parameters {path_name(path)} are not finite after step {step:,}"
-                # Whether it comes again is known when this step is saved.
-                raise WrongNumbers(what, step + 1, math.nan, math.inf, self._suspect)
+    def not_finite(self, step: int, which: str) -> WrongNumbers:
+        """What is wrong with a state that could not be saved for its leaves that are not finite."""
+        return WrongNumbers(f"the state after step {step:,} is {which}", step, None, math.inf, self._suspect)
 
 
-@jax.jit
-def _all_finite(leaf: jax.Array) -> jax.Array:
-    return jnp.isfinite(leaf).all()
+def _verdict(suspect: WrongNumbers, found: str) -> str:
+    """Of numbers that are right when they are computed again."""
+    if suspect.aside is None:
+        verdict, where = "a passing fault", ""
+    else:
+        verdict = f"the checkpoint of step {suspect.aside:,} is spoiled, by a fault before it was saved"
+        where = " from the one before"
+    return (
+        f"verdict: {verdict}. Computed again{where}, {found}, and the run goes on from there. Look at the "
+        "memory and the devices of this machine"
+    )
 
 
 def to_compute_again(found: WrongNumbers, workdir: Path, say: Callable[[str], None]) -> WrongNumbers:
@@ -130,7 +126,7 @@ def to_compute_again(found: WrongNumbers, workdir: Path, say: Callable[[str], No
         LastingFault: it was computed again before, and there is no older checkpoint to do so once more.
     """
     first = found.suspect
-    found.with_traceback(None)  # its frames hold the state
+    found.with_traceback(None).__context__ = None  # frames hold the state
     if first is None:
         say(f"{found}: by the run or by the machine? Back to compute it again")
         return found
@@ -149,7 +145,7 @@ def to_compute_again(found: WrongNumbers, workdir: Path, say: Callable[[str], No
 
 def lasting(first: WrongNumbers, again: WrongNumbers) -> LastingFault:
     """The verdict of numbers that were wrong twice."""
-    if first.step != again.step:
+    if first.step != again.step or first.loss is None or again.loss is None:
         then = str(again)
     elif str(first.loss) == str(again.loss):
         then = f"it is the same to the last digit (loss {again.loss:.4g})"

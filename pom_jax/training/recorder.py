@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pom_jax.data.pipeline import DeviceBatches
 from pom_jax.errors import InputError
 from pom_jax.training import flops
 from pom_jax.training.checkpoint import Checkpoints, is_saved
+from pom_jax.training.digest import NotFinite
 from pom_jax.training.faults import NumberCheck, WrongNumbers
 from pom_jax.training.ledger import Ledger
 from pom_jax.training.metrics import FILE, TIME, JsonLines, Sink, by_step, optional_sinks
@@ -174,30 +175,33 @@ class Recorder:
         """Finishes the step, then saves; the rows are on the disk before the checkpoint that counts them.
 
         Nothing happens where this step was saved already.
+
+        Raises:
+            WrongNumbers: the state is not finite, or that of the checkpoint before was not.
         """
         self._finish()
         if step == self._newest:
             return
-        self._check.check_parameters(step, state.params)
         with self._apart("checkpoint"):
             for line in self._pace.compare():
                 self._log.line(line)
             if self._rows is not None:
                 self._rows.sync()
-            self._checkpoints.save(step, state, self._heldout_loss)
-            self._say_saved()  # the one before, which `save` waited for
-        self._saving = self._newest = step
+            self._await_saved(self._checkpoints.wait)
+            self._saving = step
+            with self._judged():
+                self._checkpoints.save(step, state, self._heldout_loss)
+        self._newest = step
 
     def close(self) -> None:
-        """Finishes the last step and waits for what is being written."""
+        """Finishes the last step and waits for what is being written; raises as `checkpoint` does."""
         self._progress.close()
         try:
             self._finish()
         finally:
             try:
                 with self._ledger.phase("checkpoint"):
-                    self._checkpoints.close()
-                self._say_saved()
+                    self._await_saved(self._checkpoints.close)
             finally:
                 for sink in self._sinks:
                     sink.close()
@@ -228,8 +232,7 @@ class Recorder:
         if self._heldout_loss is not None:
             self._say_heldout(step, self._heldout_loss)
         if self._saving is not None and not self._checkpoints.writing:
-            self._checkpoints.wait()
-            self._say_saved()
+            self._await_saved(self._checkpoints.wait)
         if verdict := self._check.add(step, row):
             self._log.line(verdict)
 
@@ -269,13 +272,34 @@ class Recorder:
             known = " (best so far)"
         self._log.line(f"step {step:,} | held-out loss {loss:.4f}{known}")
 
-    def _say_saved(self) -> None:
+    def _await_saved(self, wait: Callable[[], None]) -> None:
+        """Waits for the checkpoint that is being written, and says that it is there."""
+        with self._judged():
+            wait()
         step, self._saving = self._saving, None
-        if step is None or jax.process_index() > 0:
+        if step is None:
+            return
+        if verdict := self._check.saved(step):
+            self._log.line(verdict)
+        if jax.process_index() > 0:
             return
         with contextlib.suppress(InputError):  # for the sake of this line no run is to end
             if is_saved(self._home, step):
                 self._log.line(f"step {step:,} | checkpoint saved")
+
+    @contextlib.contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Within, a checkpoint of numbers that are not finite ends in WrongNumbers of its step."""
+        step, which = self._saving, ""
+        try:
+            yield
+        except InputError as error:
+            self._saving = None  # there will be no such checkpoint
+            if step is None or not isinstance(error, NotFinite):
+                raise
+            which = str(error)
+        if step is not None and which:  # here, for the frames of the error hold the state
+            raise self._check.not_finite(step, which)
 
 
 def _ready(metrics: Any) -> bool:

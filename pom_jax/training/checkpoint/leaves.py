@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from pom_jax import remote
 from pom_jax.errors import InputError
@@ -34,15 +35,24 @@ class Description:
         leaves: shape and dtype of each by name.
         digests: what waits for those of the leaves.
         rows: a file that is copied too.
+        wrong: says which leaves are not finite, once that is known.
     """
 
     leaves: dict[str, dict[str, Any]]
     digests: Callable[[], dict[str, str]]
     rows: Path | None = None
+    wrong: str = ""
 
     def write(self, folder: Path) -> None:
-        """Waits for the digests, and writes all with a checksum over it; one process does."""
-        words = self.digests()
+        """Waits for the digests, and writes all with a checksum over it; one process does.
+
+        Of leaves that are not finite nothing is written.
+        """
+        try:
+            words = self.digests()
+        except digest.NotFinite as error:
+            self.wrong = str(error)
+            return
         if jax.process_index() == 0:
             leaves = {name: leaf | {"digest": words[name]} for name, leaf in self.leaves.items()}
             (folder / FILE).write_text(json.dumps({"leaves": leaves, "sha256": checksum(leaves)}))
@@ -51,7 +61,11 @@ class Description:
 
 
 def describe(state: Any, rows: Path | None = None) -> Description:
-    """Begins to compute the digest of every leaf; does not wait for them."""
+    """Begins to compute the digest of every leaf; a CPU does not wait for them.
+
+    Raises:
+        NotFinite: some are not, where that is known at once.
+    """
     leaves = {
         digest.path_name(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -63,13 +77,20 @@ class LeavesHandler(ocp.AsyncCheckpointHandler):
     """Writes a Description in the background, as a part of a checkpoint."""
 
     async def async_save(self, directory: Path, args: "SaveLeaves") -> list[Any]:
+        self._description = args.description
         return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(directory, args), name=ITEM)]
 
     async def _write(self, directory: Path, args: "SaveLeaves") -> None:
         args.description.write(directory)
 
     def save(self, directory: Path, args: "SaveLeaves") -> None:
+        self._description = args.description
         args.description.write(directory)
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Raises NotFinite here, when all is written, for what is half written nobody may remove."""
+        if self._description.wrong:
+            raise digest.NotFinite(self._description.wrong)
 
     def restore(self, directory: Path, args: Any = None) -> Any:
         return read_leaves(directory.parent)

@@ -23,6 +23,7 @@ from pom_jax.training.checkpoint.leaves import SaveLeaves, describe
 from pom_jax.training.checkpoint.space import check_space, tree_bytes, what_is_missing
 from pom_jax.training.checkpoint.storage import hide_tracebacks, one_error
 from pom_jax.training.checkpoint.trouble import number_of, remedy
+from pom_jax.training.digest import NotFinite
 
 
 class Checkpoints:
@@ -30,7 +31,8 @@ class Checkpoints:
 
     Keeps the `keep_last` newest steps, the `keep_best` with the lowest held-out loss, and those divisible by
     `keep_every`. A step appears under its name, or in a bucket has its last file, only when it is complete,
-    so a killed process leaves no half checkpoint; what it leaves of one is removed when the run goes on.
+    so a killed process leaves no half checkpoint; what it leaves of one is removed when the run goes on. A
+    state that is not finite is never complete.
 
     Args:
         workdir, keep_last, keep_best, keep_every: of the run.
@@ -74,6 +76,7 @@ class Checkpoints:
             InputError: not enough room on the disk, or the previous checkpoint could not be written: to a
                 bucket Unreachable, and TroubledDisk unless the disk refuses (it is full, say), for then
                 another start would meet the same.
+            NotFinite: this state, or on one CPU device, which looks at it while it writes, the previous one.
         """
         self._wait_for_list()  # of a step that may be deleted from here on
         self._bytes = tree_bytes(state)
@@ -94,7 +97,7 @@ class Checkpoints:
         return self._manager.is_saving_in_progress() and not self._failed
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is complete; raises InputError if it could not be written."""
+        """Waits until the last checkpoint is complete; raises InputError if it is not, see `save`."""
         step, self._step = self._step, None
         with self._explained():
             if self._listing is not None:
@@ -110,7 +113,7 @@ class Checkpoints:
         self.wait()  # the first begins to list the files
 
     def close(self) -> None:
-        """Waits until everything is written; raises InputError if that failed."""
+        """Waits until everything is written; raises InputError if that failed, see `save`."""
         try:
             self._wait_for_list()
         finally:
@@ -134,6 +137,8 @@ class Checkpoints:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except NotFinite:
+            raise
         except Exception as error:  # the storage's layers raise all kinds
             if cluster.is_loss(error):
                 raise  # of another process, and not of the disk
