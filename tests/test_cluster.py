@@ -377,6 +377,35 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
+NO_ROOM = """
+import runpy, sys
+import jax
+from pom_jax.data.records import Records
+gather, reads = Records.gather, []
+
+def exhaust(self, indices):
+    reads.append(indices)
+    if len(reads) == 4:  # after the held-out images
+        jax.jit(lambda x: jax.numpy.zeros(2**46) + x)(1.0)  # 256 TiB
+    return gather(self, indices)
+
+if "--process=1" in sys.argv:
+    Records.gather = exhaust
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_memory_that_one_process_lacks_is_told_in_words_before_the_others_end(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "script.py").write_text(NO_ROOM)
+    launcher = start(tmp_path / "run", 2, script=tmp_path / "script.py")
+    said = (launcher.wait(), (tmp_path / "run.out").read_text())
+    assert said[0] == 2, said[1]
+    assert re.search(r"error: process 1 of 2 on \S+: the memory of a device is too small \(RESOURCE", said[1])
+    assert "Traceback" not in said[1]
+
+
 @pytest.fixture(scope="module")
 def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of two processes, of which the second takes long to read two of its batches."""

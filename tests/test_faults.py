@@ -23,6 +23,7 @@ from pom_jax.training import ledger, loop, metrics
 from pom_jax.training.checkpoint import saved_steps
 from pom_jax.training.faults import FEWEST, LastingFault, NumberCheck, WrongNumbers, lasting
 from pom_jax.training.fid import Fid, Say, Stops
+from pom_jax.training.preview import WriteImages
 
 ROOT = Path(__file__).parent.parent
 SHARD = "train-00000.array_record"
@@ -149,7 +150,9 @@ class Slow:
         return {self.name: np.zeros(())}
 
 
-def train(folder: Path, workdir: Path, fault: Fid | None, **changes: Any) -> int:
+def train(
+    folder: Path, workdir: Path, fault: Fid | None, *, write_images: WriteImages = write, **changes: Any
+) -> int:
     """60 steps of a tiny model, with checkpoints after 20, 40 and 60."""
     config = recipe.get_config()
     config.update_from_flattened_dict(
@@ -162,7 +165,7 @@ def train(folder: Path, workdir: Path, fault: Fid | None, **changes: Any) -> int
             **changes,
         }
     )
-    return loop.train(config, workdir, write, make_fid=(lambda *_: fault) if fault else None)
+    return loop.train(config, workdir, write_images, make_fid=(lambda *_: fault) if fault else None)
 
 
 @pytest.fixture(scope="module")

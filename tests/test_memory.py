@@ -14,9 +14,11 @@ from pom_jax.ops.mesh import tracing_for
 from pom_jax.training import memory
 from pom_jax.training.checkpoint import tree_bytes
 from pom_jax.training.estimate import estimate
+from pom_jax.training.fid import Say, Stops
 from pom_jax.training.fits import check_fits, exhaustion_in_words
 from pom_jax.training.memory import Memory
 from pom_jax.training.run import Run, make_run
+from tests.test_faults import train
 
 GIB = 2**30
 
@@ -133,14 +135,15 @@ def test_a_cpu_has_room_for_the_state_that_is_being_written() -> None:
     check_fits(arrays, run, arrays.together)
 
 
+def run_out() -> None:
+    jax.block_until_ready(jax.jit(lambda x: jax.numpy.zeros(2**46) + x)(1.0))  # 256 TiB
+
+
 def test_what_a_device_says_of_its_memory_is_told_with_what_saves_some() -> None:
     run = make()
     with jax.set_mesh(run.mesh):
         whole = estimate(run)
     needed = whole.together + whole.copied
-
-    def run_out() -> None:
-        jax.block_until_ready(jax.jit(lambda x: jax.numpy.zeros(2**46) + x)(1.0))  # 256 TiB
 
     with pytest.raises(InputError) as caught, exhaustion_in_words(run, GIB):
         run_out()
@@ -149,12 +152,63 @@ def test_what_a_device_says_of_its_memory_is_told_with_what_saves_some() -> None
     assert f"needs {needed / GIB:.2f} GiB of each device" in said
     assert f"which has 1.00 GiB: {(needed - GIB) / GIB:.2f} GiB too much" in said
     assert "--config.optimizer.accumulate=2" in said
-    for limit in (None, 2**50):
+    for limit, advice in (
+        (None, "--config.optimizer.accumulate=2"),
+        (int(needed / 0.9), "--config.optimizer.accumulate=2"),
+        (2**50, f"would fit, with {needed / GIB:.2f} GiB of 1,048,576.00 GiB: look for what else"),
+    ):
         with pytest.raises(InputError) as caught, exhaustion_in_words(run, limit):
             run_out()
+        assert advice in str(caught.value)
         assert "too much" not in str(caught.value)
+    assert "optimizer" not in str(caught.value)
     with pytest.raises(jax.errors.JaxRuntimeError, match="cholesky"), exhaustion_in_words(run, GIB):
         raise jax.errors.JaxRuntimeError("INTERNAL: cholesky")
+
+
+class TooLarge:
+    """Stands where a run scores itself during training, and finds too little memory for it."""
+
+    name = "score"
+
+    def __init__(self, at: str):
+        self._at = at
+
+    def prepare(self, say: Say, moved: Say) -> None:
+        if self._at == "prepare":
+            run_out()
+
+    def __call__(self, params: Any, step: int, say: Say, moved: Say, stops: Stops) -> dict[str, Any]:
+        run_out()
+        return {}
+
+
+@pytest.mark.parametrize("at", ["prepare", "score"])
+def test_a_score_that_is_too_large_names_its_own_fields(digits_dir: Path, tmp_path: Path, at: str) -> None:
+    words = r"too small for the FID \(RESOURCE.*lower fid\.batch_size, 256 now, .*--config\.fid\.every=0$"
+    with pytest.raises(InputError, match=words):
+        train(digits_dir, tmp_path / "run", TooLarge(at), **{"train.steps": 2})
+
+
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+
+
+@pytest.mark.skipif(not OVERCOMMIT.exists() or OVERCOMMIT.read_text() == "1\n", reason="grants any memory")
+def test_pictures_that_are_too_large_name_their_own_fields(digits_dir: Path, tmp_path: Path) -> None:
+    """Attention of 10,000 pictures with 4,096 tokens each takes 2.7 TB."""
+    changes: Any = {"data.source": "synthetic", "data.batch_size": 1}
+    changes |= {"model.image_size": 64, "model.patch_size": 1}
+    changes |= {"model.mixer": "attention", "model.num_heads": 1, "train.steps": 1}
+    changes |= {"train.sample_every": 1, "sampling.num": 10_000, "sampling.steps": 1}
+    words = r"small for the pictures drawn .*RESOURCE.*lower sampling\.num, 10,000 now, .*sample_every=0$"
+    with pytest.raises(InputError, match=words):
+        train(digits_dir, tmp_path / "run", None, **changes)
+
+
+def test_whatever_else_runs_out_of_memory_is_told_too(digits_dir: Path, tmp_path: Path) -> None:
+    changes: Any = {"train.steps": 1, "train.sample_every": 1, "sampling.steps": 1}
+    with pytest.raises(InputError, match=r"too small \(RESOURCE.*A training step, as estimated, would fit"):
+        train(digits_dir, tmp_path / "run", None, write_images=lambda *_: run_out(), **changes)
 
 
 def test_the_table_has_a_line_for_each_part() -> None:

@@ -17,6 +17,15 @@ from pom_jax.training.objective import frame_times
 from pom_jax.training.run import Run, placed
 
 REMAT = ("none", "dots", "states", "full")  # each keeps less than the one before
+NEAR = 0.8  # of a device: what needs less, as estimated, is refused for another reason than its own size
+
+# What a run computes beside its steps: the field that makes it smaller, and the one that at 0 leaves it out.
+BESIDE = {
+    "the pictures drawn during training": ("sampling.num", "train.sample_every"),
+    "the FID": ("fid.batch_size", "fid.every"),
+    "the held-out loss": ("train.eval_size", "train.eval_every"),
+}
+PICTURES, FID, HELD_OUT = BESIDE
 
 
 def check_fits(needed: Memory, run: Run, limit: int | None, host: int | None = None) -> None:
@@ -44,7 +53,7 @@ def check_fits(needed: Memory, run: Run, limit: int | None, host: int | None = N
 
 
 @contextlib.contextmanager
-def exhaustion_in_words(run: Run, limit: int | None) -> Iterator[None]:
+def exhaustion_in_words(run: Run, limit: int | None, beside: str = "") -> Iterator[None]:
     """Within, memory that a compiler or a device finds too small ends in an InputError; other errors pass.
 
     Compilers of accelerators refuse a program that is too large, so that nothing is left for `check_fits`.
@@ -52,18 +61,28 @@ def exhaustion_in_words(run: Run, limit: int | None) -> Iterator[None]:
     Args:
         run: that needs it, whose step is estimated then.
         limit: `memory.device_bytes()`.
+        beside: what is computed within, of BESIDE, which other fields help than a training step.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
+        small, said = "the memory of a device is too small", first_line(error)
+        if beside:
+            size, every = BESIDE[beside]
+            section, name = size.split(".")
+            raise InputError(
+                f"{small} for {beside} ({said}): lower {size}, {run.config[section][name]:,} now, or do "
+                f"without, by --config.{every}=0"
+            ) from error
         with jax.set_mesh(run.mesh):
             needed = estimate(run)
-        raise InputError(
-            f"the memory of a device is too small ({first_line(error)}). A training step, as estimated, "
-            f"{_lack(needed, run, limit)}"
-        ) from error
+        if limit is not None and (whole := _whole(needed, run)) < NEAR * limit:
+            advice = f"would fit, with {_gib(whole)} of {_gib(limit)}: look for what else takes that memory"
+        else:
+            advice = _lack(needed, run, limit)
+        raise InputError(f"{small} ({said}). A training step, as estimated, {advice}") from error
 
 
 def _whole(needed: Memory, run: Run) -> int:

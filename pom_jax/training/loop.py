@@ -21,7 +21,7 @@ from pom_jax.training import checkpoint, digest, memory, offload
 from pom_jax.training.config import check_kept, read_config, warnings, write_config
 from pom_jax.training.faults import WrongNumbers, to_compute_again
 from pom_jax.training.fid import Fid, MakeFid, open_fid
-from pom_jax.training.fits import check_fits, exhaustion_in_words
+from pom_jax.training.fits import FID, HELD_OUT, PICTURES, check_fits, exhaustion_in_words
 from pom_jax.training.heldout import HeldOut
 from pom_jax.training.interrupt import Interrupt
 from pom_jax.training.ledger import Ledger
@@ -103,10 +103,10 @@ def train(
             ):
                 if jax.process_count() > 1:
                     log.line(cluster.roll_call())
-                with exhaustion_in_words(run, limit):
-                    session = _Session(
-                        run, limit, workdir, home, kept, preview, fid, window, log, ledger, watchdog
-                    )
+                session = _Session(
+                    run, limit, workdir, home, kept, preview, fid, window, log, ledger, watchdog
+                )
+                with session.in_words():
                     code = _train(session)
                 log.line(ledger.summary())
                 if code == 0:
@@ -152,6 +152,10 @@ class _Session:
     log: Log
     ledger: Ledger
     watchdog: Watchdog
+
+    def in_words(self, beside: str = "") -> contextlib.AbstractContextManager[None]:
+        """Within, memory that is too small is told in words."""
+        return exhaustion_in_words(self.run, self.limit, beside)
 
 
 def _train(session: _Session) -> int:
@@ -243,12 +247,14 @@ def _compile(session: _Session, state: TrainState) -> tuple[Any, HeldOut | None]
     heldout_loss = None
     if run.config.train.eval_every:
         begin("the held-out loss")
-        heldout_loss = HeldOut(run.config, run.model, run.heldout, run.mesh, run.state.params)
+        with session.in_words(HELD_OUT):
+            heldout_loss = HeldOut(run.config, run.model, run.heldout, run.mesh, run.state.params)
     if run.config.train.sample_every:
         begin("the sampler")
-        session.preview.compile()
+        with session.in_words(PICTURES):
+            session.preview.compile()
     if session.fid is not None:
-        with session.ledger.phase("evaluation"):
+        with session.ledger.phase("evaluation"), session.in_words(FID):
             moved("the reference of FID")
             session.fid.prepare(log.line, moved)
     return train_step, heldout_loss
@@ -278,7 +284,7 @@ def _steps(
         contextlib.closing(recorder),
         device_batches(order, at) as feed,
         cluster.one_for_all(workdir / "log.txt", alike=(WrongNumbers,)),
-        exhaustion_in_words(run, session.limit),  # before one process ends the others
+        session.in_words(),  # before one process ends the others
     ):
         if _owes_fid(session, start):
             done = _score(session, state, start, recorder, interrupt)
@@ -296,12 +302,12 @@ def _steps(
             session.window.after(step, metrics, workdir, log)
             if heldout_loss is not None and _due(step, config.eval_every, config.steps):
                 watchdog.progress(f"the held-out loss of step {step:,}")
-                with recorder.evaluation():
+                with recorder.evaluation(), session.in_words(HELD_OUT):
                     recorder.extend(jax.block_until_ready(heldout_loss(_average(state))))
             if _due(step, config.sample_every, config.steps):
                 watchdog.progress(f"the picture of step {step:,}")
-                with recorder.evaluation():
-                    jax.block_until_ready(session.preview.draw(_average(state), step, log.line))
+                with recorder.evaluation(), session.in_words(PICTURES):
+                    session.preview.draw(_average(state), step, log.line)
             if session.fid is not None and _due(step, run.config.fid.every, config.steps):
                 done = _score(session, state, step, recorder, interrupt)
             if step == config.steps or step % config.checkpoint_every == 0:
@@ -316,7 +322,7 @@ def _score(session: _Session, state: TrainState, step: int, recorder: Recorder, 
     assert session.fid is not None
     moved = session.watchdog.progress
     moved(f"the FID of step {step:,}")
-    with recorder.evaluation():
+    with recorder.evaluation(), session.in_words(FID):
         stops = functools.partial(interrupt.stops, step)
         scores = session.fid(_average(state), step, session.log.line, moved, stops)
     if scores is not None:

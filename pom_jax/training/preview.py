@@ -163,13 +163,13 @@ class Preview:
         self._draw = self._draw.lower(self._params).compile()
 
     def draw(self, params: Any, step: int, say: Callable[[str], None]) -> jax.Array:
-        """Starts to draw, and says when the picture is there; raises here an error of the one before.
+        """Draws, and says when the picture is there; raises here an error of the one before.
 
         Returns:
-            The samples [N, H, W, C], which the device may still compute.
+            The samples [N, H, W, C].
         """
         self.wait()
-        images = self._draw(params)
+        images = jax.block_until_ready(self._draw(params))  # what the device says is not for the writer
 
         def write() -> None:
             path = self._folder / f"step_{step:07d}.png"
@@ -181,10 +181,10 @@ class Preview:
         return images
 
     def wait(self) -> None:
-        """Waits for the grid that is being written."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
+        """Waits for the grid that is being written; raises its error, once."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def close(self) -> None:
         """Waits, then ends the writing thread."""
