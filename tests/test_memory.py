@@ -13,6 +13,7 @@ from pom_jax.errors import InputError
 from pom_jax.ops.mesh import tracing_for
 from pom_jax.training import memory
 from pom_jax.training.checkpoint import tree_bytes
+from pom_jax.training.config import differences
 from pom_jax.training.estimate import estimate
 from pom_jax.training.fid import Say, Stops
 from pom_jax.training.fits import check_fits, exhaustion_in_words
@@ -88,15 +89,20 @@ def test_what_does_not_fit_says_by_how_much_and_what_each_knob_saves() -> None:
         check_fits(sizes, run, 8 * GIB)
     said = str(caught.value)
     assert "needs 10.25 GiB of each device, which has 8.00 GiB: 2.25 GiB too much" in said
-    assert "optimizer.moments=bfloat16 (1.00 GiB)" in said
+    assert "optimizer.moments=bfloat16 (1.00 GiB, new runs only)" in said
     assert "mesh.fsdp" not in said, "there is one device"
-    knobs = re.findall(r"--config\.([^ ]+) \(([\d.]+) GiB\)", said)
-    assert {name for name, _ in knobs} >= {
+    knobs = re.findall(r"--config\.([^ ]+) \(([\d.]+) GiB(, new runs only)?\)", said)
+    assert {name for name, *_ in knobs} >= {
         *(f"model.remat={policy}" for policy in ("dots", "states", "full")),
         "optimizer.accumulate=2",
         "data.batch_size=32",
     }
-    saved = {name: float(size) for name, size in knobs}
+    for name, _, marked in knobs:
+        field, _, value = name.partition("=")
+        other = run.config.copy_and_resolve_references()
+        other.update_from_flattened_dict({field: int(value) if value.isdigit() else value})
+        assert bool(differences(run.config, other)) == bool(marked), "what a run that goes on refuses"
+    saved = {name: float(size) for name, size, _ in knobs}
     assert list(saved.values()) == sorted(saved.values(), reverse=True), "the most first"
     with jax.set_mesh(run.mesh):
         leaner = estimate(run).work - estimate(make(remat="full")).work
@@ -129,7 +135,7 @@ def test_a_cpu_has_room_for_the_state_that_is_being_written() -> None:
         f"({2 * state / GIB:.2f} GiB of that need is for copies of the state while a checkpoint is written)"
         in said
     )
-    assert f"optimizer.moments=bfloat16 ({1.5 * arrays.optimiser / GIB:.2f} GiB)" in said, "of all three"
+    assert f"optimizer.moments=bfloat16 ({1.5 * arrays.optimiser / GIB:.2f} GiB, " in said, "of all three"
     assert "more while it is saved" in memory.table(("state", arrays))
     run.config.train.checkpoint_every = run.config.train.steps
     check_fits(arrays, run, arrays.together)

@@ -11,6 +11,7 @@ import jax
 from pom_jax.errors import InputError, first_line
 from pom_jax.ops.mesh import backend
 from pom_jax.training import offload
+from pom_jax.training.config import CHANGEABLE
 from pom_jax.training.estimate import estimate
 from pom_jax.training.memory import COPIES, Memory
 from pom_jax.training.objective import frame_times
@@ -43,8 +44,8 @@ def check_fits(needed: Memory, run: Run, limit: int | None, host: int | None = N
     if host is not None and needed.host > host:
         raise InputError(
             f"what waits on the host needs {_gib(needed.host)} there for each device, whose share of its "
-            f"memory is {_gib(host)}: set optimizer.offload or ema.offload to False, or optimizer.moments to "
-            "bfloat16, or cut the state over more devices with mesh.fsdp"
+            f"memory is {_gib(host)}: set optimizer.offload or ema.offload to False, or (new runs only) "
+            "optimizer.moments to bfloat16, or cut the state over more devices with mesh.fsdp"
         )
     if limit is None or _whole(needed, run) <= limit:
         return
@@ -100,10 +101,15 @@ def _lack(needed: Memory, run: Run, limit: int | None) -> str:
     if copied := _copied(needed, run):
         said += f" ({_gib(copied)} of that need is for copies of the state while a checkpoint is written)"
     known = sorted(_savings(needed, run), reverse=True)
-    knobs = [f"{knob} ({_gib(saved)})" for saved, knob in known if saved > 0]
+    knobs = [f"{knob} ({_gib(saved)}{_whose(knob)})" for saved, knob in known if saved > 0]
     if jax.default_backend() == "gpu":
         knobs.append("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, for JAX takes 75 % of a GPU by default")
     return f"{said}. What saves memory, about how much, the most first: {'; '.join([*knobs, 'more devices'])}"
+
+
+def _whose(knob: str) -> str:
+    """A run that goes on refuses the others."""
+    return "" if knob.removeprefix("--config.").startswith(CHANGEABLE) else ", new runs only"
 
 
 def _savings(needed: Memory, run: Run) -> list[tuple[float, str]]:

@@ -28,8 +28,8 @@ def parts_on_host(config: ConfigDict, mesh: Mesh) -> tuple[str, ...]:
         asked = " and ".join(f"{FIELDS[part]}=True" for part in parts)
         raise InputError(
             f"{asked}: devices of the kind {mesh.devices.flat[0].device_kind!r} cannot keep arrays in the "
-            f"memory of their host ({HOST}) with this version of JAX; leave it at False. mesh.fsdp and "
-            "optimizer.moments=bfloat16 make the state of a device smaller too"
+            f"memory of their host ({HOST}) with this version of JAX; leave it at False. mesh.fsdp and, of "
+            "new runs, optimizer.moments=bfloat16 make the state of a device smaller too"
         )
     return parts
 
