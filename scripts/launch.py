@@ -127,6 +127,8 @@ def run_once(arguments: argparse.Namespace, stop: Stop) -> tuple[int, int]:
 def first_failed(processes: Sequence[subprocess.Popen]) -> subprocess.Popen | None:
     """Of those that have ended badly by now, the one whose end the others may only have met."""
     met = (LOST, -signal.SIGABRT)  # JAX aborts where the first process is gone
+    if any(process.poll() for process in processes):
+        time.sleep(0.3)  # the others may be seen to end before it
     failed = [process for process in processes if process.poll()]
     return min(failed, key=lambda process: process.returncode in met, default=None)
 

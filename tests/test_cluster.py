@@ -166,10 +166,10 @@ def test_one_line_says_which_process_died_and_how(script: str, monkeypatch: pyte
 
 
 TOGETHER = """
-import sys, time
+import os, sys, time
 number = int(sys.argv[-1].removeprefix("--process="))
-print("hello")
-time.sleep(2 - time.time() % 1)  # all end at once
+print("hello", flush=True)
+time.sleep(max(0, float(sys.argv[1]) - time.time()))  # all end at once
 {}
 """
 
@@ -183,12 +183,13 @@ time.sleep(2 - time.time() % 1)  # all end at once
             "no such",
         ),
         ("number == 1 and sys.exit(9); print(f'error: process {number} gone'); sys.exit(75)", 9, "gone"),
+        ("number == 1 and os._exit(9); print('gone', flush=True); time.sleep(0.01); os.abort()", 9, "gone"),
     ],
 )
 def test_what_all_processes_say_is_shown_once(tmp_path: Path, program: str, code: int, words: str) -> None:
     path = tmp_path / "script.py"
     path.write_text(TOGETHER.format(program))
-    ended = launch("--processes=3", "--", str(path))
+    ended = launch("--processes=3", "--", str(path), str(time.time() + 2))
     assert ended.returncode == code, "not that of those that only say that another is gone"
     assert ended.stdout.count("hello") == 3
     assert ended.stdout.count(words) == (1 if code == 2 else 2)
