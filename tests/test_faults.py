@@ -300,6 +300,15 @@ def test_rows_that_cannot_be_written_are_told_in_words(tmp_path: Path) -> None:
     rows.close()
 
 
+def test_rows_that_cannot_be_opened_are_told_in_words(tmp_path: Path) -> None:
+    rows = tmp_path / metrics.FILE
+    rows.symlink_to(rows)  # says as little of what it holds as an unreadable sector
+    for read in (lambda: metrics.JsonLines(tmp_path, 0), lambda: metrics.by_step(tmp_path, "loss")):
+        with pytest.raises(InputError, match=r"metrics.jsonl cannot be opened .*: look at the disk") as told:
+            read()
+        assert told.value.exit_code == 74, "a restart loop tries again"
+
+
 def test_a_score_that_tells_how_far_it_is_does_not_stand_still(digits_dir: Path, tmp_path: Path) -> None:
     assert train(digits_dir, tmp_path / "run", Slow(), **{"train.steps": 2, "train.stuck_after": 1.5}) == 0
     log = (tmp_path / "run" / "log.txt").read_text()

@@ -43,16 +43,16 @@ class JsonLines:
     """
 
     def __init__(self, workdir: Path, start: int):
-        self._path = workdir / FILE
-        self._path.touch()
-        _cut(self._path, start)
-        self._last = start
-        self._open()
+        self._path, self._last = workdir / FILE, start
+        with _in_words(self._path, "opened"):
+            self._path.touch()
+            _cut(self._path, start)
+            self._open()
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """One step's numbers, or more of them for the last row."""
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        with self._explained():
+        with _in_words(self._path, "written"):
             if step == self._last:
                 *rows, last = self._path.read_text().splitlines(keepends=True)
                 write_whole(self._path, "".join([*rows, json.dumps(json.loads(last) | finite) + "\n"]))
@@ -67,23 +67,12 @@ class JsonLines:
 
     def sync(self) -> None:
         """Waits until all rows are on the disk; before a checkpoint that says they exist."""
-        with self._explained():
+        with _in_words(self._path, "written"):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # of a row that could not be written before
             self._file.close()
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            refused = error.errno in REFUSALS
-            kind, way_out = (InputError, "make room") if refused else (TroubledDisk, "look at the disk")
-            raise kind(
-                f"{self._path} cannot be written ({error.strerror}): {way_out} and run the same command again"
-            ) from error
 
 
 class TensorBoard:
@@ -143,7 +132,9 @@ def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
 def rows_after(workdir: str | Path, step: int) -> list[dict[str, Any]]:
     """The rows of the steps beyond `step`, last one first; half of a row, where a process died, is none."""
     path, rows = Path(workdir) / FILE, []
-    for line in reversed(path.read_bytes().splitlines(keepends=True) if path.exists() else []):
+    with _in_words(path, "opened"):
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for line in reversed(lines):
         if (found := _step(line)) is not None:
             if found <= step:
                 break
@@ -158,9 +149,23 @@ def up_to(lines: Sequence[bytes], step: int) -> list[bytes]:
 
 def by_step(workdir: str | Path, name: str) -> dict[int, float]:
     """The finite values of one field in metrics.jsonl, by their steps."""
-    with (Path(workdir) / FILE).open() as file:
+    path = Path(workdir) / FILE
+    with _in_words(path, "opened"), path.open() as file:
         rows = [json.loads(line) for line in file if f'"{name}"' in line]
     return {row["step"]: row[name] for row in rows if row[name] is not None}
+
+
+@contextlib.contextmanager
+def _in_words(path: Path, what: str) -> Iterator[None]:
+    """Within, a disk that refuses or is in trouble ends in an InputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        refused = error.errno in REFUSALS
+        kind, way_out = (InputError, "make room") if refused else (TroubledDisk, "look at the disk")
+        raise kind(
+            f"{path} cannot be {what} ({error.strerror}): {way_out} and run the same command again"
+        ) from error
 
 
 def _cut(path: Path, start: int) -> None:
