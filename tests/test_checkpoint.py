@@ -141,6 +141,17 @@ def test_a_step_is_not_touched_before_its_files_are_listed(tmp_path: Path) -> No
     saver.close()
 
 
+def test_a_step_whose_files_a_killed_process_did_not_list_has_them_listed(
+    two_steps: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(two_steps, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "2"
+    listed = json.loads((step / files.FILE).read_text())
+    (step / files.FILE).unlink()
+    checkpoint.Checkpoints(tmp_path / "run", keep_last=2, keep_best=0).close()
+    assert json.loads((step / files.FILE).read_text()) == listed
+
+
 @pytest.mark.filterwarnings("ignore")  # of coroutines and event loops that the storage left half made
 def test_a_file_system_in_trouble_is_not_taken_for_damage(two_steps: Path, tmp_path: Path) -> None:
     shutil.copytree(two_steps, tmp_path / "run")

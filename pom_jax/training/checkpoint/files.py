@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pom_jax import remote
-from pom_jax.files import unfinished, write_whole
+from pom_jax.files import names_in, unfinished, write_whole
 from pom_jax.training.checkpoint.leaves import DamagedCheckpoint, checksum
 from pom_jax.training.checkpoint.trouble import reading
 
@@ -25,6 +25,11 @@ def list_files(step: Path) -> None:
     describe = _describer(step)
     files = {name: describe(name) for name in _names(step)}
     write_whole(step / FILE, json.dumps({"files": files, "sha256": checksum(files)}))
+
+
+def is_listed(step: Path) -> bool:
+    """Whether the step in this folder has its list, for which a process may have been killed too early."""
+    return FILE in names_in(step)
 
 
 @reading()

@@ -16,7 +16,7 @@ from pom_jax import cluster, remote
 from pom_jax.errors import REFUSALS, InputError, TroubledDisk, first_line
 from pom_jax.ops.mesh import backend
 from pom_jax.training import offload
-from pom_jax.training.checkpoint.files import list_files
+from pom_jax.training.checkpoint.files import is_listed, list_files
 from pom_jax.training.checkpoint.folder import checkpoints_folder, latest_step
 from pom_jax.training.checkpoint.keep import LastBestAndMilestones
 from pom_jax.training.checkpoint.leaves import SaveLeaves, describe
@@ -68,6 +68,9 @@ class Checkpoints:
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(one_error())
         self._manager = ocp.CheckpointManager(self._folder, options=options)
+        newest = latest_step(workdir)
+        if newest is not None and jax.process_index() == 0 and not is_listed(self._folder / str(newest)):
+            self._listing = self._lister.submit(list_files, self._folder / str(newest))
 
     def save(self, step: int, state: Any, heldout_loss: float | None = None) -> None:
         """Copies the state to the host and starts to write it; errors of earlier writing surface here.
