@@ -135,6 +135,7 @@ for layer, masked, options in (
     (PoM(form="power", reads=("own", "last", "past"), phase=phase), True, {"frames": (7, 30, 27)}),
     (PoM(reads=("last", "all"), rotary=Rotary()), False, {"frames": 32}),
     (PoM(reads=("past", "own"), rotary=Rotary(), implementation="lean"), False, {"frames": 4}),
+    (PoM(reads=("own", "past"), count="frames"), True, {"frames": 1}),
     (PoM(), False, {"causal": True}),
     (PoM(form="power", phase=phase, implementation="lean"), True, {"causal": True, "state": True}),
 ):
@@ -217,6 +218,42 @@ def test_split_causal_tokens_go_on_where_the_parts_before_their_own_ended(
             assert set(found["kinds"]) == {"all-gather"}, found
         else:
             assert set(found["kinds"]) == {"all-gather", "all-reduce"}, found
+
+
+FRAMES_OF_TOKENS = """
+import json
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from pom_jax.nn import PoM
+from pom_jax.training.sharding import make_mesh
+from tests.layers import parameters
+from tests.test_mixer_cost import array_shapes
+
+tokens, found = 2048, []
+mesh = make_mesh({"data": 1, "context": 8})
+cut = NamedSharding(mesh, P(None, "context"))
+x = jax.ShapeDtypeStruct((1, tokens, 8), jnp.float32, sharding=cut)
+mask = jax.ShapeDtypeStruct((1, tokens), jnp.float32, sharding=cut)
+for layer, options in (
+    (PoM(reads=("own", "past")), {"causal": True}),
+    (PoM(count="frames", implementation="lean"), {"frames": (2, 3, 3) * (tokens // 8)}),
+):
+    def loss(p, x, mask):
+        return (layer.apply(p, x, mask=mask, **options) ** 2).sum()
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(parameters(layer), x, mask).compile()
+    found.append(array_shapes(program))
+print(json.dumps([tokens, found]))
+"""
+
+
+def test_no_array_has_tokens_and_frames_where_their_numbers_grow_together() -> None:
+    """Eight devices, each with an eighth of the tokens and with the states of all frames."""
+    tokens, found = in_process(FRAMES_OF_TOKENS, "--xla_backend_optimization_level=0")
+    assert len(found) == 2
+    for shapes in found:
+        assert any(tokens // 8 in shape for shape in shapes)
+        assert all(sum(size >= tokens // 8 for size in shape) < 2 for shape in shapes)
 
 
 GROWTH = """

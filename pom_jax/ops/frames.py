@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from pom_jax.errors import InputError
-from pom_jax.ops.mesh import lay
+from pom_jax.ops.mesh import lay, where_tokens_are
 
 # How much longer padding may make a sequence of ragged frames.
 MAX_PADDING = 1.125
@@ -120,9 +121,8 @@ class Tiles:
     def sum_by_frame(self, x: Array) -> Array:
         """Sums of tiles to sums of frames, [B, tiles, ...F] -> [B, T, ...F]; all devices then hold all."""
         if self.parts > 1:
-            # The default precision of an accelerator's product would round the summands to bfloat16.
-            sums = jnp.einsum("bi...,it->bt...", x, self._frame_of_tile, precision=lax.Precision.HIGHEST)
-            return lay(sums, "batch", None, ...)
+            found = where_tokens_are(self._sum_of_part, None, x, self.frame[None])
+            return lay(found.sum(1), "batch", None, ...)
         if len(self.frame) == self.frames:
             return x
         total = jnp.zeros((x.shape[0], self.frames, *x.shape[2:]), x.dtype)
@@ -130,14 +130,24 @@ class Tiles:
 
     def spread(self, x: Array) -> Array:
         """What belongs to a frame to its tiles, [B, T, ...] -> [B, tiles, ...]."""
-        if self.parts > 1:  # a product's slope is one too, that of `take` scatters over the devices
-            return jnp.einsum("bt...,it->bi...", x, self._frame_of_tile, precision=lax.Precision.HIGHEST)
+        if self.parts > 1:  # part by part, for the slope of one `take` is scattered over the devices
+            return where_tokens_are(self._take_in_part, x, self.frame[None])
         return x if len(self.frame) == self.frames else jnp.take(x, self.frame, axis=1)
 
+    def _sum_of_part(self, _: None, x: Array, frame: Array) -> Array:
+        """Sums of the tiles of one device, [B, 1, T, ...]; frames of others have 0."""
+        total = jnp.zeros((x.shape[0], self.frames, *x.shape[2:]), x.dtype)
+        return total.at[:, frame[0]].add(x, **self._indices)[:, None]
+
+    def _take_in_part(self, x: Array, frame: Array) -> Array:
+        """What belongs to the tiles of one device."""
+        return x.at[:, frame[0]].get(**self._indices)
+
     @property
-    def _frame_of_tile(self) -> np.ndarray:
-        """[tiles, T], 1 where a tile is of a frame."""
-        return (self.frame[:, None] == np.arange(self.frames)).astype(np.float32)
+    def _indices(self) -> dict[str, Any]:
+        """What is known of the frames of one device's tiles: sums of one term have no order to depend on."""
+        differ = bool((np.diff(self.frame.reshape(self.parts, -1)) > 0).all())
+        return {"indices_are_sorted": True, "unique_indices": differ, "mode": "promise_in_bounds"}
 
 
 def one_frame(tokens: int) -> Tiles:
