@@ -81,7 +81,9 @@ class PoM(nn.Module):
         count: what a state's count counts: "tokens", or "frames", which weigh the same whatever their length,
             as in the authors' `state_forward`.
         implementation: "naive", "lean" (recomputes the features in the backward pass; reverse mode only) or
-            "auto", lean from 64 MiB of float32 features a device on CPU, from 1 GiB elsewhere.
+            "auto", lean from 64 MiB of float32 features a device on CPU, from 1 GiB elsewhere. Lean keeps
+            the states of frames; with `causal` and other `reads` or `count` than the defaults each token is
+            one, and lean takes about the memory of naive.
         dtype: compute dtype of the products, None is float32. Polynomials, gates and means are float32.
         kernel_init: initialiser of the matrices, except the groups': the authors leave torch's uniform there.
     """
