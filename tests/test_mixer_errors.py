@@ -26,7 +26,7 @@ fuzz = settings(max_examples=30, deadline=None)
 X = jax.ShapeDtypeStruct((B, N, WIDTH), jnp.float32)
 
 
-def shapes(layer: PoM, x: Any = X, *arguments: Any, **options: Any) -> Any:
+def shapes(layer: Any, x: Any = X, *arguments: Any, **options: Any) -> Any:
     """Shapes of what a call returns, or the error that it raises."""
 
     def call(x: Array) -> Any:
@@ -35,7 +35,7 @@ def shapes(layer: PoM, x: Any = X, *arguments: Any, **options: Any) -> Any:
     return jax.eval_shape(call, x)
 
 
-def check(layer: PoM, x: Any = X, *arguments: Any, **options: Any) -> str | None:
+def check(layer: Any, x: Any = X, *arguments: Any, **options: Any) -> str | None:
     """None for a call that works, with an output like x, and the message of the error otherwise."""
     try:
         found = shapes(layer, x, *arguments, **options)

@@ -7,16 +7,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.typing import Initializer
 from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError
 from pom_jax.nn.dense import Dense, xavier_uniform
+from pom_jax.nn.pom_fields import check_option, check_whole, compute_dtype
 from pom_jax.ops.attention import attention, draft_attention, frame_mask
 from pom_jax.ops.frames import check_drafts, frame_lengths
-from pom_jax.ops.rotary import Rotary
-from pom_jax.ops.states import check_tokens, without_heads
+from pom_jax.ops.rotary import Rotary, check_positions
+from pom_jax.ops.states import check_numbers, check_tokens, without_heads
 from pom_jax.ops.windows import check_window, local_attention
 
 
@@ -78,57 +80,77 @@ class MultiHeadAttention(nn.Module):
             mask: None, [B, N] or [B, M, N] (B may be 1), or [B, 1, M, N] as in Flax; zero hides a token.
             frames: a token sees its own frame and those before: the length of all, or of each frame.
             context_frames: lengths of the context's frames; those of the queries if left out.
-            positions: [M, axes] of x, for `rotary` where x mixes with itself.
+            positions: of x, [M, axes] or [B, M, axes], on one axis also [M] or [B, M], for `rotary` where x
+                mixes with itself.
             state: keys and values of earlier tokens (`init_state`), which all of x sees.
-            drafts: where x mixes with itself, by frames, without mask and state.
+            drafts: where x mixes with itself, by frames, without context_frames, mask and state.
 
         Returns:
             [B, M, D] in the compute dtype; the output bias for a query that sees nothing. With `state` also
             the one after these tokens.
 
         Raises:
-            InputError: shapes, frames or mask do not fit, or D is not divisible by the heads.
+            InputError: shapes, frames, positions, mask or state do not fit, or a field cannot be, such as
+                heads that do not divide D.
         """
         itself = context is None
-        source = x if context is None else context
+        source, mask, heads = _checked(self, x, context, mask)
         if (state is not None or self.rotary is not None) and not itself:
             raise InputError("attention carries a state and turns positions only where x mixes with itself")
-        seen = weights = without_heads(mask)
-        lengths = None if frames is None else frame_lengths(frames, x.shape[1])
+        if state is not None:
+            check_cache(state, x.shape[0], heads)
+        places = _places(self.rotary, x, positions)
+        lengths = self._lengths(x.shape[1], frames, context_frames, drafts)
+        seen = mask
         if drafts:
-            check_drafts(drafts, None if lengths is None else len(lengths))
-            if not itself or seen is not None or state is not None or self.reads != ("all",):
+            plain = mask is None and state is None and context_frames is None
+            if not itself or not plain or self.reads != ("all",):
                 raise InputError(
                     f"drafts = {drafts}: attention takes them where x mixes with itself, with reads=('all',) "
-                    "and neither mask nor state"
+                    "and without context_frames, mask and state"
                 )
         elif frames is not None and lengths is not None:
-            given = frames if itself or context_frames is None else context_frames
-            seen = self._seen(lengths, given, source.shape[1], seen)
+            given = frames if context_frames is None else context_frames
+            seen = self._seen(lengths, given, source.shape[1], mask)
         after: list[Cache] = []
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-            if self.rotary is not None:
-                q, k = (_rotate(self.rotary, each, positions) for each in (q, k))
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> jax.Array:
+            q, k = (_rotate(self.rotary, each, places) for each in (q, k))
             if lengths is not None and drafts:
                 return draft_attention(q, k, v, lengths, drafts)
             if state is not None:
-                counts = jnp.ones(()) if weights is None or weights.ndim == 3 else weights
+                counts = jnp.ones(()) if mask is None or mask.ndim == 3 else mask
                 new = Cache(k, v, jnp.broadcast_to(counts.astype(jnp.float32), k.shape[:2]))
                 after.append(Cache(*(jnp.concatenate(pair, 1) for pair in zip(state, new, strict=True))))
                 k, v, all_weights = after[0]
-                mask = all_weights if mask is None or mask.ndim == 2 else _with_past(state.weights, mask)
-            return attention(q, k, v, mask)
+                seen = all_weights if seen is None or seen.ndim == 2 else _with_past(state.weights, seen)
+            return attention(q, k, v, seen)
 
-        y = _attend(self, x, source, seen, attend)
+        y = _attend(self, x, source, seen, heads, attend)
         return y if state is None else (y, after[0])
+
+    def _lengths(
+        self,
+        tokens: int,
+        frames: int | Sequence[int] | None,
+        context_frames: int | Sequence[int] | None,
+        drafts: int,
+    ) -> tuple[int, ...] | None:
+        """The length of each frame of the queries, None without frames, once `reads` and drafts fit them."""
+        if not isinstance(self.reads, tuple) or [*map(str, self.reads)] not in (["all"], ["own"]):
+            raise InputError(f"reads = {self.reads!r} of attention must be ('all',) or ('own',)")
+        if frames is None and context_frames is not None:
+            raise InputError(
+                f"context_frames = {context_frames} needs frames, the lengths of the queries' frames"
+            )
+        lengths = None if frames is None else frame_lengths(frames, tokens)
+        check_drafts(drafts, None if lengths is None else len(lengths))
+        return lengths
 
     def _seen(
         self, lengths: tuple[int, ...], given: int | Sequence[int], tokens: int, mask: jax.Array | None
     ) -> jax.Array:
         """[B or 1, M, N] which tokens of the context each query sees."""
-        if self.reads not in (("all",), ("own",)):
-            raise InputError(f"reads = {self.reads} of attention must be ('all',) or ('own',)")
         others = frame_lengths(given, tokens, "context_frames")
         by_frames = frame_mask(lengths, others, own=self.reads == ("own",))[None]
         if mask is None:
@@ -136,28 +158,60 @@ class MultiHeadAttention(nn.Module):
         return by_frames * (mask if mask.ndim == 3 else mask[:, None])
 
     def init_state(self, batch: int, width: int) -> Cache:
-        """The cache before any token, of `batch` sequences of D = `width` channels."""
-        nothing = jnp.zeros((batch, 0, self.num_heads, self.head_width or width // self.num_heads))
-        nothing = nothing.astype(self.dtype or jnp.float32)
+        """The cache before any token, of `batch` sequences of D = `width` channels.
+
+        Raises:
+            InputError: a batch or a field that cannot be, such as heads that do not divide D.
+        """
+        heads = _heads(self, width)
+        try:
+            nothing = jnp.zeros((batch, 0, *heads), compute_dtype(self))
+        except TypeError as error:
+            raise InputError(f"batch = {batch!r} must be a whole number of at least 0") from error
         return Cache(nothing, nothing, jnp.zeros((batch, 0)))
+
+
+def check_cache(state: Cache, batch: int, heads: tuple[int, int]) -> None:
+    """Raises an InputError unless a state is a `Cache` of as many sequences, of the same heads (H, d)."""
+    if not isinstance(state, Cache):
+        raise InputError(
+            f"state is a {type(state).__name__}, but attention carries a Cache: start from init_state"
+        )
+    for name, array in state._asdict().items():
+        check_numbers(f"{name} of the state", array)
+    found = [tuple(array.shape) for array in state]
+    keys = (batch, *found[0][1:2], *heads)
+    if found != [keys, keys, keys[:2]]:
+        raise InputError(
+            f"state has keys {found[0]}, values {found[1]} and weights {found[2]}; of S tokens, this "
+            f"attention and batch need [B, S, H, d] = ({batch}, S, {heads[0]}, {heads[1]}) twice and "
+            f"[B, S] = ({batch}, S)"
+        )
 
 
 def _with_past(weights: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, M, S + M] of the weights [B, S] of the past and a mask [B or 1, M, M] of the new tokens."""
-    batch, queries = len(weights), mask.shape[1]
+    batch, queries = weights.shape[0], mask.shape[1]
     past = jnp.broadcast_to(weights[:, None], (batch, queries, weights.shape[1]))
     return jnp.concatenate([past, jnp.broadcast_to(mask, (batch, queries, queries))], -1)
 
 
-def _rotate(rotary: Rotary, x: jax.Array, positions: jax.Array | None) -> jax.Array:
-    """Turns heads [B, N, H, d] by their tokens' positions [N, axes], in float32."""
-    wanted = (x.shape[1], rotary.axes)
-    if positions is None or positions.shape != wanted:
-        given = None if positions is None else tuple(positions.shape)
-        raise InputError(f"attention with rotary positions needs positions= of shape {wanted}, got {given}")
+def _places(rotary: Rotary | None, x: jax.Array, positions: jax.Array | None) -> jax.Array | None:
+    """The positions of x, [B or 1, N, axes], None without `rotary`."""
+    if rotary is None:
+        return None
+    if positions is None:
+        wanted = (x.shape[1], rotary.axes)
+        raise InputError(f"attention with rotary positions needs positions= of shape {wanted}, got None")
+    return check_positions("positions", positions, x.shape[0], x.shape[1], rotary.axes)
+
+
+def _rotate(rotary: Rotary | None, x: jax.Array, places: jax.Array | None) -> jax.Array:
+    """Turns heads [B, N, H, d] by their tokens' positions [B or 1, N, axes], in float32."""
+    if rotary is None or places is None:
+        return x
     turned = x.shape[-1] // (2 * rotary.axes) * (2 * rotary.axes)
-    rotary.check(turned, 1)
-    tables = rotary.tables(positions[:, None], turned)
+    tables = rotary.tables(places[:, :, None], turned)
     y = rotary.rotate(x[..., :turned].astype(jnp.float32), tables).astype(x.dtype)
     return jnp.concatenate([y, x[..., turned:]], axis=-1)
 
@@ -213,7 +267,7 @@ class LocalAttention(nn.Module):
             context: [B, N, D] on the same grid; None mixes x with itself.
             mask: None or [B, N] (B may be 1); zero hides a context token.
             frames: lengths of the frames, which no window may leave; None: all tokens are one.
-            positions: [N, axes], for `rotary`.
+            positions: [N, axes] or [B, N, axes], on one axis also [N] or [B, N], for `rotary`.
             state: () of `init_state`: earlier frames left nothing.
             drafts: like other frames, for a frame sees none but itself.
 
@@ -222,13 +276,15 @@ class LocalAttention(nn.Module):
             the state, ().
 
         Raises:
-            InputError: shapes, grid, frames or mask do not fit, or D is not divisible by the heads.
+            InputError: shapes, grid, frames, positions, mask or state do not fit, or a field cannot be, such
+                as heads that do not divide D.
         """
+        source, mask, heads = _checked(self, x, context, mask)
+        places = _places(self.rotary, x, positions)
         self._check_frames(x.shape[1], frames, state, drafts)
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-            if self.rotary is not None:
-                q, k = (_rotate(self.rotary, each, positions) for each in (q, k))
+            q, k = (_rotate(self.rotary, each, places) for each in (q, k))
             return local_attention(
                 q,
                 k,
@@ -240,7 +296,7 @@ class LocalAttention(nn.Module):
                 causal=self.causal,
             )
 
-        y = _attend(self, x, x if context is None else context, mask, attend)
+        y = _attend(self, x, source, mask, heads, attend)
         return y if state is None else (y, state)
 
     def init_state(self, batch: int, width: int) -> tuple[()]:
@@ -254,7 +310,10 @@ class LocalAttention(nn.Module):
         """Raises an InputError where a window would leave its frame, or would reach behind a state."""
         lengths = None if frames is None else frame_lengths(frames, tokens)
         check_drafts(drafts, None if lengths is None else len(lengths))
-        if state is not None and (state != () or self.causal):
+        if not isinstance(self.causal, bool | np.bool_):
+            raise InputError(f"causal = {self.causal!r} must be True or False")
+        nothing = state is None or (isinstance(state, tuple) and not len(state))
+        if not nothing or (state is not None and self.causal):
             raise InputError(
                 f"state: windows of causal={self.causal} take (), which init_state gives, with causal=False "
                 "alone: they keep no tokens, and see none of an earlier call"
@@ -271,29 +330,50 @@ class LocalAttention(nn.Module):
             )
 
 
-def _attend(
+def _checked(
     layer: MultiHeadAttention | LocalAttention,
     x: jax.Array,
-    source: jax.Array,
+    context: jax.Array | None,
     mask: jax.Array | None,
-    attend: Callable[..., jax.Array],
-) -> jax.Array:
-    """Projects to heads, attends, projects back; for the compact methods above."""
+) -> tuple[jax.Array, jax.Array | None, tuple[int, int]]:
+    """The context, the mask without an axis of heads, and the layer's heads, once they fit each other."""
+    source = x if context is None else context
     mask = without_heads(mask)
     check_tokens(x, source, mask)
-    width = x.shape[-1]
-    if layer.head_width < 0 or layer.num_heads < 1:
-        raise InputError(
-            f"num_heads = {layer.num_heads} must be at least 1 and head_width = {layer.head_width} at least 0"
-        )
+    return source, mask, _heads(layer, x.shape[-1])
+
+
+def _heads(layer: MultiHeadAttention | LocalAttention, width: int) -> tuple[int, int]:
+    """Number and width of the heads, after a check of the fields that both layers have."""
+    for name, value, least in (
+        ("width", width, 1),
+        ("num_heads", layer.num_heads, 1),
+        ("head_width", layer.head_width, 0),
+    ):
+        check_whole(name, value, least)
+    compute_dtype(layer)
+    check_option("rotary", layer.rotary, Rotary)
+    if layer.rotary is not None:
+        layer.rotary.check(0, 1)  # of any width, since channels that do not divide keep still
     if not layer.head_width and width % layer.num_heads:
         raise InputError(
             f"num_heads = {layer.num_heads} does not divide the width {width}; choose a divisor of {width}, "
             "or a head_width"
         )
-    heads = (layer.num_heads, layer.head_width or width // layer.num_heads)
+    return layer.num_heads, layer.head_width or width // layer.num_heads
+
+
+def _attend(
+    layer: MultiHeadAttention | LocalAttention,
+    x: jax.Array,
+    source: jax.Array,
+    mask: jax.Array | None,
+    heads: tuple[int, int],
+    attend: Callable[..., jax.Array],
+) -> jax.Array:
+    """Projects to heads, attends, projects back; for the compact methods above."""
     plain = functools.partial(Dense, dtype=layer.dtype, kernel_init=layer.kernel_init)
     project = functools.partial(plain, heads, fused_features=2 * heads[0] * heads[1])
     query = project(name="query")(x)
     key, value = project(name="key")(source), project(name="value")(source)
-    return plain(width, axes=2, name="out")(attend(query, key, value, mask))
+    return plain(x.shape[-1], axes=2, name="out")(attend(query, key, value, mask))

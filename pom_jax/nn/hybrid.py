@@ -1,5 +1,6 @@
 """Two kinds of heads in one layer: a state of everything, and attention to what is near."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,15 +50,19 @@ class Hybrid(nn.Module):
             context: [B, N, D]; None mixes x with itself.
             mask: as both halves take it.
             state: of both, by name (`init_state`).
-            options: more that both halves take: frames, positions, drafts.
+            options: more that both halves take: frames, positions, drafts. What one half alone should do is a
+                field of it.
 
         Returns:
             [B, M, D]; with `state` also the one after these tokens.
 
         Raises:
-            InputError: a half that is none, a state of something else, or what the halves refuse.
+            InputError: a half that is none, an option that a half does not take, a state of something else,
+                or what the halves refuse.
         """
-        halves = {name: _module(getattr(self, name), name) for name in ("pom", "attention")}
+        halves = {name: _module(name, getattr(self, name), name=name) for name in ("pom", "attention")}
+        for name, half in halves.items():
+            _check_options(name, half, options)
         if state is None:
             far, near = (half(x, context, mask=mask, **options) for half in halves.values())
             return far + near
@@ -70,17 +75,30 @@ class Hybrid(nn.Module):
 
     def init_state(self, batch: int, width: int) -> dict[str, Any]:
         """The states of both halves before any token, of `batch` sequences of D = `width` channels."""
-        halves: dict[str, Any] = {"pom": self.pom, "attention": self.attention}
+        halves = {"pom": self.pom, "attention": self.attention}
         return {
-            name: (half if isinstance(half, nn.Module) else half(parent=None)).init_state(batch, width)
-            for name, half in halves.items()
+            field: _module(field, half, parent=None).init_state(batch, width)
+            for field, half in halves.items()
         }
 
 
-def _module(half: Half, name: str) -> Any:
+def _module(field: str, half: Half, **made_with: Any) -> Any:
     """The half itself, which Flax names after its field, or a new one."""
     if isinstance(half, nn.Module):
         return half
     if not callable(half):
-        raise InputError(f"Hybrid: {name} = {half!r} is neither a module nor a function that makes one")
-    return half(name=name)
+        raise InputError(f"Hybrid: {field} = {half!r} is neither a module nor a function that makes one")
+    return half(**made_with)
+
+
+def _check_options(field: str, half: nn.Module, options: Mapping[str, Any]) -> None:
+    """Raises an InputError unless the call of a half takes all options."""
+    takes = inspect.signature(type(half).__call__).parameters.values()
+    names = {parameter.name for parameter in takes}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes) or options.keys() <= names:
+        return
+    raise InputError(
+        f"Hybrid: {field} = {type(half).__name__} takes no {', '.join(sorted(options.keys() - names))}, and "
+        "options of the call go to both halves. What one half alone should do is a field of it, as in "
+        "Hybrid(PoM(causal=True), LocalAttention(..., causal=True))"
+    )

@@ -32,9 +32,8 @@ def recipe_of(layer: Any, width: int) -> Recipe:
     """
     _check_sizes(layer, width)
     expanded, heads = layer.expansion * width, max(layer.gate_heads, 1)
-    for name, option, kind in (("rotary", layer.rotary, Rotary), ("phase", layer.phase, Phase)):
-        if option is not None and not isinstance(option, kind):
-            raise InputError(f"{name} = {option!r} must be None or nn.{kind.__name__}(...)")
+    check_option("rotary", layer.rotary, Rotary)
+    check_option("phase", layer.phase, Phase)
     if layer.rotary is not None:
         layer.rotary.check(expanded, heads)
     if layer.phase is not None:
@@ -49,11 +48,24 @@ def recipe_of(layer: Any, width: int) -> Recipe:
         tuple(layer.reads),
         layer.rotary,
         layer.phase,
-        _compute_dtype(layer),
+        compute_dtype(layer),
     )
 
 
-def _compute_dtype(layer: Any) -> np.dtype:
+def check_option(name: str, option: Any, kind: type) -> None:
+    """Raises an InputError unless a field is None or of its kind."""
+    if option is not None and not isinstance(option, kind):
+        raise InputError(f"{name} = {option!r} must be None or nn.{kind.__name__}(...)")
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raises an InputError unless a size is a whole number, and large enough."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} = {value!r} must be a whole number of at least {least}")
+
+
+def compute_dtype(layer: Any) -> np.dtype:
+    """What a layer's products are computed in; an InputError for no dtype, or one of whole numbers."""
     try:
         dtype = jnp.dtype(jnp.float32 if layer.dtype is None else layer.dtype)
     except (TypeError, ValueError) as error:
@@ -79,9 +91,7 @@ def _check_sizes(layer: Any, width: int) -> None:
             f"kernel_init = {layer.kernel_init!r} must be an initialiser (key, shape, dtype) -> array"
         )
     for name, least in LEAST.items():
-        value = width if name == "width" else getattr(layer, name)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name} = {value!r} must be a whole number of at least {least}")
+        check_whole(name, width if name == "width" else getattr(layer, name), least)
     if layer.degree > MOST_DEGREE:
         raise InputError(f"degree = {layer.degree} is above {MOST_DEGREE}; the papers use 2 to 4")
     grid: Any = layer.grid

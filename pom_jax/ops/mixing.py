@@ -24,6 +24,7 @@ from pom_jax.ops.mesh import (
 )
 from pom_jax.ops.prefix import prefix_sum
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe, features, gate_projections, gather, read
+from pom_jax.ops.rotary import check_positions
 from pom_jax.ops.states import (
     STATE,
     FrameStates,
@@ -455,16 +456,4 @@ def _position(
             )
             raise InputError(f"{name} [{length}, {axes}] are needed; {way}")
         given = np.arange(length, dtype=np.float32)
-    try:
-        given = jnp.asarray(given, jnp.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be numbers [{length}, {axes}]: {error}") from error
-    if axes == 1 and given.shape in ((length,), (1, length), (batch, length)):
-        given = given[..., None]
-    given = given[None] if given.ndim == 2 else given
-    if given.ndim != 3 or given.shape[1:] != (length, axes) or given.shape[0] not in (1, batch):
-        raise InputError(
-            f"{name} has shape {tuple(given.shape)}; {length} tokens on {axes} axes need [{length}, {axes}], "
-            f"or [{batch}, {length}, {axes}] for each sequence its own"
-        )
-    return lax.stop_gradient(given)
+    return lax.stop_gradient(check_positions(name, given, batch, length, axes))

@@ -2,11 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from pom_jax.errors import InputError
 
@@ -80,6 +84,39 @@ class Rotary:
         parts = x.reshape(*x.shape[:-1], self.axes, 2, x.shape[-1] // (2 * self.axes))
         swapped = jnp.stack([-parts[..., 1, :], parts[..., 0, :]], axis=-2).reshape(x.shape)
         return x * cos + swapped * sin
+
+
+def check_positions(name: str, given: ArrayLike | Sequence[Any], batch: int, tokens: int, axes: int) -> Array:
+    """Positions in one form, after checking that each token has one.
+
+    Args:
+        name: of the argument, for errors.
+        given: [N, axes] or [B, N, axes]; on one axis also [N] or [B, N].
+        batch: B.
+        tokens: N.
+        axes: coordinates of a position.
+
+    Returns:
+        [B or 1, N, axes] float32.
+
+    Raises:
+        InputError: any other shape, or no real numbers.
+    """
+    try:
+        if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(given)):
+            raise TypeError("they are complex")
+        places = jnp.asarray(given, jnp.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} must be numbers [{tokens}, {axes}]: {error}") from error
+    if axes == 1 and places.shape in ((tokens,), (1, tokens), (batch, tokens)):
+        places = places[..., None]
+    places = places[None] if places.ndim == 2 else places
+    if places.ndim != 3 or places.shape[1:] != (tokens, axes) or places.shape[0] not in (1, batch):
+        raise InputError(
+            f"{name} has shape {tuple(places.shape)}; {tokens} tokens on {axes} axes need "
+            f"[{tokens}, {axes}], or [{batch}, {tokens}, {axes}] for each sequence its own"
+        )
+    return places
 
 
 def grid_positions(*sizes: int) -> np.ndarray:
