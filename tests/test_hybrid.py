@@ -254,6 +254,33 @@ def test_a_hybrid_is_the_sum_of_its_halves() -> None:
         Hybrid(pom(), 4).init(jax.random.key(0), x)  # pyrefly: ignore[bad-argument-type]
 
 
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (MultiHeadAttention(2), {}),
+        (MultiHeadAttention(2), {"frames": (2, 4)}),
+        (LocalAttention(2, (5,), 1, 1), {}),
+        (Hybrid(PoM(), LocalAttention(2, (2, 3), (0, 1))), {"frames": 3}),
+    ],
+)
+def test_what_a_mask_hides_may_be_anything(layer: Any, options: dict[str, Any]) -> None:
+    """NaN in hidden tokens leaves outputs and gradients as they were, and of x itself the other outputs."""
+    x, mask = normal(1, 2, 6, 8), np.array([[1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 1, 1]], np.float32)
+    context, p = np.where(mask[..., None] > 0, x, np.nan), layer.init(jax.random.key(0), x)
+
+    @quick_jit
+    def value_and_slopes(p: Any, context: Array) -> Any:
+        def loss(p: Any, context: Array) -> Array:
+            return (layer.apply(p, x, context, mask=mask, **options) ** 2).sum()
+
+        itself = layer.apply(p, context, mask=mask, **options)
+        return jax.value_and_grad(loss, (0, 1))(p, context), jnp.where(mask[..., None] > 0, itself, 0)
+
+    hidden, shown = (value_and_slopes(p, tokens) for tokens in (context, x))
+    jax.tree.map(np.testing.assert_array_equal, hidden, shown)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(hidden))
+
+
 def test_a_hybrid_of_causal_halves_is_causal() -> None:
     x = normal(1, 1, 12, 8)
     both: Any = Hybrid(PoM(expansion=1, causal=True), LocalAttention(2, (12,), 3, causal=True))

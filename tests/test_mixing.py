@@ -236,20 +236,22 @@ def test_nothing_to_read_leaves_the_output_bias_and_finite_gradients(
     "options", [{}, {"causal": True}, {"frames": (2, 3, 1)}], ids=["all", "causal", "frames"]
 )
 def test_what_a_mask_hides_may_be_anything(method: str, options: dict[str, Any]) -> None:
-    """Hidden tokens that overflow leave other tokens' outputs and gradients as they were."""
-    layer: Any = PoM(degree=3, implementation=method)
-    p, x, mask = parameters(layer), normal(1, 1, 6, WIDTH), np.array([[1, 0, 1, 1, 0, 1]], np.float32)
-    context = np.where(mask[..., None] > 0, x, 1e30).astype(np.float32)
-    weigh = normal(2, 1, 6, WIDTH)
+    """Hidden tokens that overflow or are NaN, at positions that are NaN, leave all else as it was."""
+    layer: Any = PoM(degree=3, implementation=method, phase=Phase(((5.0,),)))
+    mask = np.array([[1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 1, 1]], np.float32)
+    p, x, weigh, at = parameters(layer), *(normal(seed, 2, 6, WIDTH) for seed in (1, 2)), normal(3, 2, 6)
+    anything = np.array([1e30, np.nan], np.float32)[:, None, None]
+    context, places = np.where(mask[..., None] > 0, x, anything), np.where(mask > 0, at, np.nan)
 
     @quick_jit
-    def value_and_slopes(p: Any, context: Array) -> Any:
+    def value_and_slopes(p: Any, context: Array, places: Array) -> Any:
         def loss(p: Any, context: Array) -> Array:
-            return (layer.apply(p, x, context, mask=mask, **options) * weigh).sum()
+            at_places = {"positions": at, "context_positions": places}
+            return (layer.apply(p, x, context, mask=mask, **at_places, **options) * weigh).sum()
 
         return jax.value_and_grad(loss, (0, 1))(p, context)
 
-    assert_close(value_and_slopes(p, context), value_and_slopes(p, x))
+    assert_close(value_and_slopes(p, context, places), value_and_slopes(p, x, at))
 
 
 def exact_mean(p: Any, x: np.ndarray, degree: int) -> np.ndarray:

@@ -77,7 +77,8 @@ class MultiHeadAttention(nn.Module):
         Args:
             x: [B, M, D], the queries.
             context: [B, N, D]; None mixes x with itself.
-            mask: None, [B, N] or [B, M, N] (B may be 1), or [B, 1, M, N] as in Flax; zero hides a token.
+            mask: None, [B, N] or [B, M, N] (B may be 1), or [B, 1, M, N] as in Flax; zero hides a token. What
+                [B, N] hides may hold anything, as in `nn.PoM`'s call.
             frames: a token sees its own frame and those before: the length of all, or of each frame.
             context_frames: lengths of the context's frames; those of the queries if left out.
             positions: of x, [M, axes] or [B, M, axes], on one axis also [M] or [B, M], for `rotary` where x
@@ -265,7 +266,8 @@ class LocalAttention(nn.Module):
         Args:
             x: [B, N, D], the queries: global tokens, then the grid.
             context: [B, N, D] on the same grid; None mixes x with itself.
-            mask: None or [B, N] (B may be 1); zero hides a context token.
+            mask: None or [B, N] (B may be 1); zero hides a context token, which may hold anything, as in
+                `nn.PoM`'s call.
             frames: lengths of the frames, which no window may leave; None: all tokens are one.
             positions: [N, axes] or [B, N, axes], on one axis also [N] or [B, N], for `rotary`.
             state: () of `init_state`: earlier frames left nothing.
@@ -336,10 +338,15 @@ def _checked(
     context: jax.Array | None,
     mask: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None, tuple[int, int]]:
-    """The context, the mask without an axis of heads, and the layer's heads, once they fit each other."""
+    """The context, the mask without an axis of heads, and the layer's heads, once they fit each other.
+
+    What a mask [B, N] hides of the context is zero, for zero times NaN is no number.
+    """
     source = x if context is None else context
     mask = without_heads(mask)
     check_tokens(x, source, mask)
+    if mask is not None and mask.ndim == 2:
+        source = jnp.where(mask[..., None] == 0, 0, source)
     return source, mask, _heads(layer, x.shape[-1])
 
 

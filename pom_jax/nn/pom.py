@@ -142,8 +142,10 @@ class PoM(nn.Module):
             inputs_q, inputs_k, inputs_v, inputs_kv: attention's names of x, context, values, and of context.
             mask: None, [B, N] or [B, M, N] (B may be 1), booleans or weights; zero leaves a token out. Also
                 [B, 1, M, N] and [B, 1, 1, N]. A row for each query costs M N, as in attention; with
-                `causal` or `frames`, give [B, N]. A token that [B, N] leaves out may hold anything, NaN too,
-                and its weight gets no gradient.
+                `causal` or `frames`, give [B, N]. A context token that [B, N] leaves out may hold anything,
+                NaN too, and so may its position where each sequence has its own; its weight gets no gradient.
+                A query counts whatever the mask says: where x mixes with itself, NaN in x is NaN in its own
+                output, and in gradients of the parameters even if the loss ignores that output.
             causal: token n sees the context tokens 0..n only; None is the layer's own `causal`. Sums run over
                 chunks: a token that is not finite spoils earlier ones of its chunk as well.
             frames: a token sees its own frame and those before: the length of all, or of each frame.

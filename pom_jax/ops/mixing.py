@@ -108,6 +108,8 @@ def mix(
         # its weight would have is then not known, and 0.
         out = weigh == 0
         weigh, context = jnp.where(out, 0, weigh), jnp.where(out[..., None], 0, context)
+        if places[1] is not None and places[1].shape[0] == out.shape[0]:
+            places = places[0], jnp.where(out[..., None], 0, places[1])
     if causal:
         if frames is not None or context_frames is not None:
             raise InputError(
