@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax import Array
+from jax import Array, export
 
 from pom_jax.errors import InputError
 from pom_jax.nn import FrameStates, Phase, PoM, Rotary, State
-from pom_jax.ops import merge_states
+from pom_jax.ops import merge_states, token_state
 from tests.layers import WIDTH, normal, parameters
 
 B, N = 2, 6
@@ -290,6 +290,16 @@ MISTAKES: list[tuple[PoM, dict[str, Any], str]] = [
     (PoM(), {"frames": (np.uint8(131),) * 2}, "add up to 262 tokens"),
     (PoM(), {"sow_weights": True}, "PoM has no attention weights to sow"),
     (PoM(dtype="int32"), {}, "dtype = int32 has no fractions"),
+    (PoM(reads=cast(Any, ({"a"},))), {}, r"reads = .* must be a tuple of some of all"),
+    (PoM(rotary=Rotary()), {"positions": [10**400] * N}, "positions must be numbers"),
+    (PoM(rotary=Rotary()), {"positions": [1j] * N}, "positions must be numbers .* complex"),
+    (PoM(phase=Phase(((10**400,),))), {}, "a number other than zero that float32 holds"),
+    (PoM(phase=Phase(((1e-50,),))), {}, "a number other than zero that float32 holds"),
+    (PoM(rotary=Rotary(base=10**400)), {}, "base is a number above 0, from 1e-37 to 3e38"),
+    (PoM(rotary=Rotary(base=1e-300)), {}, "base is a number above 0, from 1e-37 to 3e38"),
+    (PoM(form="power", clamp=(0, 10**400)), {}, "more than float32 holds; say math.inf"),
+    (PoM(kernel_init=lambda *_: jnp.zeros(3)), {}, r"of shape \(3,\) where \(8, 32\) is asked"),
+    (PoM(), {"mask": np.ones((B, N, N)), "context_frames": 2}, "goes without context_frames="),
 ]
 
 
@@ -324,3 +334,19 @@ def test_states_that_cannot_be_made_read_or_merged() -> None:
         merge_states(*both)
     with pytest.raises(InputError, match=r"\(2, 1, 2, 16\) and \(3, 1, 2, 16\) do not add"):
         merge_states(STATE, layer.init_state(3, WIDTH))
+    number: Any = 1
+    with pytest.raises(InputError, match="a part of a state is a int"):
+        merge_states(State(number, number), State(number, number))
+    features: Any = "a"
+    with pytest.raises(InputError, match="features is a str"):
+        token_state(features)
+    with pytest.raises(InputError, match=r"features have shape \(2,\)"):
+        token_state(jnp.ones(2))
+
+
+def test_lean_is_not_exported_for_any_batch() -> None:
+    (batch,) = export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, N, WIDTH), jnp.float32)
+    assert shapes(PoM(), x).shape == x.shape
+    with pytest.raises(InputError, match="needs to know the batch, which is b: export with 'auto'"):
+        shapes(PoM(implementation="lean"), x)

@@ -106,10 +106,16 @@ class GroupedDense(nn.Module):
 
 
 def _matrix(kernel_init: Initializer, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    if not callable(kernel_init):
+        raise InputError(f"kernel_init = {kernel_init!r} must be an initialiser (key, shape, dtype) -> array")
     matrix = kernel_init(key, shape, jnp.float32)
     if isinstance(matrix, nn.meta.AxisMetadata):
         raise InputError(
             f"kernel_init gives a {type(matrix).__name__}, whose names of axes belong to a matrix; kernels "
             "here have axes of their own: leave nn.with_partitioning out and shard the tree of parameters"
+        )
+    if jnp.shape(matrix) != shape:
+        raise InputError(
+            f"kernel_init gives an array of shape {jnp.shape(matrix)} where {shape} is asked for"
         )
     return jnp.asarray(matrix)

@@ -1,5 +1,6 @@
 """What the fields of `PoM` can be, and the recipe that they make."""
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -79,17 +80,14 @@ def _check_sizes(layer: Any, width: int) -> None:
     choose("form", layer.form, FORMS)
     choose("count", layer.count, COUNTS)
     choose("implementation", layer.implementation, IMPLEMENTATIONS)
-    reads = {*layer.reads} if isinstance(layer.reads, tuple) else set()
-    if not reads or len(reads) < len(layer.reads) or not reads <= {*READS}:
+    reads = layer.reads if isinstance(layer.reads, tuple) else ()
+    known = all(isinstance(read, str) and read in READS for read in reads)
+    if not reads or not known or len({*reads}) < len(reads):
         raise InputError(f"reads = {layer.reads!r} must be a tuple of some of {', '.join(READS)}")
     for name in ("use_bias", "feature_scale", "causal"):
         value = getattr(layer, name)
         if not isinstance(value, bool | np.bool_) and not (value is None and name == "use_bias"):
             raise InputError(f"{name} = {value!r} must be True or False")
-    if not callable(layer.kernel_init):
-        raise InputError(
-            f"kernel_init = {layer.kernel_init!r} must be an initialiser (key, shape, dtype) -> array"
-        )
     for name, least in LEAST.items():
         check_whole(name, width if name == "width" else getattr(layer, name), least)
     if layer.degree > MOST_DEGREE:
@@ -126,5 +124,7 @@ def _check_power(layer: Any, width: int) -> None:
         return
     if not isinstance(bounds, tuple) or len(bounds) != 2 or not all(isinstance(b, Real) for b in bounds):
         raise InputError(f"clamp = {bounds!r} must be None or two numbers, a lower and an upper bound")
+    if any(3e38 < abs(b) < math.inf for b in bounds):
+        raise InputError(f"clamp = {bounds}: a bound beyond 3e38 is more than float32 holds; say math.inf")
     if not bounds[0] < bounds[1]:
         raise InputError(f"clamp = {bounds}: the lower bound must be below the upper one")

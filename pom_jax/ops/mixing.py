@@ -96,7 +96,7 @@ def mix(
             'layer, close over it, or jax.jit(layer.apply, static_argnames=("causal", "frames"))'
         )
     if mask is not None and mask.ndim == 3:
-        _check_rows(recipe, causal, frames, drafts, state, implementation)
+        _check_rows(recipe, causal, frames, context_frames, drafts, state, implementation)
         return _mix_rows(recipe, weights, x, context, mask, places), None
     if causal or frames is None:
         check_drafts(drafts, None)
@@ -217,6 +217,10 @@ def _in_float32(state: Any) -> Any:
 def _is_lean(recipe: Recipe, x: Array, context: Array, implementation: str) -> bool:
     if implementation == "lean" and is_explicit(x):
         raise InputError(f"implementation = 'lean' cuts tokens in runs, which {EXPLICIT}")
+    if implementation == "lean" and not isinstance(x.shape[0], int):
+        raise InputError(
+            f"implementation = 'lean' needs to know the batch, which is {x.shape[0]}: export with 'auto'"
+        )
     if implementation == "naive" or is_explicit(x) or not x.size or not context.size:
         return False
     if implementation == "lean":
@@ -232,6 +236,7 @@ def _check_rows(
     recipe: Recipe,
     causal: bool,
     frames: int | Sequence[int] | None,
+    context_frames: int | Sequence[int] | None,
     drafts: int,
     state: State | FrameStates | None,
     implementation: str,
@@ -239,6 +244,7 @@ def _check_rows(
     given = {
         "causal=True": causal,
         "frames=": frames is not None,
+        "context_frames=": context_frames is not None,
         "drafts=": drafts != 0,
         "state=": state is not None,
         f"reads={recipe.reads}": recipe.reads != ("all",),

@@ -3,12 +3,18 @@
 import dataclasses
 import math
 from numbers import Real
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from pom_jax.errors import InputError
+
+
+def _is_period(size: Any) -> bool:
+    """Whether float32 holds a period of that size, and its frequency."""
+    return 1e-37 <= size <= 3e38 or size == math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +47,11 @@ class Phase:
                 f"Phase(periods={self.periods}): give a tuple of periods for each axis of a position, "
                 "such as ((math.inf, 4.0, -4.0), (math.inf, 4.0, -4.0)) for rows and columns"
             )
-        if any(not isinstance(p, Real) or math.isnan(p) or p == 0 for axis in self.periods for p in axis):
-            raise InputError(f"Phase(periods={self.periods}): a period is a number other than zero")
+        if not all(isinstance(p, Real) and _is_period(abs(p)) for axis in self.periods for p in axis):
+            raise InputError(
+                f"Phase(periods={self.periods}): a period is a number other than zero that float32 holds, "
+                "from 1e-37 to 3e38, its negative, or math.inf"
+            )
 
     def tables(self, positions: Array, channels: int) -> tuple[Array, Array]:
         """cos w.q and sin w.q of every channel.

@@ -1,7 +1,6 @@
 """Rotary positions of features and gates, on one, two or three axes (v2, official `PoMRoPE`)."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -36,8 +35,9 @@ class Rotary:
         whole = isinstance(self.axes, Integral) and not isinstance(self.axes, bool)
         if not whole or self.axes not in (1, 2, 3):
             raise InputError(f"Rotary(axes={self.axes!r}): axes is 1, 2 or 3")
-        if not isinstance(self.base, Real) or not 0 < self.base < math.inf:
-            raise InputError(f"Rotary(base={self.base!r}): base is a number above 0")
+        base: Any = self.base
+        if not isinstance(self.base, Real) or not 1e-37 <= base <= 3e38:  # float32 holds its inverse too
+            raise InputError(f"Rotary(base={base!r}): base is a number above 0, from 1e-37 to 3e38")
         if channels % (2 * self.axes):
             raise InputError(
                 f"rotary positions on {self.axes} axes turn channels in pairs: the expanded width "

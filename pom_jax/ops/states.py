@@ -126,8 +126,11 @@ def token_state(features: Array, mask: Array | None = None) -> State:
         State with sum [B, M, ...F] and count [B, M]; M = 1 without a mask for each query.
 
     Raises:
-        InputError: the mask fits neither form.
+        InputError: the features are no such array, or the mask fits neither form.
     """
+    check_numbers("features", features)
+    if features.ndim < 2:
+        raise InputError(f"features have shape {tuple(features.shape)}; give [batch, tokens, ...]")
     batch, tokens = features.shape[:2]
     check_mask(mask, batch, mask.shape[1] if mask is not None and mask.ndim == 3 else 1, tokens)
     features = jnp.asarray(features, jnp.float32)
@@ -159,6 +162,8 @@ def merge_states(first: State | FrameStates, second: State | FrameStates) -> Sta
     if isinstance(first, FrameStates) and isinstance(second, FrameStates):
         return FrameStates(merge_states(first.total, second.total), second.last)
     if isinstance(first, State) and isinstance(second, State):
+        for part in (*first, *second):
+            check_numbers("a part of a state", part)
         if first.sum.shape != second.sum.shape or first.count.shape != second.count.shape:
             raise InputError(
                 f"states with sums of shapes {tuple(first.sum.shape)} and {tuple(second.sum.shape)} do not "
