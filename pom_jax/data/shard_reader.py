@@ -27,7 +27,9 @@ class ShardReader:
     """Reads records of many shards by index; may be used by several threads.
 
     The first time, a record is read by ArrayRecord, which compares its checksum. From then on it comes
-    straight from its place in the file, several times as quick, and the sum of its words is compared.
+    straight from its place in the file, several times as quick, and the sum of its words is compared. Files
+    are read and not mapped: of a mapped one a disk gives many times what is asked for, and a cut one kills
+    the process.
 
     Args:
         paths: of the shards.
