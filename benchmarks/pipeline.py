@@ -21,7 +21,7 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks import report
 from pom_jax.data import Field, Records, Writer, pipeline
-from pom_jax.data.making import read_ahead
+from pom_jax.data.ahead import read_ahead
 from pom_jax.data.order import Order
 from pom_jax.data.pictures import open_pictures
 from pom_jax.host_memory import keep_freed_memory

@@ -3,14 +3,15 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import jax
 import numpy as np
 
+from pom_jax.data.ahead import read_ahead
 from pom_jax.data.encoding import Encoded, Encoder
 from pom_jax.data.manifest import Manifest
 from pom_jax.data.pictures import Skipped
@@ -21,9 +22,6 @@ from pom_jax.errors import InputError
 from pom_jax.hosts import this_host
 
 BATCH_SIZE = 32
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 
 class Job(Protocol):
@@ -180,20 +178,3 @@ def _encoded(
         too_small=sum(s.reason is None for s in skipped),
         last=start + batch_size >= len(piece.indices),
     )
-
-
-def read_ahead(
-    call: Callable[[Task], Result], tasks: Iterable[Task], workers: int, ahead: int
-) -> Iterator[Result]:
-    """Results in the order of the tasks, of which so many are under way before theirs is asked for."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
-    try:
-        waiting: deque[Future[Result]] = deque()
-        for task in tasks:
-            waiting.append(pool.submit(call, task))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        for future in waiting:
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)

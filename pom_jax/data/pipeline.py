@@ -5,15 +5,14 @@ import itertools
 import queue
 import threading
 import weakref
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pom_jax.data.ahead import read_ahead
 from pom_jax.data.order import Order
 from pom_jax.data.sources import Source
 from pom_jax.errors import InputError
@@ -66,15 +65,8 @@ def batches(
     order = Order(len(source), seed)
     places = np.arange(batch_size)[slice(None) if rows is None else rows]
 
-    def generate() -> Iterator[dict[str, np.ndarray]]:
-        pool = ThreadPoolExecutor(READERS, "batches")  # its threads end when nobody holds it any more
-        waiting: deque[Future[dict[str, np.ndarray]]] = deque()
-        for step in itertools.count(start_step):
-            waiting.append(pool.submit(source.gather, order[step * batch_size + places]))
-            if len(waiting) > READERS:
-                yield waiting.popleft().result()
-
-    return generate()
+    steps = (order[step * batch_size + places] for step in itertools.count(start_step))
+    return read_ahead(source.gather, steps, READERS, READERS)
 
 
 def one_pass(source: Source, batch_size: int, *, rows: Rows | None = None) -> Iterator[dict[str, np.ndarray]]:

@@ -73,8 +73,8 @@ def check_pom_form(m: Any) -> None:
 
 
 def has_attention(m: Any) -> bool:
-    """Whether a layer of a model, or of its configuration, has attention."""
-    return m.mixer != "pom" or getattr(m, "attention_every", 0) > 0
+    """Whether a layer of a model has attention."""
+    return m.mixer != "pom" or m.attention_every > 0
 
 
 def check_layers(m: Any, of_pom: Collection[str]) -> None:

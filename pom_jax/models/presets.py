@@ -38,13 +38,11 @@ FAMILIES = {
 
 # The text-to-video model's sizes (the authors' branch `text2video`): patches of two frames.
 VIDEO_SIZES = {"S": SIZES["S"], "B": SIZES["B"], "XL": SIZES["XL"] | {"depth": 20}}
-_VIDEO = {name: _POM[name] for name in ("form", "degree", "expansion", "gate_heads", "groups", "rotary")}
-_VIDEO |= {"attention_every": 0, "window": 0}
-_VIDEO |= {"phase_periods": (), "head_width": 0, "clamp": 0.0, "frame_patch": 2, "frame_causal": False}
+_VIDEO = _POM | {"clamp": 0.0, "frame_patch": 2, "frame_causal": False}
 _VIDEO |= {"reads": ("all",), "order": "text_first", "positions": "sincos_phase"}
 _VIDEO |= {"time_token": False, "pooled_text": False, "past_frames": 0}
 VIDEO_FAMILIES = {
-    "Polymorpher": _VIDEO | {"mixer": "pom"},
+    "Polymorpher": _VIDEO,
     "TextVideoDiT": _VIDEO | {"mixer": "attention"},
 }
 

@@ -117,7 +117,7 @@ def _calls(run: Run, images: int) -> list[Call]:
 
 def _periods(model: Any) -> int:
     """Turns of the loop over layers."""
-    return model.depth // max(1, getattr(model, "attention_every", 0))
+    return model.depth // max(1, model.attention_every)
 
 
 def _cuts() -> int:
