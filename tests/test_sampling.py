@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pom_jax.errors import InputError
 from pom_jax.sampling import Generator, SamplingProgress, grid, write
 from pom_jax.sampling.command import sample_to_file, spread
 from pom_jax.sampling.decode import load_decoder
+from pom_jax.sampling.writers import replace_file
 from pom_jax.training import checkpoint
 from pom_jax.training.config import keep_config
 from pom_jax.training.preview import to_pixels
@@ -414,6 +416,39 @@ def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
         write(path, np.zeros((1, 4, 4, 1)), [0])
     assert path.read_bytes() == b"older"
     assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_what_was_drawn_goes_elsewhere_where_it_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    images, disk = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1), tmp_path / "disk"
+    disk.write_text("full")
+    with pytest.raises(InputError, match=r"cannot be written: .*; it is ") as error:
+        replace_file(disk / "a.npz", lambda file: np.savez(file, arr_0=images))
+    (there,) = tmp_path.glob("pom_jax-*/a.npz")
+    assert str(there) in str(error.value)
+    with np.load(there) as found:
+        np.testing.assert_array_equal(found["arr_0"], images)
+
+
+def test_a_full_disk_while_sampling_is_said_and_keeps_the_older_file(workdir, tmp_path):
+    out, elsewhere = tmp_path / "samples.npz", tmp_path / "elsewhere"
+    out.write_bytes(b"older")
+    elsewhere.mkdir()
+    command = [sys.executable, "sample.py", f"--workdir={workdir}", "--num=100", f"--out={out}"]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 1; "$@"', "-", *command],  # 1 KiB a file
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(elsewhere)},
+    )
+    assert done.returncode == 2, done.stderr
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert f"{out} cannot be written: " in error
+    assert "make room, and draw again" in error
+    assert out.read_bytes() == b"older"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "samples.npz"]
+    assert not any(elsewhere.iterdir())
 
 
 def test_the_batch_is_spread_over_all_devices_with_the_same_images(generator, tmp_path):

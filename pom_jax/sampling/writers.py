@@ -1,6 +1,7 @@
 """Samples as files: pictures, animations, arrays."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,7 +113,8 @@ def replace_file(path: Path, make: Callable[[Path], None]) -> None:
     """Makes a file beside `path`, with its ending, and puts it there when it is complete.
 
     Raises:
-        InputError: no room on the disk.
+        InputError: no room on the disk. What was drawn is not lost: the file is in the system's folder for
+            temporary files then, if that has room, and the error says where.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,4 +123,18 @@ def replace_file(path: Path, make: Callable[[Path], None]) -> None:
             make(unfinished)
             unfinished.replace(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+        raise InputError(f"{path} cannot be written: {error}; {_make_elsewhere(path, make)}") from error
+
+
+def _make_elsewhere(path: Path, make: Callable[[Path], None]) -> str:
+    """Makes the file where it is not asked for, and says where."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="pom_jax-"))
+    except OSError as error:
+        return f"nor can a folder be made in {tempfile.gettempdir()} ({error.strerror})"
+    try:
+        make(folder / path.name)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return f"nor can {folder} ({error.strerror}): make room, and draw again"
+    return f"it is {folder / path.name} instead"
