@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader
 
 from pom_jax.data import (
     Field,
@@ -23,6 +24,7 @@ from pom_jax.data import (
     read_manifest,
     records,
 )
+from pom_jax.data.shards import ShardFile
 from pom_jax.data.sources import check_model
 from pom_jax.errors import InputError
 
@@ -264,6 +266,24 @@ def test_records_are_compared_however_often_they_are_read(tmp_path, open_large):
         source.gather(np.arange(500))
 
 
+def test_a_split_that_fits_stays_in_memory_once_read(tmp_path, open_large):
+    batch = latents(500)
+    write_latents(tmp_path / "set", [batch], shard_bytes=80_000)
+    size = 500 * read_manifest(tmp_path / "set").record_bytes
+    kept, read = (open_large(tmp_path / "set", memory=memory) for memory in (size, size - 1))
+    for source in (kept, read):
+        for seed in range(4):
+            source.gather(np.random.default_rng(seed).integers(0, 500, 400))
+        source.gather(np.arange(500))
+    for shard in (tmp_path / "set").glob("*.array_record"):
+        shard.write_bytes(b"")
+    indices = np.random.default_rng(5).permutation(500)
+    for name, values in kept.gather(indices).items():
+        np.testing.assert_array_equal(values, batch[name][indices])
+    with pytest.raises(InputError, match="ends too early"):
+        read.gather(indices)
+
+
 def test_more_shards_than_files_that_may_be_open_are_read(tmp_path, open_large):
     batch = latents(100)
     write_latents(tmp_path / "set", [batch], shard_bytes=1)  # each its own
@@ -321,11 +341,21 @@ def test_bad_values_are_refused_while_writing_and_nothing_is_left(tmp_path, name
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nan_in_stored_data_names_the_record(tmp_path):
-    write_latents(tmp_path / "set", [latents(10)])
-    source = Records(tmp_path / "set", "train")
-    assert source._rows is not None
-    source._rows[6, :2] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
+def test_nan_in_stored_data_names_the_record(tmp_path, open_large):
+    folder = tmp_path / "set"
+    write_latents(folder, [latents(10)])
+    rows = ArrayRecordReader(str(folder / SHARD)).read_all()
+    rows[6] = np.float16(np.nan).tobytes() + rows[6][2:]
+    shard = ShardFile(folder / SHARD)
+    for row in rows:
+        shard.append(row)
+    content = json.loads((folder / "manifest.json").read_text())
+    content["splits"]["train"] = [dataclasses.asdict(shard.close())]
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"record 6 of split train.*mean: NaN"):
+        Records(folder, "train")  # a small set is read at once
+    source = open_large(folder)
+    source.gather([1, 2])
     with pytest.raises(InputError, match=r"record 6 of split train.*mean: NaN"):
         source.gather([1, 6, 2])
 

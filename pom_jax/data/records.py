@@ -14,7 +14,7 @@ from pom_jax.data.manifest import Manifest, Shard, read_manifest, sha256
 from pom_jax.data.shard_reader import RANDOM_ACCESS, ShardReader
 from pom_jax.errors import InputError
 
-SMALL = 64 * 2**20  # bytes: sets up to this size are always verified, and kept in memory
+SMALL = 64 * 2**20  # bytes: sets up to this size are always verified, and read and kept at once
 FILES = 256  # that a process may open besides shards
 
 
@@ -26,13 +26,15 @@ class Records:
         split: e.g. "train" or "test".
         verify: compare the checksum of every shard before the first batch. Sets of at most 64 MB always are;
             for large ones the file sizes are compared unless this is asked for.
+        memory: bytes; a split of at most so many stays in memory as far as it was read, and needs no file
+            then. Small ones always do.
 
     Raises:
         InputError: no data set or split; a shard that is missing, cut, changed or of another record size;
-            more shards than files that may be open.
+            more shards than files that may be open; in a small set, what `gather` refuses.
     """
 
-    def __init__(self, folder: str | Path, split: str, *, verify: bool = False):
+    def __init__(self, folder: str | Path, split: str, *, verify: bool = False, memory: int = 0):
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(folder)
         self.split = split
@@ -44,14 +46,17 @@ class Records:
             raise InputError(
                 f"split {split} of {folder} is empty; make the data set again with records in it"
             )
-        small = len(self) * self.manifest.record_bytes <= SMALL
+        size = len(self) * self.manifest.record_bytes
+        small = size <= SMALL
         for shard in self._shards:
             self._check(shard, checksum=verify or small)
         allow_files(2 * len(self._shards), self._where())
         paths = [self.folder / shard.file for shard in self._shards]
         counts = [shard.records for shard in self._shards]
-        self._reader = ShardReader(paths, counts, self.manifest.record_bytes)
-        self._rows: np.ndarray | None = self._reader.read(np.arange(len(self)))[0] if small else None
+        keep = small or size <= memory
+        self._reader = ShardReader(paths, counts, self.manifest.record_bytes, keep)
+        if small:
+            self.gather(np.arange(len(self)))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -68,10 +73,7 @@ class Records:
             raise InputError(
                 f"records {indices.min()} to {indices.max()} asked of {len(self)} in {self._where()}"
             )
-        if self._rows is None:
-            rows, fresh = self._reader.read(indices)
-        else:
-            rows, fresh = self._rows[indices], np.ones(len(indices), bool)
+        rows, fresh = self._reader.read(indices)
         batch, start = {}, 0
         for name, field in self.manifest.fields.items():
             # A view of the rows where the bytes of the field are aligned in them: nothing is copied.

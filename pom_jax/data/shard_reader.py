@@ -26,23 +26,26 @@ GROUP = 16  # records that are added up while they are still in the cache
 class ShardReader:
     """Reads records of many shards by index; may be used by several threads.
 
-    The first time, a record is read by ArrayRecord, which compares its checksum. From then on it comes
-    straight from its place in the file, several times as quick, and the sum of its words is compared. Files
-    are read and not mapped: of a mapped one a disk gives many times what is asked for, and a cut one kills
-    the process.
+    The first time, a record is read by ArrayRecord, which compares its checksum. From then on it comes from
+    memory if it is kept there, else straight from its place in the file, several times as quick, and the sum
+    of its words is compared. Files are read and not mapped: of a mapped one a disk gives many times what is
+    asked for, and a cut one kills the process.
 
     Args:
         paths: of the shards.
         counts: how many records each has.
         record_bytes: the length of each.
+        keep: hold every record that was read in memory.
     """
 
-    def __init__(self, paths: Sequence[Path], counts: Sequence[int], record_bytes: int):
+    def __init__(self, paths: Sequence[Path], counts: Sequence[int], record_bytes: int, keep: bool = False):
         self._paths = paths
         self._starts = np.cumsum([0, *counts])
         self._bytes = record_bytes
+        self._width = -(-record_bytes // 8) * 8
         self._known = np.zeros(self._starts[-1], bool)
         self._sums = np.zeros(self._starts[-1], np.uint32)  # twice as quick as sums of 64 bits
+        self._kept = np.zeros((self._starts[-1], self._width), np.uint8) if keep else None
         self._readers: dict[int, ArrayRecordReader] = {}
         self._files: dict[int, RawIOBase] = {}
         self._lock = threading.Lock()
@@ -61,7 +64,10 @@ class ShardReader:
             owners = self._owners(indices)
             for number in np.unique(owners[fresh]):
                 self._read_checked(int(number), indices, np.flatnonzero(fresh & (owners == number)), rows)
-            self._sums[indices[fresh]] = _sums(rows)[fresh]
+            if self._kept is None:
+                self._sums[indices[fresh]] = _sums(rows)[fresh]
+            else:
+                self._kept[indices[fresh]] = rows[fresh]
             self._known[indices[fresh]] = True
             if not fresh.all():
                 rows[~fresh] = self._read_again(indices[~fresh], self._empty(int((~fresh).sum())))
@@ -81,6 +87,8 @@ class ShardReader:
             raise self._error(number, str(error).splitlines()[0]) from error
 
     def _read_again(self, indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        if self._kept is not None:
+            return np.take(self._kept, indices, axis=0, out=rows, mode="clip")  # "raise" would copy twice
         owners = self._owners(indices)
         starts = _places(indices - self._starts[owners], self._bytes)
         files = {number: self._file(number) for number in set(owners.tolist())}
@@ -119,7 +127,7 @@ class ShardReader:
 
     def _empty(self, count: int) -> np.ndarray:
         """Rows [count, S] for records, whose last bytes, which no record fills, are zero."""
-        rows = np.empty((count, -(-self._bytes // 8) * 8), np.uint8)
+        rows = np.empty((count, self._width), np.uint8)
         rows[:, self._bytes :] = 0
         return rows
 

@@ -48,7 +48,7 @@ def open_source(data: Mapping[str, Any], split: str, model: Mapping[str, Any] | 
     """The split that `config.data` asks for, checked against `config.model` where that is given.
 
     Args:
-        data: `source` "shards" or "synthetic", and `dir` for shards.
+        data: `source` "shards" or "synthetic"; for shards `dir`, and `memory_gb` as `Records` has it.
         split: "train" or "test".
         model: of `config.model`; the synthetic source takes its sizes from it.
 
@@ -60,10 +60,11 @@ def open_source(data: Mapping[str, Any], split: str, model: Mapping[str, Any] | 
     if not data["dir"]:
         raise InputError(f"data.dir is empty. {_how_to_make(model, None)}")
     manifest = read_manifest(data["dir"], _how_to_make(model, data["dir"]))
+    if model is not None:
+        check_model(manifest, model)
+    source = Records(data["dir"], split, memory=int(data.get("memory_gb", 0) * 1e9))
     if model is None:
-        return Records(data["dir"], split)
-    check_model(manifest, model)
-    source = Records(data["dir"], split)
+        return source
     return OneClass(source) if model.get("num_classes") == 1 else source
 
 

@@ -24,6 +24,7 @@ FEW = 16  # held-out images
 # What may change when a run is resumed: how long, how often, where and how fast, but not what is trained.
 CHANGEABLE = (
     "train.", "log.", "mesh.", "sampling.", "fid.", "model.scan", "model.remat", "data.dir",
+    "data.memory_gb",
     "optimizer.offload", "ema.offload",
     "data.digest",  # compared by keep_config
     "data.words",  # of the data set
@@ -49,6 +50,7 @@ def check_config(config: ConfigDict) -> None:
         ("init_step", config.init_step >= -1, "a step, or -1 for the newest checkpoint"),
         ("init_ema", config.init_ema >= -1, "the number of an average, or -1 for the parameters"),
         ("init_state", config.init_from or not config.init_state, "False where init_from names no run"),
+        ("data.memory_gb", 0 <= config.data.memory_gb < math.inf, "at least 0"),
         ("diffusion.label_dropout", 0 <= config.diffusion.label_dropout < 1, "in [0, 1)"),
         ("optimizer.learning_rate", 0 < optimizer.learning_rate < math.inf, "positive"),
         ("optimizer.warmup_steps", optimizer.warmup_steps >= 0, "at least 0"),
