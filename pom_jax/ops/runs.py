@@ -119,7 +119,7 @@ def pick(x: Array, index: Array) -> Array:
 
 
 def plan_runs(batch: int, frames: int, tokens: int) -> Runs:
-    """Runs of about as many rows as the device expands well at a time, of half as many where those were all.
+    """Runs of about as many rows as the device expands well at a time, and of no more than half of all.
 
     A compiler does not recompute what a single run has just computed, but keeps it.
 
@@ -130,8 +130,7 @@ def plan_runs(batch: int, frames: int, tokens: int) -> Runs:
     """
     rows = CPU_ROWS if backend() == "cpu" else ACCELERATOR_ROWS
     each = batch_of_a_device(batch)
-    rows = rows // 2 if each * frames * tokens <= rows else rows
-    most = max(rows // each, LEAST_TOKENS)
+    most = max(min(rows, each * frames * tokens // 2) // each, LEAST_TOKENS)
     if not tokens or not frames:
         return Runs(frames, tokens, max(frames, 1), max(tokens, 1))
     if tokens > most:
