@@ -55,6 +55,12 @@ LATER_GUIDANCE = flags.DEFINE_float(
     None,
     "Of video: of frames that are drawn behind finished ones; the run's own by default.",
 )
+GUIDANCE_INTERVAL = flags.DEFINE_list(
+    "guidance_interval",
+    None,
+    "LOW,HIGH: of time, 0 the data and 1 the noise, where guidance acts; by default everywhere, for video "
+    "the run's own.",
+)
 SAMPLER = flags.DEFINE_list("sampler", None, "Samplers; the run's own by default.")
 STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
 LATER_STEPS = flags.DEFINE_integer(
@@ -114,7 +120,7 @@ HOSTS = flags.DEFINE_integer("hosts", None, "How many there are; those of jax.di
 FEW = 10_000  # samples, below which a FID says little by itself
 
 # What goes together: anything else that is given was meant for another way to score.
-_SAMPLING = {"workdir", "guidance", "sampler", "steps", "ema", "step", "num", "out"}
+_SAMPLING = {"workdir", "guidance", "guidance_interval", "sampler", "steps", "ema", "step", "num", "out"}
 _REAL = {"reference", "inception", "autoencoder", "crop", "save_reference", "out"}
 _BANK = {"seed", "npz_out", "keep_samples", "part", "batch_size", "host", "hosts"}
 FITTING = {
@@ -187,6 +193,7 @@ def score_workdir(workdir: str) -> None:
         samplers=SAMPLER.value,
         steps=None if STEPS.value is None else values("steps", STEPS.value, int),
         guidances=None if GUIDANCE.value is None else values("guidance", GUIDANCE.value, float),
+        interval=interval(),
         step=STEP.value,
         seed=SEED.value,
         autoencoder=AUTOENCODER.value,
@@ -260,6 +267,7 @@ def score_digits(workdir: str) -> None:
     report = evaluate.evaluate_workdir(
         workdir,
         guidances=values("guidance", GUIDANCE.value or ["1", "1.5"], float),
+        interval=interval(),
         seeds=values("seeds", SEEDS.value, int),
         sampler=single("sampler", SAMPLER.value),
         steps=single("steps", None if STEPS.value is None else values("steps", STEPS.value, int)),
@@ -286,6 +294,7 @@ def score_video(runs: Sequence[str]) -> None:
             "guidance", None if GUIDANCE.value is None else values("guidance", GUIDANCE.value, float)
         ),
         later_guidance=LATER_GUIDANCE.value,
+        interval=interval(),
         sampler=single("sampler", SAMPLER.value),
         steps=single("steps", None if STEPS.value is None else values("steps", STEPS.value, int)),
         later_steps=LATER_STEPS.value,
@@ -374,6 +383,12 @@ def warn_of_few(samples: int) -> None:
 
 def averages() -> list[int | None]:
     return [None if number < 0 else number for number in values("ema", EMA.value, int)]
+
+
+def interval() -> list[float] | None:
+    """Where guidance acts, if that was said."""
+    words = GUIDANCE_INTERVAL.value
+    return None if words is None else values("guidance_interval", words, float)
 
 
 def values(flag: str, words: Sequence[str], kind: Callable[[str], Value]) -> list[Value]:

@@ -39,6 +39,11 @@ GUIDANCE = flags.DEFINE_list("guidance", None, "Guidance scale, 1 is off; the ru
 LATER_GUIDANCE = flags.DEFINE_float(
     "later_guidance", None, "Film: guidance of frames behind finished ones; the run's own by default."
 )
+GUIDANCE_INTERVAL = flags.DEFINE_list(
+    "guidance_interval",
+    None,
+    "LOW,HIGH: of time, 0 the data and 1 the noise, where guidance acts; the run's own by default.",
+)
 STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
 LATER_STEPS = flags.DEFINE_integer(
     "later_steps", None, "Film: sampler steps of frames behind finished ones; the run's own by default."
@@ -141,6 +146,7 @@ def draw_images() -> None:
         guidance=values(GUIDANCE, float),
         steps=values(STEPS, int),
         sampler=values(SAMPLER, str),
+        interval=interval(),
         seed=SEED.value or 0,
         upscale_from=UPSCALE_FROM.value,
         upscale_start=UPSCALE_START.value,
@@ -164,6 +170,7 @@ def draw_films() -> None:
     for name, value in settings.items():
         if isinstance(value, list):
             raise InputError(f"--{name} has several values: films are drawn with one")
+    settings["interval"] = interval()
     sample_video_to_file(
         folder(WORKDIR.value or ""),
         out=OUT.value,
@@ -185,6 +192,12 @@ def draw_films() -> None:
         batch_size=64 if BATCH.value is None else BATCH.value,
         **settings,
     )
+
+
+def interval() -> Sequence[float] | None:
+    """Where guidance acts; None for the run's own."""
+    found = values(GUIDANCE_INTERVAL, float)
+    return [found] if isinstance(found, float) else found
 
 
 def values(

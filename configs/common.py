@@ -75,7 +75,13 @@ def base() -> ConfigDict:
     )
     config.train = _train()
     config.sampling = ConfigDict(  # of the grids drawn during training; and what sample.py does by default
-        {"sampler": "heun", "steps": 25, "guidance": 4.0, "num": 16}
+        {
+            "sampler": "heun",
+            "steps": 25,
+            "guidance": 4.0,
+            "guidance_interval": (0.0, 1.0),  # of time (0 = data, 1 = noise), where guidance acts
+            "num": 16,
+        }
     )
     config.fid = ConfigDict(  # FID during training, of the first average
         {
@@ -87,6 +93,7 @@ def base() -> ConfigDict:
             "sampler": "heun",
             "steps": 25,
             "guidance": 1.0,
+            "guidance_interval": (0.0, 1.0),
             "batch_size": 256,  # samples drawn at once, for each process
         }
     )

@@ -113,6 +113,27 @@ def test_the_label_and_the_guidance_matter(generator):
     np.testing.assert_allclose(generator.sample_array([1, 1], guidance=0.0), without, atol=1e-5)
 
 
+def test_guidance_acts_in_the_interval_of_the_run(generator, workdir, capsys):
+    config = tiny_config()
+    config.sampling.guidance_interval = (0.4, 1.0)
+    late = Generator(config, generator.model, generator.params)
+    labels = [0, 1, 2]
+    own = late.sample_array(labels)
+    np.testing.assert_array_equal(generator.sample_array(labels, interval=[0.4, 1]), own)
+    everywhere = generator.sample_array(labels)
+    np.testing.assert_array_equal(late.sample_array(labels, interval=(0, 1)), everywhere)
+    assert np.abs(own - everywhere).max() > 1e-3
+    config.sampling.pop("guidance_interval")  # as in a run that is older
+    np.testing.assert_array_equal(
+        Generator(config, generator.model, generator.params).sample_array(labels), everywhere
+    )
+    name = sample_to_file(workdir, interval=[0.4, 1.0]).name
+    assert name == "step_0000020_guidance_2_seed_0_times_0.4_to_1.png"
+    assert "guidance 2 at times 0.4 to 1, seed 0" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"guidance interval is \(low, high\).* got \(0\.4,\)"):
+        sample_to_file(workdir, interval=[0.4])
+
+
 def test_a_program_is_compiled_once(generator):
     class Count:
         compilations = images = 0

@@ -130,13 +130,14 @@ def test_a_stream_is_the_plain_loop_over_frames_and_steps(generator: VideoGenera
     nothing = text._replace(mask=0 * text.mask)
     call: Any = jax.jit(lambda *given: model.apply({"params": params}, *given))
     halves = [(text, model.init_states(3)), (nothing, model.init_states(3))]
-    for piece in generator.stream(text, 2, guidance=3.0, later_guidance=1.5, steps=2, later_steps=3, seed=1):
+    settings: dict[str, Any] = {"guidance": 3.0, "later_guidance": 1.5, "steps": 2, "later_steps": 3}
+    for piece in generator.stream(text, 2, **settings, interval=(0.4, 1), seed=1):
         number, scale, steps = (piece.first, *((1.5, 3) if piece.first else (3.0, 2)))
         keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(1), i), number) for i in range(3)]
         x = jnp.stack([jax.random.normal(jax.random.split(key)[0], (1, 4, 4, 1)) for key in keys])
         for t in 1 - np.arange(steps) / steps:
             with_text, without = (call(x, jnp.full(3, t), say, state, number)[0] for say, state in halves)
-            x -= 1 / steps * (without + scale * (with_text - without))
+            x -= 1 / steps * (without + (scale if t > 0.4 else 1) * (with_text - without))
         x = jnp.clip(x, -1, 1)
         halves = [(say, call(x, jnp.zeros(3), say, state, number)[1]) for say, state in halves]
         np.testing.assert_allclose(piece.frames, x, atol=2e-5)

@@ -5,7 +5,7 @@ every kind of prediction because the conversions between them are affine in the 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,9 @@ from pom_jax.errors import InputError, choose
 
 PredictGiven = Callable[[jax.Array, jax.Array, Any], jax.Array]
 Schedule = Callable[[jax.Array], jax.Array]
+Interval = tuple[float, float]
+
+EVERYWHERE: Interval = (0.0, 1.0)
 
 
 def clamp_linear(floor: float) -> Schedule:
@@ -42,16 +45,30 @@ GUIDANCE_SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def check_guidance(scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> None:
-    """Raises an InputError unless the scale is finite and not negative, and 0 <= low < high <= 1."""
+def check_guidance(scale: float, interval: Sequence[float] = EVERYWHERE) -> Interval:
+    """The interval as two floats.
+
+    Raises:
+        InputError: unless the scale is finite and not negative, and 0 <= low < high <= 1.
+    """
     if not (math.isfinite(scale) and scale >= 0):
         raise InputError(f"guidance must be finite and at least 0 (1 = off, 0 = unconditional); got {scale}")
-    low, high = interval
-    if not 0 <= low < high <= 1:
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
         raise InputError(
             "the guidance interval is (low, high) in time, 0 = data and 1 = noise, with low below high; "
-            f"got {interval}"
+            f"got {tuple(interval)}"
         )
+    return float(interval[0]), float(interval[1])
+
+
+def own_interval(sampling: Mapping[str, Any]) -> Interval:
+    """The interval of a run's `config.sampling`; everywhere in runs that are older than it."""
+    return check_guidance(1.0, sampling.get("guidance_interval", EVERYWHERE))
+
+
+def interval_in_words(interval: Interval) -> str:
+    """What comes behind a guidance scale: " at times 0.1 to 0.9", or nothing where it acts everywhere."""
+    return "" if interval == EVERYWHERE else f" at times {interval[0]:g} to {interval[1]:g}"
 
 
 def resolution_guidance(latent_side: int, excess: float = 4.0) -> float:
@@ -73,7 +90,7 @@ def guide(
     condition: Any,
     null: Any,
     scale: float | jax.Array = 1.0,
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: Interval = EVERYWHERE,
     schedule: str | Schedule = "constant",
 ) -> Predict:
     """Binds a condition and guidance to a conditional network.
@@ -88,6 +105,7 @@ def guide(
         null: the same tree for no condition; of labels, the label that stands for none.
         scale: guidance scale s, or [B] one for each example.
         interval: guidance acts where low <= t <= high, on the network's time; elsewhere the scale is 1.
+            Source: Kynkaanniemi et al., "Applying guidance in a limited interval", arXiv 2404.07724.
         schedule: a name of `GUIDANCE_SCHEDULES` or a function t -> weight of s - 1.
 
     Returns:
@@ -103,7 +121,7 @@ def guide(
     without = _without(condition, null)
     if static and scale == 1:
         return lambda x, t: predict_given(x, t, condition)
-    if static and scale == 0 and weight is GUIDANCE_SCHEDULES["constant"] and tuple(interval) == (0, 1):
+    if static and scale == 0 and weight is GUIDANCE_SCHEDULES["constant"] and tuple(interval) == EVERYWHERE:
         return lambda x, t: predict_given(x, t, without)
     given = both_halves(condition, without)
 

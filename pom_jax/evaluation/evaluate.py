@@ -11,7 +11,7 @@ import numpy as np
 
 from pom_jax import sampling
 from pom_jax.data import Manifest, Records, digits
-from pom_jax.diffusion.guidance import check_guidance
+from pom_jax.diffusion.guidance import EVERYWHERE, check_guidance, interval_in_words
 from pom_jax.errors import BROKEN_NPZ, InputError
 from pom_jax.evaluation import digits as digit_scores
 from pom_jax.evaluation.baselines import BASELINES, RANDOM
@@ -26,6 +26,7 @@ def evaluate_workdir(
     workdir: str | Path,
     *,
     guidances: Sequence[float] = (1.0, 1.5),
+    interval: Sequence[float] | None = None,
     seeds: Sequence[int] = SEEDS,
     sampler: str | None = None,
     steps: int | None = None,
@@ -40,6 +41,7 @@ def evaluate_workdir(
     Args:
         workdir: of train.py.
         guidances: scales in the usual sense, 1 = off; one column each.
+        interval: of the guidance, see `diffusion.guide`; everywhere by default.
         seeds: of the sampling; scores are means over them.
         sampler, steps: as the config says by default.
         step, ema: which checkpoint and which of its averages (None: the parameters themselves).
@@ -58,6 +60,7 @@ def evaluate_workdir(
         )
     for guidance in guidances:
         check_guidance(guidance)
+    where = check_guidance(1.0, interval or EVERYWHERE)
     if num is not None and num < digits.TEST_IMAGES:
         raise InputError(f"num is {num}; the scores need at least {digits.TEST_IMAGES} samples")
     generator = sampling.load(workdir, step=step, ema=ema)
@@ -75,12 +78,12 @@ def evaluate_workdir(
                 f"{place} sampling {len(labels):,} digits: guidance {guidance:g}, seed {seed}, {sampler}, "
                 f"{steps} steps"
             )
-            settings = {"guidance": guidance, "sampler": sampler, "steps": steps, "seed": seed}
+            settings = {"guidance": guidance, "interval": where, "sampler": sampler, "steps": steps}
             with sampling.SamplingProgress() as progress:
-                x = generator.sample_array(labels, progress=progress, **settings)
+                x = generator.sample_array(labels, seed=seed, progress=progress, **settings)
             drawn[guidance, seed] = (x - manifest.shift) / manifest.scale
             scores.append(digit_scores.score(reference, drawn[guidance, seed], labels))
-        columns.append(Column(f"guidance {guidance:g}", scores))
+        columns.append(Column(f"guidance {guidance:g}{interval_in_words(where)}", scores))
     protocol = {
         "samples": f"{len(labels)} a seed" + (" with the training labels" if num is None else ""),
         "seeds": ", ".join(map(str, seeds)),

@@ -13,6 +13,7 @@ from pom_jax import models
 from pom_jax.data import Records, moving_digits
 from pom_jax.data.words import decode
 from pom_jax.diffusion.film_settings import film_settings
+from pom_jax.diffusion.guidance import Interval, check_guidance, interval_in_words, own_interval
 from pom_jax.errors import InputError, choose
 from pom_jax.evaluation import moving_digits as clip_scores
 from pom_jax.evaluation.evaluate import PACKAGES
@@ -40,6 +41,7 @@ def evaluate_workdirs(
     num: int = CLIPS,
     guidance: float | None = None,
     later_guidance: float | None = None,
+    interval: Sequence[float] | None = None,
     sampler: str | None = None,
     steps: int | None = None,
     later_steps: int | None = None,
@@ -57,7 +59,8 @@ def evaluate_workdirs(
         protocols: of `video_protocols.PROTOCOLS`; all that the models and captions allow by default.
         split: whose captions and first frames: "test", or "validation" to choose recipes.
         num: clips of a protocol: the first so many of the split.
-        guidance, later_guidance, sampler, steps, later_steps: of every run; the runs' own by default.
+        guidance, later_guidance, interval, sampler, steps, later_steps: of every run; the runs' own by
+            default.
         step, ema: which checkpoint and which of its averages (None: the parameters themselves).
         seed: of the noise.
         batch_size: clips drawn at once.
@@ -84,10 +87,11 @@ def evaluate_workdirs(
     }
     for generator in generators:
         film_settings(generator.config.sampling, **frames)
+    interval = None if interval is None else check_guidance(1.0, interval)
     for workdir, generator in zip(workdirs, generators, strict=True):
         _check(generator, records, workdir)
 
-    settings = frames | {"sampler": sampler, "seed": seed, "batch_size": batch_size}
+    settings = frames | {"interval": interval, "sampler": sampler, "seed": seed, "batch_size": batch_size}
     runs = [_run(name, generator, settings) for name, generator in _names(workdirs, generators).items()]
     if len({run.frames for run in runs}) > 1:
         lengths = ", ".join(f"{run.name} {run.frames}" for run in runs)
@@ -102,7 +106,10 @@ def evaluate_workdirs(
     manifest = records.manifest
     about = {
         "clips": f"{num:,} of split {split}, seed {seed}",
-        **{f"run {run.name}": _settings(g, sampler, frames) for run, g in zip(runs, generators, strict=True)},
+        **{
+            f"run {run.name}": _settings(generator, frames, sampler, interval)
+            for run, generator in zip(runs, generators, strict=True)
+        },
         "data": f"{manifest.name}, {held.size} x {held.size}, checksum {manifest.digest}",
         "Fréchet distance of the training to the held-out digits": f"{reference.floor:.4f}",
         "classifier": "SVC(gamma=0.001, C=10) on the training digits, cut out by their ink",
@@ -183,10 +190,13 @@ def _run(name: str, generator: VideoGenerator, settings: dict) -> Run:
     return Run(name, generator.model.frames, generator.model.frame_causal, draw)
 
 
-def _settings(generator: VideoGenerator, sampler: str | None, frames: Mapping[str, Any]) -> str:
+def _settings(
+    generator: VideoGenerator, frames: Mapping[str, Any], sampler: str | None, interval: Interval | None
+) -> str:
     own = generator.config.sampling
     guidance, steps = (
         " and later ".join(dict.fromkeys(f"{value:g}" for value in both))
         for both in zip(*film_settings(own, **frames), strict=True)
     )
-    return f"{sampler or own.sampler}, {steps} steps, guidance {guidance}, {generator.origin}"
+    when = interval_in_words(interval or own_interval(own))
+    return f"{sampler or own.sampler}, {steps} steps, guidance {guidance}{when}, {generator.origin}"

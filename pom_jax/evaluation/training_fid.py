@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.experimental.multihost_utils import process_allgather
 from ml_collections import ConfigDict
 
+from pom_jax.diffusion.guidance import interval_in_words
 from pom_jax.durations import duration
 from pom_jax.errors import InputError
 from pom_jax.evaluation.features import extract_features
@@ -107,7 +108,8 @@ class TrainingFid:
         fid = self._config
         say(
             f"step {step:,} | FID {score:.2f} of {count:,} samples ({fid.sampler}, {fid.steps} steps, "
-            f"guidance {fid.guidance:g}; took {duration(time.perf_counter() - began)})"
+            f"guidance {fid.guidance:g}{interval_in_words(tuple(fid.guidance_interval))}; "
+            f"took {duration(time.perf_counter() - began)})"
         )
         return {self.name: np.asarray(score)}
 
@@ -144,6 +146,7 @@ class TrainingFid:
                 return self._generator.sample_array(
                     labels,
                     guidance=self._config.guidance,
+                    interval=self._config.guidance_interval,
                     sampler=self._config.sampler,
                     steps=self._config.steps,
                     seed=self._seed,

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from pom_jax.diffusion.guidance import EVERYWHERE, check_guidance, interval_in_words
 from pom_jax.errors import InputError
 from pom_jax.evaluation.image_scores import ImageScores, score_images
 from pom_jax.evaluation.images import Images
@@ -46,6 +47,7 @@ def score_workdir(
     samplers: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
     guidances: Sequence[float] | None = None,
+    interval: Sequence[float] | None = None,
     step: int | None = None,
     seed: int = 0,
     autoencoder: str | os.PathLike[str] | None = None,
@@ -70,6 +72,7 @@ def score_workdir(
         inception: file of weights, see `load_inception`.
         num: samples of each way; the field's numbers are of 50,000.
         emas, samplers, steps, guidances: all their combinations, see `make_grid`.
+        interval: of the guidance, see `diffusion.guide`; everywhere by default.
         step: which checkpoint; the newest by default.
         seed: of the noise.
         autoencoder: folder of the one that the latents are of, in diffusers' format.
@@ -93,6 +96,7 @@ def score_workdir(
     """
     host, hosts = this_host(host, hosts)
     _check_numbers(num=num, part=part, batch_size=batch_size, seed=seed)
+    interval = check_guidance(1.0, interval or EVERYWHERE)
     config = checkpoint.load_config(workdir)
     grid = make_grid(config, emas=emas, samplers=samplers, steps=steps, guidances=guidances)
     if out is None and is_remote(workdir):
@@ -116,7 +120,12 @@ def score_workdir(
         if generator is None or generator.ema != setting.ema:
             generator = None  # before the next one takes as much memory
             generator = load(workdir, step, setting.ema, autoencoder)
-        settings = setting._asdict() | {"seed": seed, "autoencoder": decoder, "part": part}
+        settings = setting._asdict() | {
+            "interval": interval,
+            "seed": seed,
+            "autoencoder": decoder,
+            "part": part,
+        }
         del settings["ema"]
         bank = open_bank(out / "samples", generator, num, **settings)
         file = out / "scores" / f"{bank.folder.name}-{num}-{real.digest}.json"
@@ -196,7 +205,7 @@ def _about(workdir: str | Path, bank: Bank, autoencoder: str | os.PathLike[str] 
         "EMA": "none" if s["ema"] is None else f"{s['ema']:g}",
         "digest of the parameters": s["parameters"],
         "sampler": f"{s['sampler']}, {s['steps']} steps",
-        "guidance": f"{s['guidance']:g}",
+        "guidance": f"{s['guidance']:g}{interval_in_words(tuple(s['interval']))}",
         "seed": str(s["seed"]),
         "labels": s["labels"],
         "autoencoder": "none" if autoencoder is None else f"{autoencoder}, sha256 {s['autoencoder']}",

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from pom_jax.diffusion.guidance import Interval
 from pom_jax.errors import BROKEN_NPZ, InputError
 from pom_jax.sampling.generate import Generator
 from pom_jax.sampling.progress import PartProgress, Progress
@@ -131,6 +132,7 @@ class Bank:
                 images = generator.sample(
                     labels,
                     guidance=self.settings["guidance"],
+                    interval=self.settings["interval"],
                     sampler=self.settings["sampler"],
                     steps=self.settings["steps"],
                     seed=self.settings["seed"],
@@ -189,6 +191,7 @@ def open_bank(
     num: int,
     *,
     guidance: float,
+    interval: Interval,
     sampler: str,
     steps: int,
     seed: int = 0,
@@ -203,7 +206,7 @@ def open_bank(
         folder: of all banks of a run; this one's name there tells its settings.
         generator: draws the samples.
         num: N, how many.
-        guidance, sampler, steps, seed: of `Generator.sample_array`.
+        guidance, interval, sampler, steps, seed: of `Generator.sample_array`.
         autoencoder: checksum of the weights of the generator's decoder; None for a model of pixels.
         part: images of a file.
 
@@ -228,6 +231,7 @@ def open_bank(
         "sampler": sampler,
         "steps": steps,
         "guidance": float(guidance),
+        "interval": list(interval),
         "seed": seed,
         "labels": f"{classes} classes in turn" if num >= classes else f"{num} of {classes} classes",
         "autoencoder": autoencoder,

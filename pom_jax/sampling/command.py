@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from pom_jax.diffusion.guidance import check_guidance
+from pom_jax.diffusion.guidance import Interval, check_guidance, interval_in_words, own_interval
 from pom_jax.diffusion.samplers import SAMPLERS
 from pom_jax.diffusion.schedules import time_grid
 from pom_jax.errors import InputError, choose
@@ -37,6 +37,7 @@ def sample_to_file(
     guidance: float | Sequence[float] | None = None,
     steps: int | Sequence[int] | None = None,
     sampler: str | Sequence[str] | None = None,
+    interval: Sequence[float] | None = None,
     seed: int = 0,
     upscale_from: str | None = None,
     upscale_start: float = START,
@@ -55,7 +56,7 @@ def sample_to_file(
         guidance, steps, sampler: of `Generator.sample_array`. Several values of one of them make a sheet with
             a column for each, from the same noise along a row.
         upscale_from: .npz of smaller samples to start from, see `upscale.read_low`; labels are those in it.
-        seed, upscale_start, settings: of `Generator.sample_array`.
+        interval, seed, upscale_start, settings: of `Generator.sample_array`.
 
     Returns:
         The file.
@@ -69,6 +70,8 @@ def sample_to_file(
     _check_request(out, num, per_class, varied)
     _check_upscaling(upscale_from, classes, num, per_class)
     generator = load(workdir, step, ema, autoencoder)
+    own = own_interval(generator.config.sampling)
+    interval = own if interval is None else check_guidance(1.0, interval)
     columns = _columns(choices, varied, generator.config.sampling)
     usual = generator.config.sampling.num
     if as_sheet:
@@ -80,14 +83,16 @@ def sample_to_file(
         low, rows = read_low(upscale_from, generator.config.model)
     labels = np.repeat(rows, per_class or 1)
     name = _name(generator, labels, columns, varied, per_class, seed)
+    if interval != own:
+        name += "_times_{:g}_to_{:g}".format(*interval)
     if upscale_from is not None:
-        name = f"{name.removesuffix('.png')}_from_{Path(upscale_from).stem}_at_{upscale_start:g}.png"
-    path = check_output(out or workdir / "samples" / name)
+        name += f"_from_{Path(upscale_from).stem}_at_{upscale_start:g}"
+    path = check_output(out or workdir / "samples" / f"{name}.png")
 
     animated = path.suffix in ANIMATIONS
     draw = generator.sample if generator.makes_pixels or path.suffix != ".npz" else generator.sample_array
-    with SamplingProgress(title=_title(generator, len(labels), columns, varied, seed)) as progress:
-        settings |= {"seed": seed, "trajectory": animated, "progress": progress}
+    with SamplingProgress(title=_title(generator, len(labels), columns, varied, interval, seed)) as progress:
+        settings |= {"interval": interval, "seed": seed, "trajectory": animated, "progress": progress}
         settings |= {"low": low, "upscale_start": upscale_start}
         drawn = [draw(labels, **column, **settings) for column in columns]
     if as_sheet:
@@ -160,7 +165,12 @@ def _shown(value: Any) -> str:
 
 
 def _title(
-    generator: Generator, count: int, columns: Sequence[Mapping[str, Any]], varied: str | None, seed: int
+    generator: Generator,
+    count: int,
+    columns: Sequence[Mapping[str, Any]],
+    varied: str | None,
+    interval: Interval,
+    seed: int,
 ) -> str:
     """What is about to be drawn, in a line."""
     words = {name: _shown(value) for name, value in columns[0].items()}
@@ -168,7 +178,7 @@ def _title(
         words[varied] = ", ".join(_shown(column[varied]) for column in columns)
     return (
         f"{generator.config.name}: {count * len(columns):,} images, {generator.origin}, {words['sampler']}, "
-        f"{words['steps']} steps, guidance {words['guidance']}, seed {seed}"
+        f"{words['steps']} steps, guidance {words['guidance']}{interval_in_words(interval)}, seed {seed}"
     )
 
 
@@ -201,7 +211,7 @@ def _name(
         name += f"_classes_{text if len(text) <= 60 else f'{zlib.crc32(text.encode()):08x}'}"
     if generator.ema != 0:
         name += "_no_ema" if generator.ema is None else f"_ema_{generator.ema}"
-    return name + ".png"
+    return name
 
 
 def spread(names: Sequence[str], classes: Sequence[str] | None, num: int) -> np.ndarray:

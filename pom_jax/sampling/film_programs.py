@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from pom_jax.diffusion.guidance import both_halves, guide
+from pom_jax.diffusion.guidance import Interval, both_halves, guide
 from pom_jax.diffusion.paths import Path
 from pom_jax.diffusion.samplers import Sampler, sample
 from pom_jax.models import Polymorpher, States, Text
@@ -52,7 +52,7 @@ class Denoise:
     steps: int
     shift: float
     clip: float | None
-    interval: tuple[float, float]
+    interval: Interval
     schedule: str
     guided: bool
     bounded: bool

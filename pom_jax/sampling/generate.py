@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from pom_jax import models
 from pom_jax.data import read_manifest
-from pom_jax.diffusion.guidance import check_guidance, guide
+from pom_jax.diffusion.guidance import Interval, check_guidance, guide, own_interval
 from pom_jax.diffusion.paths import Path as NoisePath
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler, sample
@@ -47,7 +47,7 @@ class _Program:
     steps: int
     shift: float
     guided: bool
-    interval: tuple[float, float]
+    interval: Interval
     schedule: str
     clip: float | None
     trajectory: bool
@@ -192,7 +192,7 @@ class Generator:
         seed: int = 0,
         first: int = 0,
         batch_size: int = 256,
-        interval: tuple[float, float] = (0.0, 1.0),
+        interval: Sequence[float] | None = None,
         schedule: str = "constant",
         clip: float | None = None,
         trajectory: bool = False,
@@ -206,8 +206,8 @@ class Generator:
 
         Args:
             labels: [N] class numbers in [0, num_classes).
-            guidance: scale in the usual sense, 1 = off, 0 = without labels; like `steps` and `sampler` the
-                run's own (config.sampling) by default.
+            guidance: scale in the usual sense, 1 = off, 0 = without labels; like `steps`, `sampler` and
+                `interval` the run's own (config.sampling) by default.
             steps, sampler, clip, trajectory: see `diffusion.sample`.
             seed: of the noise.
             first: i of the first image; images of several calls are those of one.
@@ -227,7 +227,7 @@ class Generator:
         labels = self._check_labels(labels)
         defaults = self.config.sampling
         scale = float(defaults.guidance if guidance is None else guidance)
-        check_guidance(scale, interval)
+        interval = check_guidance(scale, own_interval(defaults) if interval is None else interval)
         check_start(upscale_start)
         check_numbers(batch_size, seed, first)
         if low is not None and len(low) != len(labels):
@@ -244,7 +244,7 @@ class Generator:
             steps=defaults.steps if steps is None else steps,
             shift=self.config.diffusion.shift,
             guided=scale != 1,
-            interval=(float(interval[0]), float(interval[1])),
+            interval=interval,
             schedule=schedule,
             clip=clip,
             trajectory=trajectory,

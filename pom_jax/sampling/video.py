@@ -18,7 +18,7 @@ from pom_jax.data import read_manifest
 from pom_jax.data.text_encoder import TextEncoder
 from pom_jax.data.words import encode
 from pom_jax.diffusion.film_settings import film_settings
-from pom_jax.diffusion.guidance import check_guidance
+from pom_jax.diffusion.guidance import check_guidance, own_interval
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler
 from pom_jax.errors import InputError
@@ -204,7 +204,7 @@ class VideoGenerator:
         steps: int | None = None,
         later_steps: int | None = None,
         sampler: str | Sampler | None = None,
-        interval: tuple[float, float] = (0.0, 1.0),
+        interval: Sequence[float] | None = None,
         schedule: str = "constant",
         clip: float | None = None,
         seed: int | None = None,
@@ -232,8 +232,8 @@ class VideoGenerator:
                 default.
             given: [N, T0, H, W, C] first frames, in the space of the model: they are added as they are.
             state: of films that go on.
-            guidance: scale in the usual sense, 1 = off, 0 = without text; like `steps` and `sampler` the
-                run's own (config.sampling) by default.
+            guidance: scale in the usual sense, 1 = off, 0 = without text; like `steps`, `sampler` and
+                `interval` the run's own (config.sampling) by default.
             later_guidance, later_steps: of frames behind finished ones, from which they know what they show:
                 a strong guidance makes them drift, and few steps do. By default the run's own, if it has
                 them, else those of first frames.
@@ -263,7 +263,7 @@ class VideoGenerator:
         if chunk is None:
             chunk = frames if joint and frames else self.model.frame_patch
         settings = film_settings(defaults, guidance, later_guidance, steps, later_steps)
-        check_guidance(settings[0].guidance, interval)
+        interval = own_interval(defaults) if interval is None else interval
         seed = (state.seed if state else 0) if seed is None else seed
         check_numbers(batch_size, seed, first)
         size = size or (state.size if state else self._frame_size(given))
@@ -278,7 +278,7 @@ class VideoGenerator:
             steps=settings[0].steps,
             shift=self.config.diffusion.shift,
             clip=clip,
-            interval=(float(interval[0]), float(interval[1])),
+            interval=check_guidance(settings[0].guidance, interval),
             schedule=schedule,
             guided=settings[0].guidance != 1 or (settings[1].guidance != 1 and not joint),
             bounded=self.draws_pixels,

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from pom_jax.diffusion.film_settings import film_settings
+from pom_jax.diffusion.guidance import check_guidance, interval_in_words, own_interval
 from pom_jax.errors import InputError
 from pom_jax.sampling.films import FPS, check_films_place, read_frames, write_films
 from pom_jax.sampling.progress import SamplingProgress
@@ -61,8 +62,8 @@ def sample_video_to_file(
         state, save_state: file of the state to go on from, and file for the state after the last frame.
         fps: frames a second.
         step, ema, autoencoder, text_encoder: see `load_video`.
-        settings: guidance, later_guidance, steps, later_steps and sampler of `VideoGenerator.stream`; None
-            for the run's own.
+        settings: guidance, later_guidance, interval, steps, later_steps and sampler of
+            `VideoGenerator.stream`; None for the run's own.
 
     Returns:
         The file.
@@ -80,7 +81,7 @@ def sample_video_to_file(
     given = None if from_file is None else _given(from_file, generator, resumed, frame_size)
     texts, given = _films(_prompts(prompts), num, given, resumed)
     own = generator.config.sampling
-    sampler = settings.pop("sampler", None)
+    sampler, interval = settings.pop("sampler", None), settings.pop("interval", None)
     first, later = film_settings(own, **settings)
     asked = _Asked(
         captions=tuple(texts) if texts or resumed is None else resumed.captions,
@@ -94,6 +95,7 @@ def sample_video_to_file(
         seed=seed if seed is not None else 0 if resumed is None else resumed.seed,
         settings={
             "sampler": own.sampler if sampler is None else sampler,
+            "interval": own_interval(own) if interval is None else check_guidance(1.0, interval),
             **first._asdict(),
             **{f"later_{name}": value for name, value in later._asdict().items()},
         },
@@ -145,7 +147,7 @@ class _Asked(NamedTuple):
         chunk: frames that are drawn at a time, None for the fewest.
         past: a checksum of the given frames, or of the state that the films go on from; "" without any.
         seed: of the noise.
-        settings: sampler, guidance and steps, and those of later frames.
+        settings: sampler, interval of the guidance, guidance and steps, and those of later frames.
     """
 
     captions: Sequence[str]
@@ -243,7 +245,8 @@ def _title(generator: VideoGenerator, asked: _Asked) -> str:
         f"{generator.config.name}: {asked.films} film{'s' * (asked.films > 1)} of {asked.frames} frames, "
         f"{'all frames at once' if asked.joint else 'streamed'}, {generator.origin}, "
         f"{asked.settings['sampler']}, {' and later '.join(_values(asked, 'steps'))} steps, guidance "
-        f"{' and later '.join(_values(asked, 'guidance'))}, seed {asked.seed}"
+        f"{' and later '.join(_values(asked, 'guidance'))}"
+        f"{interval_in_words(asked.settings['interval'])}, seed {asked.seed}"
     )
 
 
@@ -360,6 +363,8 @@ def _name(generator: VideoGenerator, asked: _Asked) -> str:
     if asked.past:
         name += f"_from_{asked.start}_{asked.past}" if asked.start else f"_continued_{asked.past}"
     name += f"_guidance_{'_then_'.join(_values(asked, 'guidance'))}_seed_{asked.seed}"
+    if asked.settings["interval"] != own_interval(own):
+        name += "_times_{:g}_to_{:g}".format(*asked.settings["interval"])
     if asked.settings["sampler"] != own.sampler:
         name += f"_{asked.settings['sampler']}"
     steps = [asked.settings["steps"], asked.settings["later_steps"]]

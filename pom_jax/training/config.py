@@ -89,6 +89,11 @@ def check_config(config: ConfigDict) -> None:
         ("fid.sampler", fid.sampler in SAMPLERS, f"one of {', '.join(SAMPLERS)}"),
         ("fid.steps", fid.steps >= 1, "at least 1"),
         ("fid.guidance", 0 <= fid.guidance < math.inf, "finite and at least 0 (1 = off)"),
+        (
+            "fid.guidance_interval",
+            _is_interval(fid.guidance_interval),
+            "(low, high) in [0, 1], low below high",
+        ),
         ("fid.batch_size", fid.batch_size >= 1, "at least 1"),
         ("sampling.num", 1 <= config.sampling.num <= MOST_SAMPLES, f"from 1 to {MOST_SAMPLES}"),
     ]
@@ -243,6 +248,10 @@ def differences(kept: ConfigDict, config: ConfigDict) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not name.startswith(CHANGEABLE)
     ]
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and 0 <= value[0] < value[1] <= 1
 
 
 def _is_multiple(value: int, of: int) -> bool:

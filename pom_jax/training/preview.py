@@ -16,7 +16,7 @@ from pom_jax import models
 from pom_jax.data import Source
 from pom_jax.data.words import decode
 from pom_jax.diffusion.film_settings import FrameSettings, film_settings
-from pom_jax.diffusion.guidance import guide
+from pom_jax.diffusion.guidance import guide, own_interval
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import sample
 from pom_jax.ops.mesh import lay
@@ -136,12 +136,14 @@ class Preview:
             "shift": config.diffusion.shift,
         }
         frames, count = frame_times(config)
-        settings = film_settings(config.sampling)
+        settings, interval = film_settings(config.sampling), own_interval(config.sampling)
 
         def guided(
             predict: Callable[..., jax.Array], scale: float
         ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-            return guide(predict, samples.given, conditions.none(config.model, samples.given), scale)
+            return guide(
+                predict, samples.given, conditions.none(config.model, samples.given), scale, interval
+            )
 
         @jax.jit
         def draw(params: Any) -> jax.Array:
