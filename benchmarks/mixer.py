@@ -127,7 +127,7 @@ def products_of(
 def measure(x: jax.Array, heads: int, memory: float, most: float) -> dict[str, Any]:
     """Seconds and megabytes of temporaries of each form and direction on x [B, N, D], and of products alone.
 
-    Forms take turns for about `most` seconds, at least once after a warm-up; a call that takes longer is its
+    Forms take turns for about `most` seconds, at least twice after a warm-up; a call that takes longer is its
     own warm-up.
     """
     batch, tokens, width = x.shape
@@ -142,7 +142,7 @@ def measure(x: jax.Array, heads: int, memory: float, most: float) -> dict[str, A
         times = {name: report.seconds(call) for name, call in calls.items()}
         quick = {name: call for name, call in calls.items() if times[name] < most}
         rounds = int(most / sum(times[name] for name in quick)) if quick else 0
-        times |= report.in_turns(quick, max(1, min(9, rounds)), warm=True, of_turns=min)
+        times |= report.in_turns(quick, max(2, min(9, rounds)), warm=True, of_turns=min)
         figures[direction] = {
             name: {"seconds": times.get(name), "temporaries_mb": megabytes}
             for name, (_, megabytes) in forms.items()

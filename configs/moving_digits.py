@@ -35,8 +35,10 @@ What the recipe rests on:
   frequency there is, so that a token can tell each place of the frame before from all others.
 - The network predicts the data: what it has to copy from frame to frame is then its output itself. Times are
   shifted towards the noise, where it has nothing else to copy from.
-- Much guidance and twenty steps for first frames (not `memory`), little guidance and five steps behind
-  finished ones, where what comes next is hardly in doubt, and more of either makes a film drift.
+- Much guidance and twenty steps for first frames (not `memory`), no guidance and five steps behind finished
+  ones, where what comes next is hardly in doubt, and more of either makes a film drift: of 64 frames the last
+  eight showed their digit in 70 %, with guidance 1.5 in 60 %. And none at the ends of time: with guidance
+  from 0.1 to 0.9 alone 98.4 % of the first frames were right, everywhere 97.6 % (validation, 2,000 frames).
 
 Devices: made for one CPU. Cost: 0.79 million parameters (`memory` 0.91, `attention` 0.56); 128 tokens a clip,
 6,200 steps of 112 frames (`memory`: 7,500 of 64). About eleven minutes on two cores of a shared machine,
@@ -85,7 +87,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.train.update({"steps": 6_200, "eval_every": 2_000, "eval_size": 200, "sample_every": 3_000})
     config.train.update({"checkpoint_every": 2_000, "log_every": 5.0})
     config.sampling.update(
-        {"sampler": "euler", "steps": 20, "num": 8, "guidance": 5.0, "later_guidance": 1.5, "later_steps": 5}
+        {"sampler": "euler", "num": 8, "guidance": 5.0, "guidance_interval": (0.1, 0.9), "steps": 20}
+        | {"later_guidance": 1.0, "later_steps": 5}
     )
     if "memory" in words:
         config.model.update({"text_length": 2, "vocabulary": 6, "pooled_text": False})

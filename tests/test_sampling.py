@@ -123,7 +123,8 @@ def test_guidance_acts_in_the_interval_of_the_run(generator, workdir, capsys):
     everywhere = generator.sample_array(labels)
     np.testing.assert_array_equal(late.sample_array(labels, interval=(0, 1)), everywhere)
     assert np.abs(own - everywhere).max() > 1e-3
-    config.sampling.pop("guidance_interval")  # as in a run that is older
+    with config.unlocked():
+        del config.sampling.guidance_interval  # as in a run that is older
     np.testing.assert_array_equal(
         Generator(config, generator.model, generator.params).sample_array(labels), everywhere
     )

@@ -123,16 +123,20 @@ def test_noise_depends_on_seed_film_and_frame_alone() -> None:
     assert np.abs(one - noisy.sample_array(PROMPTS, 4, **plain | {"seed": 6})).max() > 0.1
 
 
-def test_a_stream_is_the_plain_loop_over_frames_and_steps(generator: VideoGenerator) -> None:
-    """Euler's method with both halves written out, past at time 0; later frames by settings of their own."""
+@pytest.mark.parametrize("later", [1.5, 1.0])
+def test_a_stream_is_the_plain_loop_over_frames_and_steps(generator: VideoGenerator, later: float) -> None:
+    """Euler's method with both halves written out, past at time 0; later frames by settings of their own.
+
+    Where those are not guided there are no states without the text, and the network runs once a step.
+    """
     model, params = generator.model, generator.params
     text = generator.texts(PROMPTS)
     nothing = text._replace(mask=0 * text.mask)
     call: Any = jax.jit(lambda *given: model.apply({"params": params}, *given))
     halves = [(text, model.init_states(3)), (nothing, model.init_states(3))]
-    settings: dict[str, Any] = {"guidance": 3.0, "later_guidance": 1.5, "steps": 2, "later_steps": 3}
+    settings: dict[str, Any] = {"guidance": 3.0, "later_guidance": later, "steps": 2, "later_steps": 3}
     for piece in generator.stream(text, 2, **settings, interval=(0.4, 1), seed=1):
-        number, scale, steps = (piece.first, *((1.5, 3) if piece.first else (3.0, 2)))
+        number, scale, steps = (piece.first, *((later, 3) if piece.first else (3.0, 2)))
         keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(1), i), number) for i in range(3)]
         x = jnp.stack([jax.random.normal(jax.random.split(key)[0], (1, 4, 4, 1)) for key in keys])
         for t in 1 - np.arange(steps) / steps:
@@ -141,6 +145,7 @@ def test_a_stream_is_the_plain_loop_over_frames_and_steps(generator: VideoGenera
         x = jnp.clip(x, -1, 1)
         halves = [(say, call(x, jnp.zeros(3), say, state, number)[1]) for say, state in halves]
         np.testing.assert_allclose(piece.frames, x, atol=2e-5)
+        assert len(piece.state.halves) == (1 if later == 1 else 2)
 
 
 def test_given_frames_stay_and_leave_the_same_states_in_chunks_of_any_length(

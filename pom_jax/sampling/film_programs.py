@@ -21,7 +21,8 @@ from pom_jax.diffusion.samplers import Sampler, sample
 from pom_jax.models import Polymorpher, States, Text
 from pom_jax.sampling.progress import Progress
 
-# States of films with their texts, and, guided, of the same without; leaves [B, L or n, ...].
+# States of films with their texts, and, where later frames are guided, of the same without; leaves [B, L or
+# n, ...].
 Halves = tuple[States, ...]
 
 

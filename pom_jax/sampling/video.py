@@ -235,8 +235,8 @@ class VideoGenerator:
             guidance: scale in the usual sense, 1 = off, 0 = without text; like `steps`, `sampler` and
                 `interval` the run's own (config.sampling) by default.
             later_guidance, later_steps: of frames behind finished ones, from which they know what they show:
-                a strong guidance makes them drift, and few steps do. By default the run's own, if it has
-                them, else those of first frames.
+                a strong guidance makes them drift, and few steps do. With guidance 1 they take half the time
+                and states. By default the run's own, if it has them, else those of first frames.
             steps, sampler, clip: see `diffusion.sample`. Pixels are always cut to [-1, 1] once finished.
             interval, schedule: of the guidance, see `diffusion.guide`.
             seed: of the noise; that of the state, or 0, by default.
@@ -280,20 +280,21 @@ class VideoGenerator:
             clip=clip,
             interval=check_guidance(settings[0].guidance, interval),
             schedule=schedule,
-            guided=settings[0].guidance != 1 or (settings[1].guidance != 1 and not joint),
+            guided=settings[0].guidance != 1,
             bounded=self.draws_pixels,
         )
+        later = dataclasses.replace(denoise, steps=settings[1].steps, guided=settings[1].guidance != 1)
         if state is None:
             films = (first + np.arange(count)).astype(np.uint32)
-            halves = () if joint else (empty_states(self.model, count, size),) * (2 if denoise.guided else 1)
+            halves = () if joint else (empty_states(self.model, count, size),) * (2 if later.guided else 1)
             state = StreamState(0, size, seed, films, words, captions, halves)
         else:
-            state = going_on(state, size, seed, words, captions, denoise.guided)
+            state = going_on(state, size, seed, words, captions, later.guided)
         devices = self.mesh.size
         drawing = Drawing(
             films=Films(state, -(-min(batch_size, count) // devices) * devices, self._put),
             given=given,
-            denoise=(denoise, dataclasses.replace(denoise, steps=settings[1].steps)),
+            denoise=(denoise, later),
             add=None if joint else Add(self.model),
             programs=self.programs,
             params=self.params,
