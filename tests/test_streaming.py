@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import Array, lax
 
-from pom_jax.nn import FrameStates, Phase, PoM, Rotary, State
+from pom_jax.nn import FrameStates, Hybrid, LocalAttention, Phase, PoM, Rotary, State
 from pom_jax.ops import merge_states
 from tests.layers import WIDTH, assert_close, few, gap, normal, parameters, position_axes, quick_jit, uniform
 
@@ -134,6 +134,16 @@ def test_a_scan_carries_the_state_of_equal_frames(name: str) -> None:
         return jnp.moveaxis(y, 0, 1).reshape(x.shape), layer.apply(p, x, frames=3, **beside)
 
     assert_close(*both(x, beside), tolerance=5e-6)
+
+
+def test_the_first_state_can_be_donated() -> None:
+    """As a stream does that keeps one state: no array of it is there twice, that of "last" neither."""
+    layer: Any = Hybrid(PoM(reads=("last", "all")), LocalAttention(2, (2,), 1))
+    p, x = parameters(layer), normal(1, 2, 2, WIDTH)
+    step = quick_jit(lambda x, state: layer.apply(p, x, state=state), donate_argnums=1)
+    _, state = step(x, layer.init_state(2, WIDTH))
+    _, state = step(x, state)
+    np.testing.assert_array_equal(state["pom"].total.count, [[4], [4]])
 
 
 @every_layer

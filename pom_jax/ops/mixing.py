@@ -143,8 +143,11 @@ def mix(
 
 def initial_state(recipe: Recipe, batch: int) -> State | FrameStates:
     """The state before any token, of `batch` sequences; of two parts if the recipe reads "last"."""
-    none = empty_state(batch, recipe.features)
-    return FrameStates(none, none) if "last" in recipe.reads else none
+
+    def none() -> State:  # each with arrays of its own, which can be donated
+        return empty_state(batch, recipe.features)
+
+    return FrameStates(none(), none()) if "last" in recipe.reads else none()
 
 
 def read_state(
