@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import Array, lax
 
-from pom_jax.nn import FrameStates, Hybrid, LocalAttention, Phase, PoM, Rotary, State
+from pom_jax.nn import FrameStates, Hybrid, LocalAttention, MultiHeadAttention, Phase, PoM, Rotary, State
 from pom_jax.ops import merge_states
 from tests.layers import WIDTH, assert_close, few, gap, normal, parameters, position_axes, quick_jit, uniform
 
@@ -26,6 +26,10 @@ LAYERS: dict[str, Any] = {
     "all_of_it": PoM(form="power", reads=("last", "all"), rotary=Rotary(), phase=PHASE, count="frames"),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
+ATTENTION: dict[str, Any] = {
+    "attention": MultiHeadAttention(2, rotary=Rotary()),
+    "attention_own": MultiHeadAttention(2, rotary=Rotary(), reads=("own",)),
+}
 FRAMES = (3, 1, 4, 2)
 TOKENS = sum(FRAMES)
 
@@ -55,10 +59,12 @@ def streamed(
     return jnp.concatenate(outputs, 1), state
 
 
-@pytest.mark.parametrize("name", [pytest.param("product", marks=pytest.mark.smoke), *list(LAYERS)[1:]])
+@pytest.mark.parametrize(
+    "name", [pytest.param("product", marks=pytest.mark.smoke), *list(LAYERS)[1:], *ATTENTION]
+)
 def test_streamed_is_parallel(name: str) -> None:
     """Ragged frames one by one, in chunks of several, and all at once: outputs and states agree."""
-    layer = LAYERS[name]
+    layer = (LAYERS | ATTENTION)[name]
     p, (x, beside), none = parameters(layer), inputs(layer), layer.init_state(2, WIDTH)
 
     @quick_jit

@@ -47,7 +47,8 @@ class MultiHeadAttention(nn.Module):
         head_width: d, channels of a head; 0 for D / num_heads.
         rotary: rotary positions of queries and keys; where 2 * axes does not divide d, its last channels keep
             still.
-        reads: with `frames`, ("all",) shows a token its own frame and those before, ("own",) its own alone.
+        reads: ("all",) shows a token its own frame and those before, ("own",) its own alone: of `frames`, or
+            what it comes with in a stream, of which then nothing is carried.
         dtype: compute dtype of the products, None is float32; the softmax is float32.
         kernel_init: initialiser of the matrices.
     """
@@ -83,7 +84,8 @@ class MultiHeadAttention(nn.Module):
             context_frames: lengths of the context's frames; those of the queries if left out.
             positions: of x, [M, axes] or [B, M, axes], on one axis also [M] or [B, M], for `rotary` where x
                 mixes with itself.
-            state: keys and values of earlier tokens (`init_state`), which all of x sees.
+            state: keys and values of earlier tokens (`init_state`), which all of x sees; with
+                reads=("own",) none does, and it stays as it is.
             drafts: where x mixes with itself, by frames, without context_frames, mask and state.
 
         Returns:
@@ -113,22 +115,24 @@ class MultiHeadAttention(nn.Module):
         elif frames is not None and lengths is not None:
             given = frames if context_frames is None else context_frames
             seen = self._seen(lengths, given, source.shape[1], mask)
-        after: list[Cache] = []
+        past = None if self.reads == ("own",) else state
+        after = state
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> jax.Array:
+            nonlocal after
             q, k = (_rotate(self.rotary, each, places) for each in (q, k))
             if lengths is not None and drafts:
                 return draft_attention(q, k, v, lengths, drafts)
-            if state is not None:
+            if past is not None:
                 counts = jnp.ones(()) if mask is None or mask.ndim == 3 else mask
                 new = Cache(k, v, jnp.broadcast_to(counts.astype(jnp.float32), k.shape[:2]))
-                after.append(Cache(*(jnp.concatenate(pair, 1) for pair in zip(state, new, strict=True))))
-                k, v, all_weights = after[0]
-                seen = all_weights if seen is None or seen.ndim == 2 else _with_past(state.weights, seen)
+                after = Cache(*(jnp.concatenate(pair, 1) for pair in zip(past, new, strict=True)))
+                k, v, all_weights = after
+                seen = all_weights if seen is None or seen.ndim == 2 else _with_past(past.weights, seen)
             return attention(q, k, v, seen)
 
         y = _attend(self, x, source, seen, heads, attend)
-        return y if state is None else (y, after[0])
+        return y if state is None else (y, after)
 
     def _lengths(
         self,
