@@ -267,12 +267,35 @@ def test_no_tokens_leave_the_state_as_it_is(name: str) -> None:
     @quick_jit
     def outputs(x: Array) -> Any:
         _, state = layer.apply(p, x, frames=FRAMES, state=layer.init_state(2, WIDTH))
-        none = [layer.apply(p, x[:, :0], state=state, **o) for o in ({"frames": ()}, {"causal": True})]
+        ways = ({}, {"frames": ()}, {"causal": True})
+        none = [layer.apply(p, x[:, :0], state=state, **o) for o in ways]
+        none += [layer.apply(p, x, x[:, :0], state=state)]
         return state, [after for _, after in none], [y for y, _ in none]
 
     state, after, y = outputs(x)
-    assert_close(after, [state, state])
-    assert [one.shape for one in y] == [(2, 0, WIDTH)] * 2
+    assert_close(after, [state] * 4)
+    assert [one.shape for one in y] == [(2, 0, WIDTH)] * 3 + [x.shape]
+
+
+def test_merging_with_the_state_of_nothing_keeps_the_last_frame() -> None:
+    """On either side, sequence by sequence, whatever dtype it was kept in."""
+    layer = LAYERS["reads"]
+    p, (x, _), none = parameters(layer), inputs(layer), layer.init_state(2, WIDTH)
+    late, half = x[:, 4:], np.ones((2, TOKENS - 4), np.float32)
+    half[1] = 0
+
+    @quick_jit
+    def merged(x: Array) -> Any:
+        first = layer.apply(p, x[:, :4], method="write")
+        second = layer.apply(p, late, mask=half, method="write")
+        kept = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), none)
+        return first, second, first + none, merge_states(none, first), first + kept, first + second
+
+    first, second, *same, both = merged(x)
+    assert_close(same, [first] * 3)
+    assert_close(both.total.sum, first.total.sum + second.total.sum)
+    for newest, i in ((second, 0), (first, 1)):
+        assert_close(*(jax.tree.map(lambda leaf, i=i: leaf[i], state.last) for state in (both, newest)))
 
 
 @pytest.mark.parametrize("method", ["naive", "lean"])

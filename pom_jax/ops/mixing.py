@@ -138,7 +138,8 @@ def mix(
     check_drafts(drafts, cuts[0].frames)
     if not cuts[0].frames:  # nobody reads, and nothing is left
         return x, initial_state(recipe, x.shape[0]) if state is None else state
-    return _mix_frames(recipe, weights, (x, context), weigh, cuts, places, state, drafts, count, lean)
+    y, after = _mix_frames(recipe, weights, (x, context), weigh, cuts, places, state, drafts, count, lean)
+    return y, after if state is None or context.shape[1] else state  # no tokens are no frame
 
 
 def initial_state(recipe: Recipe, batch: int) -> State | FrameStates:

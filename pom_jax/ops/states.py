@@ -157,23 +157,43 @@ def merge_states(first: FrameStates, second: FrameStates) -> FrameStates: ...
 def merge_states(first: State | FrameStates, second: State | FrameStates) -> State | FrameStates:
     """The state of two disjoint sets of tokens together: states add; the last frame is the second's.
 
+    Where the second's total counts nothing, as that of `init_state`, the last frame stays the first's: a part
+    of which a mask hides all tokens is no frame here, while in a stream it is one, which has nothing to read.
+
     Sums and counts come out in float32 in whatever dtype they were kept; a count is exact to 2^24 tokens.
+
+    Raises:
+        InputError: a State and a FrameStates, or parts of other shapes.
     """
     if isinstance(first, FrameStates) and isinstance(second, FrameStates):
-        return FrameStates(merge_states(first.total, second.total), second.last)
+        _check_alike(first.last, second.last)
+        nothing, pairs = second.total.count == 0, zip(first.last, second.last, strict=True)
+        last = State(*(_where(nothing, *pair) for pair in pairs))
+        return FrameStates(merge_states(first.total, second.total), last)
     if isinstance(first, State) and isinstance(second, State):
-        for part in (*first, *second):
-            check_numbers("a part of a state", part)
-        if first.sum.shape != second.sum.shape or first.count.shape != second.count.shape:
-            raise InputError(
-                f"states with sums of shapes {tuple(first.sum.shape)} and {tuple(second.sum.shape)} do not "
-                "add: they are of other batches or mixers"
-            )
+        _check_alike(first, second)
         pairs = zip(first, second, strict=True)
         return State(*(jnp.asarray(a, jnp.float32) + jnp.asarray(b, jnp.float32) for a, b in pairs))
     raise InputError(
         f"merge_states: a {type(first).__name__} and a {type(second).__name__} are of mixers with other reads"
     )
+
+
+def _check_alike(first: State, second: State) -> None:
+    """Raises an InputError unless both are of numbers, in arrays of the same shapes."""
+    for part in (*first, *second):
+        check_numbers("a part of a state", part)
+    if first.sum.shape != second.sum.shape or first.count.shape != second.count.shape:
+        raise InputError(
+            f"states with sums of shapes {tuple(first.sum.shape)} and {tuple(second.sum.shape)} do not "
+            "add: they are of other batches or mixers"
+        )
+
+
+def _where(these: Array, first: Array, second: Array) -> Array:
+    """[B, M, ...] float32, of the first array where [B, M] says so, of the second elsewhere."""
+    chosen = these.reshape(*these.shape, *(1,) * (first.ndim - these.ndim))
+    return jnp.where(chosen, jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32))
 
 
 def state_mean(state: State) -> Array:
