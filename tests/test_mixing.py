@@ -12,6 +12,7 @@ from jax import Array
 
 from pom_jax.nn import Phase, PoM, Rotary
 from pom_jax.ops import state_mean
+from pom_jax.ops.mixing import FEW_FRAMES
 from tests.layers import WIDTH, assert_close, few, gap, normal, parameters, position_axes, quick_jit, uniform
 
 LAYERS: dict[str, Any] = {
@@ -261,6 +262,39 @@ def exact_mean(p: Any, x: np.ndarray, degree: int) -> np.ndarray:
     coefficients = p["coefficients"].astype(np.float64)
     powers = [coefficients[:, k] * a ** (k + 1) for k in range(degree)]
     return np.sum(powers, 0).mean(0)
+
+
+def test_many_frames_are_summed_as_few_are() -> None:
+    layer: Any = PoM(reads=("all", "past", "last"), expansion=1)
+    half = FEW_FRAMES // 2 + 8
+    p, x = parameters(layer), normal(1, 1, 2 * half, WIDTH)
+
+    @quick_jit
+    def both(x: Array) -> Any:
+        first, state = layer.apply(p, x[:, :half], frames=1, state=layer.init_state(1, WIDTH))
+        second, after = layer.apply(p, x[:, half:], frames=1, state=state)
+        whole = layer.apply(p, x, frames=1, state=layer.init_state(1, WIDTH))
+        return (jnp.concatenate([first, second], 1), after), whole
+
+    assert_close(*both(x), tolerance=5e-6)
+
+
+@pytest.mark.parametrize(("lengths", "method"), [((8, 7, 8, 7), "lean"), ((1,) * 40, "naive")])
+def test_a_frame_that_is_not_finite_spoils_those_alone_that_see_it(
+    lengths: tuple[int, ...], method: str
+) -> None:
+    """The others are the same to the bit, frames after it too if they read their own alone."""
+    number, tokens = frame_numbers(lengths), sum(lengths)
+    x, bad = normal(1, 1, tokens, WIDTH), len(lengths) // 2
+    spoilt = np.where((number == bad)[None, :, None] & (np.arange(WIDTH) == 3), np.nan, x)
+    for reads in (("all",), ("last", "past"), ("own",)):
+        layer: Any = PoM(reads=reads, implementation=method, expansion=1)
+        p = parameters(layer)
+        call = quick_jit(lambda x, layer=layer, p=p: layer.apply(p, x, frames=lengths)[0])
+        seen = number == bad if reads == ("own",) else number >= bad
+        y, whole = call(spoilt), call(x)
+        np.testing.assert_array_equal(y[~seen], whole[~seen])
+        assert np.isnan(y[seen]).all()
 
 
 @pytest.mark.parametrize("method", ["naive", "lean"])

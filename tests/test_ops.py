@@ -245,7 +245,7 @@ def test_tiles_hold_each_token_of_ragged_frames_once_with_little_padding(lengths
     np.testing.assert_array_equal(split[0][cut.used], x[0])
     np.testing.assert_array_equal(sums[0], np.bincount(number, x[0]))
     np.testing.assert_array_equal(spread[0], 1 + cut.frame)
-    assert (number[cut.index.reshape(cut.used.shape)] == cut.frame[:, None])[cut.used].all()
+    assert (number[cut.index.reshape(cut.used.shape)] == cut.frame[:, None]).all()
 
 
 def test_weights_of_a_mask_count_tokens_that_often() -> None:

@@ -148,7 +148,8 @@ class PoM(nn.Module):
                 output, and in gradients of the parameters even if the loss ignores that output.
             causal: token n sees the context tokens 0..n only; None is the layer's own `causal`. Sums run over
                 chunks: a token that is not finite spoils earlier ones of its chunk as well.
-            frames: a token sees its own frame and those before: the length of all, or of each frame.
+            frames: a token sees its own frame and those before: the length of all, or of each frame. Of more
+                than 256 frames, one that is not finite spoils earlier ones of its chunk, as with `causal`.
             context_frames: lengths of the context's frames, as many as the queries'; those of the queries if
                 left out.
             positions: of x, [M, axes] or [B, M, axes], on one axis also [M] or [B, M]; needed by `rotary` and

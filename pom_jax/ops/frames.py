@@ -78,7 +78,7 @@ class Tiles:
     Attributes:
         size: L.
         frame: [tiles] the frame of each tile.
-        index: [tiles * L] the token at each place, any token where `used` is false.
+        index: [tiles * L] the token at each place, any token of its frame where `used` is false.
         used: [tiles, L] which places hold a token.
         place: [N] the place of each token.
         frames: T.
@@ -178,9 +178,10 @@ def tiles(lengths: tuple[int, ...], parts: int = 1) -> Tiles:
             size //= 2
     per_frame = -(-counts // size)
     frame = np.repeat(np.arange(len(counts)), per_frame)
-    moved = (np.cumsum(per_frame * size) - per_frame * size) - (np.cumsum(counts) - counts)
+    start = np.cumsum(counts) - counts
+    moved = (np.cumsum(per_frame * size) - per_frame * size) - start
     place = np.repeat(moved, counts) + np.arange(counts.sum())
-    index = np.zeros(len(frame) * size, np.int64)
+    index = np.repeat(start, per_frame * size)  # padding is of its own frame: zero times NaN stays there
     used = np.zeros(len(frame) * size, bool)
     index[place], used[place] = np.arange(counts.sum()), True
     return Tiles(size, frame, index, used.reshape(-1, size), place, len(counts))

@@ -40,6 +40,9 @@ from pom_jax.ops.twins import frame_sums, read_frames
 
 READS = ("all", "own", "last", "past")
 COUNTS = ("tokens", "frames")
+# Frames up to which later ones do not enter the sums of those before, not even as zero times NaN. More would
+# double the time that it takes to compile a layer.
+FEW_FRAMES = 256
 IMPLEMENTATIONS = ("auto", "naive", "lean")
 
 EXPLICIT = (
@@ -394,18 +397,21 @@ def _reads(
     last = state.last if isinstance(state, FrameStates) else none
     frames = own.count.shape[1] // (1 + drafts)
     take = jax.tree.map(lambda part: part[:, :frames], own)
-    if frames == 1:
-        seen = {"past": total, "last": last, "all": merge_states(take, total)}
-    else:
-        seen = {
-            "last": State(
-                jnp.concatenate([last.sum, take.sum[:, :-1]], 1),
-                jnp.concatenate([last.count, take.count[:, :-1]], 1),
-            )
-        }
-        for name in ("past", "all"):
-            running = [prefix_sum(part, exclusive=name == "past") for part in take]
-            seen[name] = State(running[0] + total.sum, running[1] + total.count)
+
+    def run(part: Array, before: Array) -> Array:
+        if frames > FEW_FRAMES:
+            return prefix_sum(part) + before
+        return lax.associative_scan(jnp.add, part, axis=1) + before
+
+    def shift(before: Array, part: Array) -> Array:
+        return jnp.concatenate([before, part[:, :-1]], 1)
+
+    running = jax.tree.map(run, take, total)
+    seen = {
+        "all": running,
+        "past": jax.tree.map(shift, total, running),
+        "last": jax.tree.map(shift, last, take),
+    }
     after = State(take.sum.sum(1, keepdims=True), take.count.sum(1, keepdims=True))
     after = merge_states(total, after)
     carried = after
