@@ -36,11 +36,16 @@ def position_axes(layer: Any) -> int:
 def parameters(layer: Any, width: int = WIDTH, seed: int = 0) -> Any:
     """Parameters drawn wide, biases and coefficients included, so that nothing vanishes."""
     axes = position_axes(layer)
-    places = {"positions": np.zeros((2, axes))} if axes else {}
-    tokens = jax.ShapeDtypeStruct((1, 2, width), jnp.float32)
-    shapes = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, **places), tokens)
+    places: Any = {"positions": np.zeros((2, axes))} if axes else {}
+    return parameters_of(layer, jax.ShapeDtypeStruct((1, 2, width), jnp.float32), seed=seed, **places)
+
+
+def parameters_of(layer: Any, *inputs: Any, seed: int = 0, spread: float = 0.5, **options: Any) -> Any:
+    """The same of a layer that is called with these inputs, as one on a grid must be."""
+    shapes = jax.eval_shape(lambda *given: layer.init(jax.random.key(0), *given, **options), *inputs)
     leaves, tree = jax.tree.flatten(shapes)
-    return jax.tree.unflatten(tree, [0.5 * normal(seed + i, *leaf.shape) for i, leaf in enumerate(leaves)])
+    drawn = [np.float32(spread) * normal(seed + i, *leaf.shape) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(tree, drawn)
 
 
 def assert_close(a: Any, b: Any, tolerance: float = 3e-6, least: float = 1e-30) -> None:

@@ -23,34 +23,13 @@ from pom_jax.models.mixers import layer_mixers
 from pom_jax.nn import Hybrid, LocalAttention, MultiHeadAttention, PoM
 from pom_jax.nn.blocks import ModulatedBlock, Period, stack
 from pom_jax.ops.windows import window_pairs
+from tests import layers
+from tests.layers import QUICK, normal, quick_jit
 
 TINY = {"image_size": 8, "channels": 1, "num_classes": 3, "patch_size": 2, "width": 16, "depth": 4}
-
-
-# Without the slow optimisations, which take most of a test's time.
-QUICK: Any = {"xla_backend_optimization_level": 0}
-
-
-def quick_jit(function: Callable[..., Any]) -> Any:
-    return jax.jit(function, compiler_options=QUICK)
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def parameters(layer: Any, *inputs: Any) -> Any:
-    """Parameters drawn wide, zero starts included, so that nothing vanishes."""
-    shapes = jax.eval_shape(layer.init, jax.random.key(0), *inputs)
-    leaves, tree = jax.tree.flatten(shapes)
-    values = [np.float32(0.3) * normal(seed, *leaf.shape) for seed, leaf in enumerate(leaves)]
-    return jax.tree.unflatten(tree, values)
-
-
-def assert_close(a: Any, b: Any, tolerance: float = 5e-6, least: float = 1e-30) -> None:
-    """Equal to `tolerance` of each array's maximum, which counts as at least `least`."""
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(np.abs(y).max(), least))
+# Attention rounds more than the mixer does.
+assert_close = functools.partial(layers.assert_close, tolerance=5e-6)
+parameters = functools.partial(layers.parameters_of, spread=0.3)
 
 
 def allowed(
@@ -324,8 +303,8 @@ def test_layers_of_a_period_follow_each_other_and_the_last_is_attention() -> Non
     expected = quick_jit(jax.value_and_grad(one_by_one))(p)
     found = quick_jit(jax.value_and_grad(lambda p: stacked(p, True, "dots")))(p)
     # The gradient of attention's key bias is zero but for rounding.
-    assert_close(found, expected, 1e-5, least=0.1)
-    assert_close(quick_jit(lambda p: stacked(p, False, "full"))(p), expected[0], 1e-5)
+    assert_close(found, expected, tolerance=1e-5, least=0.1)
+    assert_close(quick_jit(lambda p: stacked(p, False, "full"))(p), expected[0], tolerance=1e-5)
 
 
 def test_a_model_with_both_kinds_of_hybrid_learns_and_runs_at_other_resolutions() -> None:

@@ -12,7 +12,7 @@ from jax import Array
 
 from pom_jax.nn import Phase, PoM, Rotary
 from pom_jax.ops import state_mean
-from pom_jax.ops.mixing import FEW_FRAMES
+from pom_jax.ops.reads import FEW_FRAMES
 from tests.layers import WIDTH, assert_close, few, gap, normal, parameters, position_axes, quick_jit, uniform
 
 LAYERS: dict[str, Any] = {

@@ -16,8 +16,9 @@ from pom_jax.models.mixers import clip_mixers
 from pom_jax.nn import Hybrid, LocalAttention, MultiHeadAttention, PoM, Rotary
 from pom_jax.training import flops
 from pom_jax.training.objective import make_objective, mean_loss
+from tests.layers import normal, quick_jit
 from tests.mesh_agreement import awake
-from tests.test_hybrid import allowed, assert_close, normal, parameters, quick_jit
+from tests.test_hybrid import allowed, assert_close, parameters
 
 FRAMES, FRAME = 3, (2, 3)
 CLIPS = {"family": "polymorpher", "frames": FRAMES, "frame_height": 2, "frame_width": 3, "channels": 1}
@@ -67,9 +68,7 @@ def test_a_hybrid_streams_by_frames_as_its_halves_do(cached: bool) -> None:
         return Hybrid(PoM(expansion=3, rotary=Rotary(3)), half)
 
     whole, one = hybrid(FRAMES), hybrid(1)
-    shapes = jax.eval_shape(lambda x: whole.init(jax.random.key(0), x, positions=at), x)
-    leaves, tree = jax.tree.flatten(shapes)
-    p = jax.tree.unflatten(tree, [np.float32(0.3) * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)])
+    p = parameters(whole, x, positions=at)
 
     @quick_jit
     def both(x: Array, at: Array) -> Any:

@@ -16,7 +16,7 @@ from pom_jax.models.checks import (
 )
 from pom_jax.nn.text_block import ORDERS
 from pom_jax.nn.video_embeddings import FRAME_POSITIONS
-from pom_jax.ops.mixing import READS
+from pom_jax.ops.reads import READS
 
 # The words a field can be.
 WORDS = CHOICES | {

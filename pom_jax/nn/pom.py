@@ -23,9 +23,10 @@ from pom_jax.errors import InputError
 from pom_jax.nn.attention_call import tokens_given
 from pom_jax.nn.dense import Dense, GroupedDense, xavier_uniform
 from pom_jax.nn.pom_fields import recipe_of
-from pom_jax.ops.mixing import initial_state, mix, read_state
+from pom_jax.ops.mixing import mix, read_state
 from pom_jax.ops.phase import Phase
 from pom_jax.ops.polynomials import CLAMP, SLOPE
+from pom_jax.ops.reads import initial_state
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe
 from pom_jax.ops.rotary import Rotary, grid_positions
 from pom_jax.ops.states import FrameStates, State, check_tokens, without_heads

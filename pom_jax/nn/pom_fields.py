@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pom_jax.errors import InputError, choose
-from pom_jax.ops.mixing import COUNTS, IMPLEMENTATIONS, READS
+from pom_jax.ops.mixing import COUNTS, IMPLEMENTATIONS
 from pom_jax.ops.phase import Phase
+from pom_jax.ops.reads import READS
 from pom_jax.ops.recipe import Recipe
 from pom_jax.ops.rotary import Rotary
 

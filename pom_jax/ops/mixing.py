@@ -23,13 +23,13 @@ from pom_jax.ops.mesh import (
     where_tokens_are,
 )
 from pom_jax.ops.prefix import prefix_sum
+from pom_jax.ops.reads import check_state, in_float32, initial_state, states_read
 from pom_jax.ops.recipe import FeatureWeights, ReadWeights, Recipe, features, gate_projections, gather, read
 from pom_jax.ops.rotary import check_positions
 from pom_jax.ops.states import (
     STATE,
     FrameStates,
     State,
-    check_numbers,
     check_tokens,
     empty_state,
     merge_states,
@@ -38,11 +38,7 @@ from pom_jax.ops.states import (
 from pom_jax.ops.twins import causal as causal_pass
 from pom_jax.ops.twins import frame_sums, read_frames
 
-READS = ("all", "own", "last", "past")
 COUNTS = ("tokens", "frames")
-# Frames up to which later ones do not enter the sums of those before, not even as zero times NaN. More would
-# double the time that it takes to compile a layer.
-FEW_FRAMES = 256
 IMPLEMENTATIONS = ("auto", "naive", "lean")
 
 EXPLICIT = (
@@ -88,70 +84,31 @@ def mix(
     context = x if context is None else context
     check_tokens(x, context, mask)
     check_state(recipe, state, x.shape[0])
-    state = _in_float32(state)
-    choose("implementation", implementation, IMPLEMENTATIONS)
-    choose("count", count, COUNTS)
-    places = _places(recipe, x, context, itself, positions, context_positions, state)
+    state = in_float32(state)
+    _check_choices(causal, count, implementation)
+    here, there = _places(recipe, x, context, itself, positions, context_positions, state)
     x, context = x.astype(recipe.dtype), context.astype(recipe.dtype)
-    if not isinstance(causal, bool | np.bool_):
-        raise InputError(
-            f"causal = {causal!r} must be True or False, known when the call is compiled: set it in the "
-            'layer, close over it, or jax.jit(layer.apply, static_argnames=("causal", "frames"))'
-        )
     if mask is not None and mask.ndim == 3:
         _check_rows(recipe, causal, frames, context_frames, drafts, state, implementation)
-        return _mix_rows(recipe, weights, x, context, mask, places), None
+        return _mix_rows(recipe, weights, x, context, mask, (here, there)), None
     if causal or frames is None:
         check_drafts(drafts, None)
     lean = _is_lean(recipe, x, context, implementation)
-    weigh = None
-    if mask is not None:
-        weigh = jnp.broadcast_to(mask, context.shape[:2]).astype(jnp.float32)
-        # Zero times what overflows is no number: a token that is left out must not be expanded. What slope
-        # its weight would have is then not known, and 0.
-        out = weigh == 0
-        weigh, context = jnp.where(out, 0, weigh), jnp.where(out[..., None], 0, context)
-        if places[1] is not None and places[1].shape[0] == out.shape[0]:
-            places = places[0], jnp.where(out[..., None], 0, places[1])
+    weigh, context, there = _leave_out(mask, context, there)
+    tokens, places = (x, context), (here, there)
     if causal:
-        if frames is not None or context_frames is not None:
-            raise InputError(
-                "causal=True lets a token see tokens before it, frames whole frames: give one of them"
-            )
-        if x.shape[1] != context.shape[1]:
-            raise InputError(
-                f"causal=True needs a context token for each query, but there are {x.shape[1]} queries and "
-                f"{context.shape[1]} context tokens; context_frames= relates unequal numbers"
-            )
+        _check_causal(x, context, frames, context_frames)
         if recipe.reads == ("all",) and count == "tokens" and x.shape[1]:
-            before = empty_state(x.shape[0], recipe.features) if state is None else state
-            assert isinstance(before, State)
-            if tokens_are_whole() or is_explicit(x):
-                return causal_pass(recipe, weights, x, context, weigh, places, before, lean)
-            if x.shape[1] % parts("tokens") == 0:
-                return _causal_parts(recipe, weights, (x, context), weigh, places, before, lean)
-            return causal_pass(recipe, weights, x, context, weigh, places, before, False)
+            return _mix_causal(recipe, weights, tokens, weigh, places, state, lean)
         frames = context_frames = (1,) * x.shape[1]
-    devices = 1 if is_explicit(x) else parts("tokens")
-    cuts = _tiles(x.shape[1], context.shape[1], frames, context_frames, itself, devices)
-    if is_explicit(x) and not (cuts[0].exact and cuts[1].exact):
-        raise InputError(f"frames of several lengths move tokens about, which {EXPLICIT}")
+    cuts = _tiles(x, context, frames, context_frames, itself)
     if not tokens_are_whole() and 1 in (cuts[0].parts, cuts[1].parts):
         lean = False  # its runs would gather the tokens
     check_drafts(drafts, cuts[0].frames)
     if not cuts[0].frames:  # nobody reads, and nothing is left
         return x, initial_state(recipe, x.shape[0]) if state is None else state
-    y, after = _mix_frames(recipe, weights, (x, context), weigh, cuts, places, state, drafts, count, lean)
+    y, after = _mix_frames(recipe, weights, tokens, weigh, cuts, places, state, drafts, count, lean)
     return y, after if state is None or context.shape[1] else state  # no tokens are no frame
-
-
-def initial_state(recipe: Recipe, batch: int) -> State | FrameStates:
-    """The state before any token, of `batch` sequences; of two parts if the recipe reads "last"."""
-
-    def none() -> State:  # each with arrays of its own, which can be donated
-        return empty_state(batch, recipe.features)
-
-    return FrameStates(none(), none()) if "last" in recipe.reads else none()
 
 
 def read_state(
@@ -181,7 +138,7 @@ def read_state(
     if state is None:
         raise InputError("read needs the state that others left: see write, or init_state for an empty one")
     check_state(recipe, state, x.shape[0])
-    state = _in_float32(state)
+    state = in_float32(state)
     if "own" in recipe.reads:
         raise InputError(
             f"reads = {recipe.reads}: read takes no state of its own; call the layer with state="
@@ -194,31 +151,48 @@ def read_state(
     return read(recipe, weights, z, means, place)
 
 
-def check_state(recipe: Recipe, state: State | FrameStates | None, batch: int) -> None:
-    """Raises an InputError unless a state is None, or fits the recipe and the batch."""
-    if state is None:
-        return
-    wanted = FrameStates if "last" in recipe.reads else State
-    if not isinstance(state, wanted):
+def _check_choices(causal: bool, count: str, implementation: str) -> None:
+    choose("implementation", implementation, IMPLEMENTATIONS)
+    choose("count", count, COUNTS)
+    if not isinstance(causal, bool | np.bool_):
         raise InputError(
-            f"state is a {type(state).__name__}, but a mixer with reads = {recipe.reads} carries a "
-            f"{wanted.__name__}: start from init_state"
+            f"causal = {causal!r} must be True or False, known when the call is compiled: set it in the "
+            'layer, close over it, or jax.jit(layer.apply, static_argnames=("causal", "frames"))'
         )
-    for one in (state.total, state.last) if isinstance(state, FrameStates) else (state,):
-        if not isinstance(one, State):
-            raise InputError(f"state holds a {type(one).__name__} for a State: start from init_state")
-        check_numbers("the sum of the state", one.sum)
-        check_numbers("the count of the state", one.count)
-        if one.sum.shape != (batch, 1, *recipe.features) or one.count.shape != (batch, 1):
-            raise InputError(
-                f"state has sum {tuple(one.sum.shape)} and count {tuple(one.count.shape)}; this mixer and "
-                f"batch need {(batch, 1, *recipe.features)} and {(batch, 1)}"
-            )
 
 
-def _in_float32(state: Any) -> Any:
-    """A state as the mixer carries it, in whatever dtype it was kept meanwhile."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), state)
+def _check_causal(
+    x: Array,
+    context: Array,
+    frames: int | Sequence[int] | None,
+    context_frames: int | Sequence[int] | None,
+) -> None:
+    if frames is not None or context_frames is not None:
+        raise InputError(
+            "causal=True lets a token see tokens before it, frames whole frames: give one of them"
+        )
+    if x.shape[1] != context.shape[1]:
+        raise InputError(
+            f"causal=True needs a context token for each query, but there are {x.shape[1]} queries and "
+            f"{context.shape[1]} context tokens; context_frames= relates unequal numbers"
+        )
+
+
+def _leave_out(
+    mask: Array | None, context: Array, place: Array | None
+) -> tuple[Array | None, Array, Array | None]:
+    """The weight of each token [B, N], None if all weigh 1; context and positions, 0 where a weight is 0.
+
+    Zero times what overflows is no number: a token that is left out must not be expanded. What slope its
+    weight would have is then not known, and 0.
+    """
+    if mask is None:
+        return None, context, place
+    weigh = jnp.broadcast_to(mask, context.shape[:2]).astype(jnp.float32)
+    out = weigh == 0
+    if place is not None and place.shape[0] == out.shape[0]:
+        place = jnp.where(out[..., None], 0, place)
+    return jnp.where(out, 0, weigh), jnp.where(out[..., None], 0, context), place
 
 
 def _is_lean(recipe: Recipe, x: Array, context: Array, implementation: str) -> bool:
@@ -285,20 +259,24 @@ def _mix_rows(
 
 
 def _tiles(
-    queries: int,
-    tokens: int,
+    x: Array,
+    context: Array,
     frames: int | Sequence[int] | None,
     context_frames: int | Sequence[int] | None,
     itself: bool,
-    devices: int,
 ) -> tuple[Tiles, Tiles]:
-    """Tiles of the queries and of the context, tokens of both being cut over so many devices."""
+    """Tiles of the queries and of the context, tokens of both being cut over the devices."""
+    queries, tokens = x.shape[1], context.shape[1]
+    devices = 1 if is_explicit(x) else parts("tokens")
 
     def cut(lengths: tuple[int, ...]) -> Tiles:
         count = sum(lengths)
         if devices > 1 and count and count % devices == 0:
             return tiles(lengths, devices)
-        return one_frame(count) if len(lengths) == 1 else tiles(lengths)
+        found = one_frame(count) if len(lengths) == 1 else tiles(lengths)
+        if is_explicit(x) and not found.exact:
+            raise InputError(f"frames of several lengths move tokens about, which {EXPLICIT}")
+        return found
 
     if frames is None:
         if context_frames is not None:
@@ -315,6 +293,25 @@ def _tiles(
             "each frame of queries sees the context frames up to its own number"
         )
     return cut(lengths), cut(others)
+
+
+def _mix_causal(
+    recipe: Recipe,
+    weights: tuple[FeatureWeights, ReadWeights],
+    tokens: tuple[Array, Array],
+    weigh: Array | None,
+    places: tuple[Array | None, Array | None],
+    state: State | FrameStates | None,
+    lean: bool,
+) -> tuple[Array, State]:
+    x, context = tokens
+    before = empty_state(x.shape[0], recipe.features) if state is None else state
+    assert isinstance(before, State)
+    if tokens_are_whole() or is_explicit(x):
+        return causal_pass(recipe, weights, x, context, weigh, places, before, lean)
+    if x.shape[1] % parts("tokens"):
+        return causal_pass(recipe, weights, x, context, weigh, places, before, False)
+    return _causal_parts(recipe, weights, tokens, weigh, places, before, lean)
 
 
 def _causal_parts(
@@ -381,50 +378,10 @@ def _mix_frames(
     own = State(sums, jnp.broadcast_to(counts, (x.shape[0], of.frames)))
     if count == "frames":
         own = State(state_mean(own), (own.count != 0).astype(jnp.float32))
-    states, after = _reads(recipe, own, state, drafts)
+    states, after = states_read(recipe, own, state, drafts)
     means = tuple(to.spread(state_mean(one)) for one in states)
     place = None if places[0] is None else to.split(places[0])
     return to.join(look_up(weights[1], to.split(x), means, place)), after
-
-
-def _reads(
-    recipe: Recipe, own: State, state: State | FrameStates | None, drafts: int
-) -> tuple[list[State], State | FrameStates]:
-    """The state [B, T, *F] that each read sees in each frame, and what is carried on."""
-    total = state.total if isinstance(state, FrameStates) else state
-    none = empty_state(own.sum.shape[0], recipe.features)
-    total = none if total is None else total
-    last = state.last if isinstance(state, FrameStates) else none
-    frames = own.count.shape[1] // (1 + drafts)
-    take = jax.tree.map(lambda part: part[:, :frames], own)
-
-    def run(part: Array, before: Array) -> Array:
-        if frames > FEW_FRAMES:
-            return prefix_sum(part) + before
-        return lax.associative_scan(jnp.add, part, axis=1) + before
-
-    def shift(before: Array, part: Array) -> Array:
-        return jnp.concatenate([before, part[:, :-1]], 1)
-
-    running = jax.tree.map(run, take, total)
-    seen = {
-        "all": running,
-        "past": jax.tree.map(shift, total, running),
-        "last": jax.tree.map(shift, last, take),
-    }
-    after = State(take.sum.sum(1, keepdims=True), take.count.sum(1, keepdims=True))
-    after = merge_states(total, after)
-    carried = after
-    if "last" in recipe.reads:
-        carried = FrameStates(after, State(take.sum[:, -1:], take.count[:, -1:]))
-    if drafts:
-        seen = {
-            name: jax.tree.map(lambda part: jnp.concatenate([part] * (1 + drafts), 1), seen[name])
-            for name in ("last", "past")
-        }
-        seen["all"] = merge_states(own, seen["past"])
-    seen["own"] = own
-    return [seen[name] for name in recipe.reads], carried
 
 
 def _places(
