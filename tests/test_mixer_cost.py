@@ -26,18 +26,22 @@ PHASE = Phase(((math.inf, 5.0),))
 def compiled(
     layer: Any, tokens: int, options: dict[str, Any], width: int = WIDTH, slopes: bool = True
 ) -> Any:
-    """The program of a forward pass, or of value and gradients, on tokens that are never made."""
+    """The program of a forward pass, or of value and gradients, on tokens that are never made.
+
+    Of the options `state` is whether there is one, and `mask` the shape of one, whose slope is taken too.
+    """
     p, x = parameters(layer, width), jax.ShapeDtypeStruct((1, tokens, width), jnp.float32)
     state = layer.init_state(1, width) if options.get("state") else None
-    options = {k: v for k, v in options.items() if k != "state"}
+    mask = jax.ShapeDtypeStruct(options["mask"], jnp.float32) if "mask" in options else None
+    options = {k: v for k, v in options.items() if k not in ("state", "mask")}
 
-    def run(p: Any, x: Array) -> Any:
-        return layer.apply(p, x, state=state, **options)
+    def run(p: Any, x: Array, mask: Array | None) -> Any:
+        return layer.apply(p, x, state=state, mask=mask, **options)
 
-    def loss(p: Any, x: Array) -> Any:
-        return sum((leaf**2).sum() for leaf in jax.tree.leaves(run(p, x)))
+    def loss(p: Any, x: Array, mask: Array | None) -> Any:
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(run(p, x, mask)))
 
-    return jax.jit(jax.grad(loss, (0, 1)) if slopes else run).lower(p, x).compile()
+    return jax.jit(jax.grad(loss, (0, 1, 2)) if slopes else run).lower(p, x, mask).compile()
 
 
 def array_shapes(program: Any) -> list[tuple[int, ...]]:
@@ -54,6 +58,11 @@ def array_shapes(program: Any) -> list[tuple[int, ...]]:
         (PoM(form="power", phase=PHASE, implementation="lean"), {"frames": RAGGED}),
         (PoM(reads=("own", "last", "past"), expansion=1, implementation="naive"), {"frames": 1}),
         (PoM(form="power", rotary=Rotary(), implementation="lean"), {"frames": TOKENS}),
+        (PoM(implementation="naive"), {"mask": (1, TOKENS)}),
+        (
+            PoM(reads=("last", "all"), expansion=1, implementation="lean"),
+            {"mask": (1, TOKENS), "frames": RAGGED},
+        ),
     ],
 )
 def test_no_array_has_two_axes_of_tokens_forwards_or_backwards(layer: PoM, options: dict[str, Any]) -> None:
@@ -65,8 +74,7 @@ def test_no_array_has_two_axes_of_tokens_forwards_or_backwards(layer: PoM, optio
 
 def test_the_search_finds_an_array_of_all_pairs() -> None:
     """Under a mask for each query there is one, which the test above would tell."""
-    rows = jnp.zeros((1, TOKENS, TOKENS))
-    shapes = array_shapes(compiled(PoM(), TOKENS, {"mask": rows}, slopes=False))
+    shapes = array_shapes(compiled(PoM(), TOKENS, {"mask": (1, TOKENS, TOKENS)}, slopes=False))
     assert any(sum(size >= TOKENS for size in shape) == 2 for shape in shapes)
 
 
