@@ -2,18 +2,21 @@
 
 import dataclasses
 import inspect
-from typing import Any
+import re
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pom_jax.errors import InputError
 from pom_jax.nn import Hybrid, LocalAttention, MultiHeadAttention, PoM, Rotary
 from pom_jax.nn.attention import Cache
+from pom_jax.ops import attention, local_attention
 from tests.layers import WIDTH, normal, parameters, quick_jit
 from tests.test_mixer_errors import B, N, check, fitting, fuzz, odd, shapes
 
@@ -106,6 +109,12 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     (MultiHeadAttention(ODD["foo"]), {}, "num_heads = 'foo' must be a whole number of at least 1"),
     (MultiHeadAttention(2, head_width=ODD["foo"]), {}, "head_width = 'foo' must be a whole number"),
     (MultiHeadAttention(2, dtype="foo"), {}, "dtype = 'foo'"),
+    (LocalAttention(2, (N,), 1, head_width=10**30), {}, f"head_width = {10**30} is above 2147483647"),
+    (MultiHeadAttention(2, head_width=2**30), {}, r"num_heads \* head_width = 2147483648 is above"),
+    (Hybrid(PoM, LocalAttention), {}, "attention = <class .*> makes no half: .*missing 3 required"),
+    (Hybrid(PoM, lambda name: name), {}, "attention = <function .*> makes a str, not a module"),
+    (Hybrid(linen.Dense(8), WHOLE), {}, "pom = Dense takes no mask, and"),
+    (Hybrid(linen.MultiHeadDotProductAttention(2), WHOLE), {"state": CACHE}, "takes no state, and options"),
     (LocalAttention(2, (N,), 1, dtype="int32"), {}, "dtype = int32 has no fractions"),
     (MultiHeadAttention(2, reads=ODD["x"]), {}, r"reads = \('x',\) of attention must be"),
     (MultiHeadAttention(2, rotary=ODD["foo"]), {}, r"rotary = 'foo' must be None or nn.Rotary"),
@@ -141,9 +150,40 @@ def test_states_that_cannot_be_made() -> None:
     for heads, message in ((0, "num_heads = 0"), (-1, "num_heads = -1"), (3, "num_heads = 3 .* the width 8")):
         with pytest.raises(InputError, match=message):
             MultiHeadAttention(heads).init_state(B, WIDTH)
-    half: Any = None
-    with pytest.raises(InputError, match="pom = None is neither a module nor a function"):
-        Hybrid(half, layer).init_state(B, WIDTH)
+    with pytest.raises(InputError, match=r"batch = .* beyond any memory"):
+        layer.init_state(2**62, WIDTH)
+    for half, message in (
+        (None, "pom = None is neither a module nor a function"),
+        (linen.Dense(WIDTH), "pom = Dense has no init_state, so no state"),
+        (linen.Dense, "pom = <class .*> makes no half: .* missing 1 required"),
+        (dict, "makes a dict, not a module"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Hybrid(cast(Any, half), layer).init_state(B, WIDTH)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("shape", [(1, N, 2, 4), (B, N, 1, 4), (B, N, 2, 1), (B, N, 8)])
+def test_queries_keys_and_values_fit_or_all_three_shapes_are_named(name: str, shape: tuple[int, ...]) -> None:
+    """None is repeated for the others, as an einsum would."""
+    fitting: Any = np.ones((B, N, 2, 4), np.float32)
+    arrays: dict[str, Any] = dict.fromkeys("qkv", fitting) | {name: np.ones(shape, np.float32)}
+    with pytest.raises(InputError, match=rf"\b{name} (is )?{re.escape(str(shape))}"):
+        attention(**arrays)
+    assert attention(fitting, fitting[:, :3], fitting[:, :3]).shape == fitting.shape
+
+
+def test_masks_and_tokens_of_functions_are_arrays() -> None:
+    q: Any = np.ones((B, N, 2, 4), np.float32)
+    rows: Any = [[1] * N] * B
+    for call in (
+        lambda: attention(q, q, q, rows),
+        lambda: local_attention(q, q, q, rows, grid=(N,), radius=1),
+    ):
+        with pytest.raises(InputError, match="mask is a list; give an array"):
+            call()
+    with pytest.raises(InputError, match="q is a list; give an array"):
+        attention(q.tolist(), q, q)
 
 
 def test_a_list_of_positions_is_an_array_of_them_and_a_sequence_may_have_its_own() -> None:

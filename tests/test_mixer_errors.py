@@ -6,6 +6,7 @@ Calls are traced with `jax.eval_shape`, which neither compiles nor computes.
 import dataclasses
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -18,7 +19,7 @@ from jax import Array, export
 
 from pom_jax.errors import InputError
 from pom_jax.nn import FrameStates, Phase, PoM, Rotary, State
-from pom_jax.ops import merge_states, token_state
+from pom_jax.ops import grid_positions, merge_states, prefix_sum, state_mean, token_state
 from tests.layers import WIDTH, normal, parameters
 
 B, N = 2, 6
@@ -77,6 +78,8 @@ def test_no_field_makes_anything_else_than_an_input_error(form: str, field: str,
 
 NONE: Any = None
 STATE: Any = PoM().init_state(B, WIDTH)
+MORE: Any = PoM(degree=3).init_state(B, WIDTH)
+ONES: Any = np.ones((B, N, WIDTH), np.float32)
 fitting = st.sampled_from(
     [True, 1, 2, N, (2, 4), (1,) * N, STATE, FrameStates(STATE, STATE), np.arange(N), np.ones((N, 1))]
     + [np.ones(shape) for shape in ((B, N), (1, N), (B, N, N), (B, 1, 1, N), (B, N, WIDTH))]
@@ -282,6 +285,8 @@ MISTAKES: list[tuple[PoM, dict[str, Any], str]] = [
     (PoM(grid=(10**6, 10**6), rotary=Rotary(2)), {}, "gives 1000000000000 \\+ 0 tokens positions"),
     (PoM(degree=10**12), {}, "degree = 1000000000000 is above 64"),
     (PoM(form="power", slope=10**400), {}, "must be a finite number"),
+    (PoM(expansion=10**30), {}, f"expansion = {10**30} is above 2147483647"),
+    (PoM(expansion=2**30), {}, r"E = expansion \* width = 8589934592 is above"),
     (PoM(causal=cast(Any, "no")), {}, "causal = 'no' must be True or False"),
     (PoM(kernel_init=cast(Any, None)), {}, "kernel_init = None must be an initialiser"),
     (PoM(), {"mask": np.full((B, N), -(10**9))}, "mask has the weight -1000000000.0"),
@@ -342,6 +347,36 @@ def test_states_that_cannot_be_made_read_or_merged() -> None:
         token_state(features)
     with pytest.raises(InputError, match=r"features have shape \(2,\)"):
         token_state(jnp.ones(2))
+
+
+def test_whole_numbers_beyond_int32_are_slopes_and_bounds() -> None:
+    assert check(PoM(form="power", slope=10**30, clamp=(-(10**30), 10**30))) is None
+
+
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "mask": (lambda: token_state(ONES, cast(Any, [[1] * N] * B)), "mask is a list; give an array"),
+    "sum": (lambda: STATE + FrameStates(STATE, STATE), "a State and a FrameStates are of mixers with other"),
+    "sum back": (lambda: FrameStates(STATE, STATE) + STATE, "a FrameStates and a State are of mixers"),
+    "last": (
+        lambda: FrameStates(STATE, STATE) + FrameStates(STATE, MORE),
+        r"\(2, 1, 2, 16\) and \(2, 1, 3, 16\) do not add",
+    ),
+    "mean": (lambda: state_mean(State(ONES, ONES[0])), r"sum \(2, 6, 8\) and count \(6, 8\)"),
+    "mean of": (lambda: state_mean(cast(Any, FrameStates(STATE, STATE))), "state is a FrameStates; give a"),
+    "prefix": (lambda: prefix_sum(ONES[0, 0]), r"x has shape \(8,\); give \[B, N, ...\]"),
+    "prefix of": (lambda: prefix_sum(cast(Any, "a")), "x is a str; give an array"),
+    "grid": (lambda: grid_positions(-1, 2), r"grid_positions\(-1, 2\): give the sizes"),
+    "grid of": (lambda: grid_positions(cast(Any, 2.5)), "whole numbers of at least 0"),
+    "no grid": (grid_positions, r"grid_positions\(\): give the sizes"),
+    "batch": (lambda: PoM().init_state(2**62, WIDTH), r"batch = 4611686018427387904: .* beyond any memory"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_functions_refuse_in_words_too(name: str) -> None:
+    call, message = WRONG[name]
+    with pytest.raises(InputError, match=message):
+        call()
 
 
 def test_lean_is_not_exported_for_any_batch() -> None:

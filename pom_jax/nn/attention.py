@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from pom_jax.errors import InputError
 from pom_jax.nn.dense import Dense, xavier_uniform
-from pom_jax.nn.pom_fields import check_option, check_whole, compute_dtype
+from pom_jax.nn.pom_fields import check_batch, check_option, check_whole, compute_dtype
 from pom_jax.ops.attention import attention, draft_attention, frame_mask
 from pom_jax.ops.frames import check_drafts, frame_lengths
 from pom_jax.ops.rotary import Rotary, check_positions
@@ -169,6 +169,7 @@ class MultiHeadAttention(nn.Module):
             InputError: a batch or a field that cannot be, such as heads that do not divide D.
         """
         heads = _heads(self, width)
+        check_batch(batch, *heads)
         try:
             nothing = jnp.zeros((batch, 0, *heads), compute_dtype(self))
         except TypeError as error:
@@ -371,7 +372,9 @@ def _heads(layer: MultiHeadAttention | LocalAttention, width: int) -> tuple[int,
             f"num_heads = {layer.num_heads} does not divide the width {width}; choose a divisor of {width}, "
             "or a head_width"
         )
-    return layer.num_heads, layer.head_width or width // layer.num_heads
+    head_width = layer.head_width or width // layer.num_heads
+    check_whole("num_heads * head_width", layer.num_heads * head_width, 1)
+    return layer.num_heads, head_width
 
 
 def _attend(

@@ -1,7 +1,7 @@
 """Two kinds of heads in one layer: a state of everything, and attention to what is near."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -61,8 +61,9 @@ class Hybrid(nn.Module):
                 or what the halves refuse.
         """
         halves = {name: _module(name, getattr(self, name), name=name) for name in ("pom", "attention")}
+        given = {"mask", *options} | (set() if state is None else {"state"})
         for name, half in halves.items():
-            _check_options(name, half, options)
+            _check_options(name, half, given)
         if state is None:
             far, near = (half(x, context, mask=mask, **options) for half in halves.values())
             return far + near
@@ -74,12 +75,18 @@ class Hybrid(nn.Module):
         return far + near, {"pom": of_pom, "attention": of_attention}
 
     def init_state(self, batch: int, width: int) -> dict[str, Any]:
-        """The states of both halves before any token, of `batch` sequences of D = `width` channels."""
-        halves = {"pom": self.pom, "attention": self.attention}
-        return {
-            field: _module(field, half, parent=None).init_state(batch, width)
-            for field, half in halves.items()
-        }
+        """The states of both halves before any token, of `batch` sequences of D = `width` channels.
+
+        Raises:
+            InputError: a half that is none or carries no state, or what the halves refuse.
+        """
+        states = {}
+        for field, half in (("pom", self.pom), ("attention", self.attention)):
+            module = _module(field, half, parent=None)
+            if not hasattr(module, "init_state"):
+                raise InputError(f"Hybrid: {field} = {type(module).__name__} has no init_state, so no state")
+            states[field] = module.init_state(batch, width)
+        return states
 
 
 def _module(field: str, half: Half, **made_with: Any) -> Any:
@@ -88,17 +95,26 @@ def _module(field: str, half: Half, **made_with: Any) -> Any:
         return half
     if not callable(half):
         raise InputError(f"Hybrid: {field} = {half!r} is neither a module nor a function that makes one")
-    return half(**made_with)
+    try:
+        made = half(**made_with)
+    except TypeError as error:
+        raise InputError(
+            f"Hybrid: {field} = {half!r} makes no half: {error}; give a module, or functools.partial with "
+            "what it misses"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise InputError(f"Hybrid: {field} = {half!r} makes a {type(made).__name__}, not a module")
+    return made
 
 
-def _check_options(field: str, half: nn.Module, options: Mapping[str, Any]) -> None:
+def _check_options(field: str, half: nn.Module, options: Collection[str]) -> None:
     """Raises an InputError unless the call of a half takes all options."""
     takes = inspect.signature(type(half).__call__).parameters.values()
     names = {parameter.name for parameter in takes}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes) or options.keys() <= names:
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes) or {*options} <= names:
         return
     raise InputError(
-        f"Hybrid: {field} = {type(half).__name__} takes no {', '.join(sorted(options.keys() - names))}, and "
+        f"Hybrid: {field} = {type(half).__name__} takes no {', '.join(sorted({*options} - names))}, and "
         "options of the call go to both halves. What one half alone should do is a field of it, as in "
         "Hybrid(PoM(causal=True), LocalAttention(..., causal=True))"
     )

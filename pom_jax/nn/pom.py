@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from pom_jax.errors import InputError
 from pom_jax.nn.attention_call import tokens_given
 from pom_jax.nn.dense import Dense, GroupedDense, xavier_uniform
-from pom_jax.nn.pom_fields import recipe_of
+from pom_jax.nn.pom_fields import check_batch, recipe_of
 from pom_jax.ops.mixing import mix, read_state
 from pom_jax.ops.phase import Phase
 from pom_jax.ops.polynomials import CLAMP, SLOPE
@@ -213,7 +213,7 @@ class PoM(nn.Module):
             with a phase, and count [B, 1]; `FrameStates` of two if the layer reads "last".
 
         Raises:
-            InputError: no width for a layer without parameters, or sizes that do not fit.
+            InputError: no width for a layer without parameters, or sizes that do not fit or cannot be.
         """
         if width is None:
             kernel = (
@@ -227,6 +227,7 @@ class PoM(nn.Module):
                 )
             width = kernel.shape[-1]
         recipe = recipe_of(self, width)
+        check_batch(batch, *recipe.features)
         try:
             return initial_state(recipe, batch)
         except TypeError as error:

@@ -10,6 +10,7 @@ import numpy as np
 from pom_jax.errors import InputError, choose
 from pom_jax.ops.mixing import COUNTS, IMPLEMENTATIONS
 from pom_jax.ops.phase import Phase
+from pom_jax.ops.polynomials import CLAMP, SLOPE
 from pom_jax.ops.reads import READS
 from pom_jax.ops.recipe import Recipe
 from pom_jax.ops.rotary import Rotary
@@ -18,6 +19,7 @@ FORMS = ("product", "power")
 
 # Smallest values of whole numbers.
 LEAST = {"width": 1, "degree": 1, "expansion": 1, "groups": 1, "gate_heads": 0, "global_tokens": 0}
+MOST = 2**31 - 1  # of a size, so that numbers of an array have 64 bits: XLA aborts where they have not
 # Features of a higher degree over- or underflow float32 long before.
 MOST_DEGREE = 64
 
@@ -34,6 +36,7 @@ def recipe_of(layer: Any, width: int) -> Recipe:
     """
     _check_sizes(layer, width)
     expanded, heads = layer.expansion * width, max(layer.gate_heads, 1)
+    check_whole("E = expansion * width", expanded, 1)
     check_option("rotary", layer.rotary, Rotary)
     check_option("phase", layer.phase, Phase)
     if layer.rotary is not None:
@@ -45,8 +48,7 @@ def recipe_of(layer: Any, width: int) -> Recipe:
         layer.degree,
         expanded,
         heads,
-        layer.slope,
-        layer.clamp,
+        *_activation(layer),
         tuple(layer.reads),
         layer.rotary,
         layer.phase,
@@ -61,9 +63,19 @@ def check_option(name: str, option: Any, kind: type) -> None:
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
-    """Raises an InputError unless a size is a whole number, and large enough."""
+    """Raises an InputError unless a size is a whole number, large enough, and one that arrays can have."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} = {value!r} must be a whole number of at least {least}")
+    if int(value) > MOST:
+        raise InputError(f"{name} = {value} is above {MOST}, more than an array can have")
+
+
+def check_batch(batch: Any, *sizes: int) -> None:
+    """Raises an InputError where states of such sizes, of a batch that is a number, are beyond any memory."""
+    if isinstance(batch, Integral) and math.prod((int(batch), *sizes)) > 2**60:
+        raise InputError(
+            f"batch = {batch}: as many states of {' x '.join(map(str, sizes))} numbers are beyond any memory"
+        )
 
 
 def compute_dtype(layer: Any) -> np.dtype:
@@ -89,10 +101,10 @@ def _check_sizes(layer: Any, width: int) -> None:
         value = getattr(layer, name)
         if not isinstance(value, bool | np.bool_) and not (value is None and name == "use_bias"):
             raise InputError(f"{name} = {value!r} must be True or False")
+    if isinstance(layer.degree, Integral) and int(layer.degree) > MOST_DEGREE:
+        raise InputError(f"degree = {layer.degree} is above {MOST_DEGREE}; the papers use 2 to 4")
     for name, least in LEAST.items():
         check_whole(name, width if name == "width" else getattr(layer, name), least)
-    if layer.degree > MOST_DEGREE:
-        raise InputError(f"degree = {layer.degree} is above {MOST_DEGREE}; the papers use 2 to 4")
     grid: Any = layer.grid
     if not isinstance(grid, tuple) or not all(isinstance(s, int | np.integer) and s > 0 for s in grid):
         raise InputError(f"grid = {grid!r} must be a tuple of the sizes of its axes, such as (16, 16)")
@@ -106,6 +118,14 @@ def _check_sizes(layer: Any, width: int) -> None:
             raise InputError("feature_scale = True belongs to form = 'power'")
     else:
         _check_power(layer, width)
+
+
+def _activation(layer: Any) -> tuple[float, tuple[float, float] | None]:
+    """Slope and clamp of the power form as floats: whole numbers would have to fit int32."""
+    if layer.form == "product":
+        return SLOPE, CLAMP
+    bounds = None if layer.clamp is None else (float(layer.clamp[0]), float(layer.clamp[1]))
+    return float(layer.slope), bounds
 
 
 def _check_power(layer: Any, width: int) -> None:

@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from pom_jax.errors import InputError
 from pom_jax.ops.mesh import lay
-from pom_jax.ops.states import check_mask
+from pom_jax.ops.states import check_mask, check_numbers
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
@@ -28,8 +28,15 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
         [B, M, H, d] in the dtype of `v`.
 
     Raises:
-        InputError: the mask fits neither form.
+        InputError: queries, keys and values do not fit each other, or the mask fits neither form.
     """
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        check_numbers(name, array)
+    ranks = q.ndim == k.ndim == 4 and v.shape == k.shape
+    if not ranks or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
+        raise InputError(
+            f"attention takes q [B, M, H, d], k and v [B, N, H, d]: q is {q.shape}, k {k.shape}, v {v.shape}"
+        )
     batch, queries = q.shape[:2]
     check_mask(mask, batch, queries, k.shape[1])
     if queries >= k.shape[1]:

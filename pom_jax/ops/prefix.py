@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from pom_jax.errors import InputError
+from pom_jax.ops.states import check_numbers
+
 BLOCK = 32
 
 
@@ -22,7 +25,13 @@ def prefix_sum(x: Array, *, exclusive: bool = False) -> Array:
 
     Returns:
         [B, N, ...F] float32: element n is the sum of elements 0..n, or 0..n-1 if exclusive.
+
+    Raises:
+        InputError: fewer than two axes, or no array of numbers.
     """
+    check_numbers("x", x)
+    if x.ndim < 2:
+        raise InputError(f"prefix_sum: x has shape {tuple(x.shape)}; give [B, N, ...], to sum along N")
     x = jnp.asarray(x, jnp.float32)
     batch, length, *features = x.shape
     flat = x.reshape(batch, length, math.prod(features))

@@ -127,6 +127,11 @@ def grid_positions(*sizes: int) -> np.ndarray:
 
     Returns:
         [prod(sizes), len(sizes)] float32.
+
+    Raises:
+        InputError: no sizes, or one that is no whole number of at least 0.
     """
+    if not sizes or not all(isinstance(size, Integral) and size >= 0 for size in sizes):
+        raise InputError(f"grid_positions{sizes}: give the sizes of the axes, whole numbers of at least 0")
     axes = np.meshgrid(*(np.arange(size) for size in sizes), indexing="ij")
     return np.stack(axes, axis=-1).reshape(-1, len(sizes)).astype(np.float32)

@@ -1,6 +1,6 @@
 """The state of the mixer: how much was seen, and its sum. It adds, and never grows with the tokens."""
 
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ class State(NamedTuple):
     count: Array
 
     def __add__(self, other: object) -> "State":  # a tuple's would join the fields
-        return merge_states(self, other) if isinstance(other, State) else NotImplemented
+        return _sum(self, other)
 
     def __radd__(self, other: object) -> "State":  # for sum(states), which starts at 0
         return self if isinstance(other, int) and other == 0 else NotImplemented
@@ -42,10 +42,14 @@ class FrameStates(NamedTuple):
     last: State
 
     def __add__(self, other: object) -> "FrameStates":  # a tuple's would join the fields
-        return merge_states(self, other) if isinstance(other, FrameStates) else NotImplemented
+        return _sum(self, other)
 
     def __radd__(self, other: object) -> "FrameStates":  # for sum(states), which starts at 0
         return self if isinstance(other, int) and other == 0 else NotImplemented
+
+
+def _sum(first: Any, second: object) -> Any:
+    return merge_states(first, second) if isinstance(second, State | FrameStates) else NotImplemented
 
 
 def check_mask(mask: Array | None, batch: int, queries: int, tokens: int) -> None:
@@ -132,6 +136,8 @@ def token_state(features: Array, mask: Array | None = None) -> State:
     if features.ndim < 2:
         raise InputError(f"features have shape {tuple(features.shape)}; give [batch, tokens, ...]")
     batch, tokens = features.shape[:2]
+    if mask is not None:
+        check_numbers("mask", mask)
     check_mask(mask, batch, mask.shape[1] if mask is not None and mask.ndim == 3 else 1, tokens)
     features = jnp.asarray(features, jnp.float32)
     if mask is None:
@@ -197,7 +203,22 @@ def _where(these: Array, first: Array, second: Array) -> Array:
 
 
 def state_mean(state: State) -> Array:
-    """The mean feature of the tokens seen: [B, M, ...F] float32; zero, never NaN, where nothing was seen."""
+    """The mean feature of the tokens seen: [B, M, ...F] float32; zero, never NaN, where nothing was seen.
+
+    Raises:
+        InputError: no State, or a sum and a count that do not fit each other.
+    """
+    if not isinstance(state, State):
+        raise InputError(
+            f"state is a {type(state).__name__}; give a State, such as total or last of FrameStates"
+        )
+    check_numbers("the sum of the state", state.sum)
+    check_numbers("the count of the state", state.count)
+    if state.count.ndim != 2 or state.sum.shape[:2] != state.count.shape:
+        raise InputError(
+            f"state has sum {tuple(state.sum.shape)} and count {tuple(state.count.shape)}; they must be "
+            "[B, M, ...] and [B, M]"
+        )
     empty = state.count == 0
     scale = jnp.where(empty, 0.0, 1.0 / jnp.where(empty, 1.0, state.count))
     return state.sum * scale.reshape(*state.count.shape, *(1,) * (state.sum.ndim - 2))

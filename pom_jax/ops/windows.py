@@ -84,11 +84,11 @@ def local_attention(
         )
     batch, tokens, heads, width = q.shape
     radii = check_window(tokens, grid, radius, global_tokens)
+    check_mask(mask, batch, tokens, tokens)
     if mask is not None and mask.ndim != 2:
         raise InputError(
             f"mask has shape {tuple(mask.shape)}; windows take one weight a key, [B, N] = {(batch, tokens)}"
         )
-    check_mask(mask, batch, tokens, tokens)
     times = jnp.ones((1, tokens), jnp.float32) if mask is None else mask.astype(jnp.float32)
 
     axes = _plan(grid, radii, causal)
