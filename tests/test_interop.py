@@ -1,6 +1,8 @@
 """The authors' tensors in and out: kept cases and random layers come back bit for bit, mistakes are told."""
 
+import contextlib
 import importlib.util
+import json
 import resource
 import subprocess
 import sys
@@ -407,6 +409,34 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
     installed = importlib.util.find_spec("torch") is not None
     with pytest.raises(InputError, match="no torch file" if installed else "pip install torch, or save"):
         interop.read_tensors(tmp_path / "layer.pt")
+
+
+def test_damaged_safetensors_are_told(tmp_path):
+    path, rng = tmp_path / "layer.safetensors", np.random.default_rng(0)
+    interop.write_tensors(path, fused())
+    whole = path.read_bytes()
+    for cut in np.linspace(0, len(whole) - 1, 20).astype(int):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=r"layer.safetensors is no file of .*download it again"):
+            interop.read_tensors(path)
+    for _ in range(60):
+        data = bytearray(whole)
+        data[rng.integers(300)] = rng.integers(256)
+        path.write_bytes(data)
+        with contextlib.suppress(InputError):  # a letter of a name may change unseen
+            interop.read_tensors(path)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0"])
+def test_dtypes_that_numpy_lacks_are_told(dtype, tmp_path):
+    entries = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    entries |= {"b": {"dtype": dtype, "shape": [4], "data_offsets": [4, 8]}}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    path = tmp_path / "layer.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(InputError, match=rf"layer.safetensors: b is {dtype} \(1 of 2 .*bfloat16 or float32"):
+        interop.read_tensors(path)
 
 
 def test_a_disk_that_refuses_is_told(tmp_path):

@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from pom_jax.errors import InputError
+from pom_jax.errors import InputError, first_line
 from pom_jax.interop.arrays import to_numpy
 
 SAFETENSORS = (".safetensors",)
 TORCH = (".pt", ".pth", ".ckpt", ".bin")
 NESTED = ("model", "ema")
+
+# Of safetensors. Numbers of 8 bits and fewer are left out: they come with scales, which nothing here reads.
+DTYPES = ("F64", "F32", "F16", "BF16", "C64", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+AGAIN = "if it was downloaded, compare its size with that of the original and download it again"
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -28,8 +31,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             (`weights_only`); of a file that nests them, as Lightning does, those under `state_dict`.
 
     Raises:
-        InputError: no such file, another ending, a package that is not installed, or contents that are no
-            tensors.
+        InputError: no such file, another ending, a package that is not installed, a file that is cut or
+            damaged, or contents that are no tensors, or none that numpy can hold.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,18 +92,35 @@ def state_dict(loaded: Any) -> dict[str, np.ndarray]:
     nested = {part: loaded[part] for part in NESTED if isinstance(loaded.get(part), Mapping)}
     for part, inner in nested.items():
         loaded = {**loaded, **{f"{part}.{name}": value for name, value in inner.items()}}
-    tensors = {name: to_numpy(value) for name, value in loaded.items() if hasattr(value, "__array__")}
+    tensors = {n: _dense(n, value) for n, value in loaded.items() if hasattr(value, "__array__")}
     if not tensors:
         raise InputError(f"it holds {', '.join(map(str, loaded)) or 'nothing'}, and no tensor among these")
     return tensors
 
 
+def _dense(name: Any, tensor: Any) -> np.ndarray:
+    try:
+        return to_numpy(tensor)
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, or without contents
+        raise InputError(
+            f"{name} is not read ({first_line(error)}); save it dense where the file was made"
+        ) from error
+
+
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     package = _package("safetensors", path)
     try:
+        with package.safe_open(path, framework="numpy") as file:
+            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            if other := {name: dtype for name, dtype in dtypes.items() if dtype not in DTYPES}:
+                name, dtype = next(iter(other.items()))
+                raise InputError(
+                    f"{path}: {name} is {dtype} ({len(other)} of {len(dtypes)} tensors have such a dtype), "
+                    "which is not read; save the file in bfloat16 or float32 where it was made"
+                )
         return _package("safetensors.numpy", path).load_file(path)
     except package.SafetensorError as error:
-        raise InputError(f"{path} is no file of safetensors: {error}") from error
+        raise InputError(f"{path} is no file of safetensors, or damaged: {error}; {AGAIN}") from error
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -108,13 +128,21 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         # DiT keeps its command line there: a bag of attributes, which runs nothing when it is loaded.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, InputError) as error:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a damaged file torch raises almost anything
         if other := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise InputError(
                 f"{path} holds a {other[1]} besides tensors, not loaded because it could run anything; "
                 "if you trust the file, save its tensors with safetensors.torch.save_file where it was made"
             ) from error
+        # What torch says first is how to load it unsafely; the reason comes after it.
+        reason = f"{type(error).__name__} {str(error).split('WeightsUnpickler error:')[-1].strip()}"
+        raise InputError(
+            f"{path} is no torch file of tensors alone, or damaged ({first_line(reason)}); {AGAIN}"
+        ) from error
+    try:
+        return state_dict(loaded)
+    except InputError as error:
         raise InputError(f"{path} is no torch file of tensors alone: {error}") from error
 
 

@@ -1,6 +1,8 @@
 """Files that torch wrote: DiT and SiT against a small DiT in torch, and Lightning's kind."""
 
 import argparse
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from pom_jax import interop
 from pom_jax.errors import InputError
+from pom_jax.evaluation.inception_weights import load_inception
 from pom_jax.interop import model_layouts
 from tests.official_models import MODELS, same_bits, theirs, told
 
@@ -101,3 +104,31 @@ def test_files_that_hold_more_than_tensors_are_refused_with_a_way_out(tmp_path: 
     torch.save({"state_dict": {"a": torch.zeros(2)}, "hyper_parameters": Anything()}, tmp_path / "last.ckpt")
     with pytest.raises(InputError, match=r"holds a \S*Anything besides tensors.*safetensors.torch.save_file"):
         interop.read_tensors(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_files_are_told(zipped: bool, tmp_path: Path) -> None:
+    buffer, file, rng = io.BytesIO(), tmp_path / "weights.pth", np.random.default_rng(0)
+    tensors = {"a.weight": torch.randn(64, 64), "b": torch.zeros(3)}
+    torch.save(tensors, buffer, _use_new_zipfile_serialization=zipped)
+    whole = buffer.getvalue()
+    for cut in np.linspace(0, len(whole) - 1, 30).astype(int):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=r"weights.pth is no torch file .*download it again") as error:
+            load_inception(file) if cut % 2 else interop.read_tensors(file)
+        assert "weights_only" not in str(error.value), "no advice to load it unsafely"
+    for place in [*rng.integers(600, size=40), *(len(whole) - 1 - rng.integers(600, size=40))]:
+        data = bytearray(whole)
+        data[place] = rng.integers(256)
+        file.write_bytes(data)
+        with contextlib.suppress(InputError):  # a letter of a name may change unseen
+            interop.read_tensors(file)
+
+
+def test_tensors_that_numpy_cannot_hold_are_told(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2), "b": torch.eye(3).to_sparse()}, tmp_path / "sparse.pt")
+    with pytest.raises(InputError, match=r"sparse.pt is no torch file of .* alone: b is not read .*dense"):
+        interop.read_tensors(tmp_path / "sparse.pt")
+    torch.save({"a": torch.full((2,), 1.5).to(torch.float8_e4m3fn)}, tmp_path / "small.pt")
+    np.testing.assert_array_equal(interop.read_tensors(tmp_path / "small.pt")["a"], [1.5, 1.5])
