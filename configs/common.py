@@ -228,13 +228,14 @@ def imagenet(preset: str, variant: str | None = None, latent_side: int = 32) -> 
 
     Where the values come from:
 
-    - The first paper: the network (figure 3), its sizes, degree 2 and expansion 2; flow matching (figure 4);
-      256 pixels first, then fine-tuning at 512 and 1024; guidance that grows with the resolution (figure 4,
-      `resolution_guidance`); FID 2.46 for XL/2 at 256 pixels.
-    - Defaults of the authors' code (HoMM, src/configs): AdamW with learning rate 1e-3, betas 0.9 and 0.999,
-      decay 0.01; 10,000 steps of warm-up, then a cosine to step 300,000; gradients clipped at norm 1;
-      bfloat16; 10 % of the labels dropped; EMA 0.999; uniform times. Of its branch `upscale`: the time shift
-      sqrt(side / 32) (`resolution_shift`) and the positions `sincos_phase`.
+    - The first paper: the network (figure 3); flow matching and guidance that grows with the resolution
+      (figure 4, `resolution_guidance`).
+    - A news article on it, whose full text was not at hand: degree 2 and expansion 2; 256 pixels first, then
+      fine-tuning at 512 and 1024; FID 2.46 for XL/2 at 256 pixels, after half of DiT's steps.
+    - The authors' code (HoMM): the sizes, and by default (src/configs) AdamW with learning rate 1e-3, betas
+      0.9 and 0.999, decay 0.01; 10,000 steps of warm-up, then a cosine to step 300,000; gradients clipped at
+      norm 1; bfloat16; 10 % of the labels dropped; EMA 0.999; uniform times. Of its branch `upscale`: the
+      time shift sqrt(side / 32) (`resolution_shift`) and the positions `sincos_phase`.
     - Ours: a batch of 256, which is DiT's (theirs is 128 by default); an EMA of every step from the first one
       on (theirs: every tenth, from step 10,000); continuous times (theirs: whole thousandths); one shifted
       time for noise and network (their network sees it in sampling but not in training); no decay of
@@ -243,9 +244,9 @@ def imagenet(preset: str, variant: str | None = None, latent_side: int = 32) -> 
       rate of 1e-4 without warm-up, decay or clipping, an EMA of 0.9999, noise prediction over 1,000 times
       with learned variances, and trains 512 pixels from the start. The DiT recipes here are those of DiPoM
       with attention for PoM (the authors' baseline), so that the two compare.
-    - Unknown: batch, steps, learning rate and objective of the published model (the name of a checkpoint
-      speaks of 2.5 million steps and a cool-down), and its positions; sampler and guidance of the FID; all of
-      the fine-tuning but that it was done.
+    - Not known here: batch, steps, learning rate and objective of the published model (the name of a
+      checkpoint speaks of 2.5 million steps and a cool-down), and its positions; sampler and guidance of the
+      FID; all of the fine-tuning but that it was done.
 
     Args:
         preset: name such as "DiPoM-XL/2"; see `pom_jax.models.presets`.
@@ -299,7 +300,7 @@ def video(
       latents 20 x 16 x 30, AdamW with learning rate 1e-3 as for images, 10 % of the captions dropped, one
       time for all frames and no mask by frames (an option there), w = 2 (a scale of 3).
     - Ours: a batch of 64, the length, continuous times, the variant `streaming`.
-    - Unknown: how long the published model was trained, and on how many devices.
+    - Not known here: how long the published model was trained, and on how many devices.
 
     Args:
         preset: name such as "Polymorpher-XL/2"; see `pom_jax.models.presets`.

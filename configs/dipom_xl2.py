@@ -13,8 +13,8 @@ measurement. Parameters, optimiser and one average take 13.3 GB. Memory of one o
 each: 12.4 GiB of state and 31.7 of work; 6.4 with --config.model.remat=full, as compiled for TPU v5p (jax
 0.10.2, not run there).
 
-Expected result: not known for this library. The authors report FID 2.46 (ADM's evaluation, guided) for their
-XL/2; their batch size, number of steps and guidance are not published.
+Expected result: not known for this library. A news article tells FID 2.46 (ADM's evaluation) of the authors'
+XL/2, after half of DiT's steps; their batch size, number of steps, sampler and guidance are not known here.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,7 @@ images, 47 EFLOP for all 50,000 steps. That is 33 hours of one H100 at 40 % of i
 arithmetic, not a measurement. Memory of one of 8 devices with 32 images each: 12.4 GiB of state and 12.0 of
 work, as compiled for TPU v5p (jax 0.10.2, not run there).
 
-Expected result: not known. The authors show pictures of this size and publish no scores of them.
+Expected result: not known. The authors show pictures of this size; scores of them are not known here.
 """
 
 from ml_collections import ConfigDict
