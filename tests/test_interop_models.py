@@ -101,6 +101,9 @@ def test_the_predicted_variances_are_left_out_when_asked(layout: str) -> None:
     both = {n: np.concatenate([a, a + 1], 1).reshape(16, *a.shape[3:]) for n, a in noise.items()}
     with pytest.raises(InputError, match=r"4 channels.*learn_sigma.*drop_variance"):
         interop.import_model(tensors | both, **told(layout))
+    given = "  to be given: objective, num_heads"
+    assert list(listing(tensors))[1] == given
+    assert list(listing(tensors | both))[1].startswith(f"{given}, drop_variance (half of the output")
     found = interop.import_model(tensors | both, drop_variance=True, **told(layout))
     same_bits(interop.export_model(found.model, found.params), tensors)
 

@@ -455,6 +455,28 @@ def test_bad_flags_are_refused_in_words(autoencoder, tmp_path, monkeypatch, caps
     assert not Path("set.unfinished").exists()
 
 
+def write_deep_png(path: Path, pixels: np.ndarray) -> None:
+    """A PNG of 16 bits a channel, which Pillow reads but does not write: pixels [H, W, 3] uint16."""
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    )
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+def test_of_16_bits_in_colour_the_upper_8_are_taken(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 2**16, (16, 16, 3), np.uint16)
+    write_deep_png(tmp_path / "deep.png", pixels)
+    np.testing.assert_array_equal(open_pictures(tmp_path).crop(0, 16), pixels >> 8)
+
+
 def test_the_crop_is_of_the_middle():
     china = Image.fromarray(photographs()["china"])  # 640 x 427
     assert centre_crop(china, 64).shape == (64, 64, 3)

@@ -113,10 +113,10 @@ def cover_crop(picture: Image.Image, height: int, width: int) -> np.ndarray:
 
 
 def rgb(picture: Image.Image) -> Image.Image:
-    """The picture in RGB.
+    """The picture in RGB; of one in colour with 16 bits a channel the upper 8.
 
     Raises:
-        ValueError: more than 8 bits a channel, which Pillow would not scale but cut off.
+        ValueError: grey with more than 8 bits, which Pillow would not scale but clip.
     """
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"mode {picture.mode} has more than 8 bits a channel; convert it to 8")

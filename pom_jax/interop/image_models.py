@@ -20,6 +20,7 @@ from pom_jax.interop.model_layouts import CONSTANTS, FACEBOOK, MARKS, VIDEO, WHO
 from pom_jax.interop.names import plain_names
 
 PREFIXES = {"ema": ("ema.ema_model.", "ema."), "online": ("model.", "module.", "")}
+OUTPUT = ("final_layer.linear.weight", "final_layer.linear.bias")  # of facebookresearch's networks
 LISTED = 20  # lines of what does not fit
 Arrays = Mapping[str, np.ndarray]
 
@@ -211,21 +212,23 @@ def _wrong_arrays(found: Arrays) -> Iterable[str]:
             yield f"shape of {name}: {list(array.shape)}, {rank} axes that are not empty are needed"
 
 
+def predicts_variance(found: Arrays, fields: Mapping[str, Any]) -> bool:
+    """Whether tensors of facebookresearch have an output of 2 C channels, the second half for variances."""
+    rows = 2 * fields["patch_size"] ** 2 * fields["channels"]
+    return tuple(found[name].shape for name in OUTPUT) == ((rows, fields["width"]), (rows,))
+
+
 def _without_variance(found: Arrays, fields: Mapping[str, Any], drop: bool) -> Arrays:
     """The tensors with an output of C channels, where they have one of 2 C."""
-    pixels, width = fields["patch_size"] ** 2, fields["width"]
-    names = ("final_layer.linear.weight", "final_layer.linear.bias")
-    shapes = ((2 * pixels * fields["channels"], width), (2 * pixels * fields["channels"],))
-    if tuple(found[name].shape for name in names) != shapes:
+    if not predicts_variance(found, fields):
         return found
     if not drop:
         raise InputError(
             f"the output has {2 * fields['channels']} channels, the second half of which predicts variances "
             "(learn_sigma): no sampler here reads them; give drop_variance to leave them out"
         )
-    halves = {
-        name: found[name].reshape(pixels, 2, fields["channels"], *found[name].shape[1:]) for name in names
-    }
+    parts = (fields["patch_size"] ** 2, 2, fields["channels"])
+    halves = {name: found[name].reshape(*parts, *found[name].shape[1:]) for name in OUTPUT}
     return {**found, **{name: half[:, 0].reshape(-1, *half.shape[3:]) for name, half in halves.items()}}
 
 

@@ -6,7 +6,13 @@ import numpy as np
 
 from pom_jax.errors import InputError
 from pom_jax.interop import model_sizes
-from pom_jax.interop.image_models import PREFIXES, find_layout, select_weights, wrong_tensors
+from pom_jax.interop.image_models import (
+    PREFIXES,
+    find_layout,
+    predicts_variance,
+    select_weights,
+    wrong_tensors,
+)
 from pom_jax.interop.model_layouts import FACEBOOK, MARKS, WHOSE
 from pom_jax.interop.names import find_layers
 
@@ -55,6 +61,7 @@ def _model(tensors: Mapping[str, np.ndarray], weights: str) -> Iterator[str]:
         del sizes["channels"]
     known = {name: sizes[name] for name in SIZES if name in sizes}
     yield f"{weights}: {whose}: " + ", ".join(f"{n} {v}" for n, v in known.items() if v is not None)
-    yield "  to be given: " + ", ".join(
-        ["objective", *(name for name, value in known.items() if value is None)]
-    )
+    told = ["objective", *(name for name, value in known.items() if value is None)]
+    if facebook and predicts_variance(found, sizes):
+        told.append("drop_variance (half of the output predicts variances)")
+    yield "  to be given: " + ", ".join(told)
