@@ -215,7 +215,8 @@ def imagenet(preset: str, variant: str | None = None, latent_side: int = 32) -> 
     """The recipe for ImageNet in latents of 4 channels; those of 256 x 256 images are 32 x 32.
 
     `data.dir` is a folder of shards with such latents of 1,000 classes, as `python prepare.py images
-    --source=FOLDER --size=256 --autoencoder=DIR` makes them. Without data, try the speed:
+    --source=FOLDER --size=256 --autoencoder=DIR` makes them (`--size=512` or `--size=1024` for fine-tuning
+    there, with `--min-size=256` or `--min-size=512` as the authors do). Without data, try the speed:
     `--config.data.source=synthetic`.
 
     Training is data-parallel over all devices; `--config.mesh.fsdp=8` also cuts parameters, optimiser and
