@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from pom_jax import interop
 from pom_jax.errors import InputError
 from pom_jax.evaluation.features import Features, Statistics, extract_features
 from pom_jax.evaluation.frechet import Gaussian, Moments, frechet_distance, gaussian_distance
@@ -141,6 +143,14 @@ def test_weights_come_back_bit_for_bit(weights: InceptionWeights, weights_file: 
     jax.tree.map(np.testing.assert_array_equal, again.variables, weights.variables)
     assert (weights.name, weights.sha256) == ("random.safetensors", file_sha256(weights_file))
     assert weights.variables["params"]["Mixed_6d"]["branch7x7_2"]["kernel"].shape == (1, 7, 160, 160)
+
+
+def test_weights_in_bfloat16_are_read(weights: InceptionWeights, tmp_path: Path):
+    file = tmp_path / "half.safetensors"
+    save_inception(file, weights.variables)
+    interop.write_tensors(file, {n: x.astype(jnp.bfloat16) for n, x in interop.read_tensors(file).items()})
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(np.float32), weights.variables)
+    jax.tree.map(np.testing.assert_array_equal, load_inception(file).variables, rounded)
 
 
 def test_wrong_weights_are_told_by_name(weights: InceptionWeights, tmp_path: Path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pom_jax.errors import InputError
@@ -60,7 +61,7 @@ def load_inception(path: str | os.PathLike[str]) -> InceptionWeights:
     flat = {}
     for name, shape in wanted.items():
         leaf = tensors[name]
-        if not np.issubdtype(leaf.dtype, np.floating):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):  # numpy's own does not know bfloat16
             raise InputError(f"{path}: {name} is {leaf.dtype}; weights are floating-point numbers")
         x = _ours(np.asarray(leaf, np.float32))
         if x.shape != shape:
