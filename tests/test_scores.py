@@ -42,9 +42,12 @@ from pom_jax.evaluation.training_fid import TrainingFid
 from pom_jax.evaluation.workdir_scores import score_workdir
 from pom_jax.sampling import Generator, SamplingProgress, load
 from pom_jax.sampling.bank import Bank, open_bank, write_bank
+from pom_jax.sampling.command import sample_to_file
+from pom_jax.sampling.upscale import read_low
 from pom_jax.training import checkpoint, digest, loop
 from pom_jax.training.config import keep_config
 from pom_jax.training.metrics import TIME, read_rows
+from pom_jax.training.run import make_run as make_training
 from pom_jax.training.watchdog import Watchdog
 from pom_jax.vae.config import PRESETS
 from pom_jax.vae.files import save_autoencoder, weights_sha256
@@ -475,22 +478,52 @@ def test_data_sets_serve_as_reference(digits_dir: Path, tmp_path: Path):
     channels = model.config.latent_channels
     latents = rng.standard_normal((3, 2, 2, 2, channels)).astype(np.float16)
     fields = {"mean": Field("float16", latents.shape[1:]), "std": Field("float16", latents.shape[1:])}
-    about: dict[str, Any] = {"name": "latents", "classes": ["all"], "scale": 0.5, "shift": 0.1}
+    about: dict[str, Any] = {"name": "latents", "classes": ["all"], "shift": 0.0}
     about["autoencoder"] = f"vae sha256:{weights_sha256(tmp_path / 'vae')}"
-    with Writer(tmp_path / "set", fields=fields | {"label": Field("int32", ())}, **about) as writer:
-        for split in ("train", "test"):
-            batch = {"mean": latents, "std": np.ones_like(latents), "label": np.zeros(3, np.int32)}
-            writer.write(split, batch)
+    scaling = model.config.scaling_factor
+    for name, scale in (("set", scaling), ("scaled", 1.0)):  # latents as they are, and times it already
+        stored = latents if name == "set" else (latents * scaling).astype(np.float16)
+        fields["label"] = Field("int32", ())
+        with Writer(tmp_path / name, fields=fields, scale=scale, **about) as writer:
+            for split in ("train", "test"):
+                batch = {"mean": stored, "std": np.ones_like(latents), "label": np.zeros(3, np.int32)}
+                writer.write(split, batch)
     for autoencoder, words in ((None, "holds latents of 2 x 2"), (tmp_path / "other", "made with")):
         with pytest.raises(InputError, match=words):
             open_shards(tmp_path / "set", autoencoder)
-    found = open_shards(tmp_path / "set", tmp_path / "vae")
-    assert found.shape == (3, side, side, 3)
     decode = jax.jit(lambda z: model.apply(variables, z, method="decode"))
     pixels = np.asarray(decode(latents[:, 0].astype(np.float32)))
     expected = np.round(127.5 * (np.clip(pixels, -1, 1) + 1))
     assert expected.std() > 10
-    assert np.abs(np.concatenate(list(found.batches(3))) - expected).max() <= 1
+    for name in ("set", "scaled"):
+        found = open_shards(tmp_path / name, tmp_path / "vae")
+        assert found.shape == (3, side, side, 3)
+        assert np.abs(np.concatenate(list(found.batches(3))) - expected).max() <= 1, name
+
+
+def test_latents_of_three_channels_are_not_taken_for_pixels(inception: Path, real: Path, tmp_path: Path):
+    latents = np.random.default_rng(0).standard_normal((4, 1, 16, 16, 3)).astype(np.float16)
+    fields = {"mean": Field("float16", latents.shape[1:]), "label": Field("int32", ())}
+    about: dict[str, Any] = {"name": "three", "classes": ["a", "b", "c"], "scale": 1.0, "shift": 0.0}
+    with Writer(tmp_path / "set", fields=fields, autoencoder="vae", **about) as writer:
+        for split in ("train", "test"):
+            writer.write(split, {"mean": latents, "label": np.zeros(4, np.int32)})
+    with pytest.raises(InputError, match="holds latents of 16 x 16 x 3: give the autoencoder"):
+        open_shards(tmp_path / "set")
+    config = recipe()
+    config.data.dir = str(tmp_path / "set")
+    config.fid.update({"every": 1, "reference": str(real), "inception": str(inception)})
+    with pytest.raises(InputError, match=r"fid\.autoencoder is empty: give that of these latents, vae"):
+        make_training(config)
+    config.fid.every = 0
+    run = make_run(tmp_path / "run", config)
+    with pytest.raises(InputError, match="draws latents"):
+        score_workdir(run, real, inception, num=4, out=tmp_path / "out")
+    assert not (tmp_path / "out/samples").exists()
+    file = sample_to_file(run, out=str(tmp_path / "latents.npz"), num=2)
+    with np.load(file) as found:
+        assert (found["arr_0"].dtype, found["arr_0"].shape) == (np.float32, (2, 16, 16, 3))
+    assert read_low(file, config.model, pixels=load(run).draws_pixels)[0].dtype == np.float32
 
 
 def test_a_grid_is_without_guidance_unless_it_is_asked_for():

@@ -1,6 +1,7 @@
 """Films from a model: what streams promise, and what sample.py makes of them."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 import os
@@ -29,8 +30,10 @@ from pom_jax.sampling import SamplingProgress, VideoGenerator, load, load_video,
 from pom_jax.sampling.films import read_frames, write_films
 from pom_jax.sampling.stream import Drawing
 from pom_jax.sampling.video_command import sample_video_to_file
+from pom_jax.sampling.video_decode import load_video_decoder
 from pom_jax.training import checkpoint
 from pom_jax.training.config import keep_config, write_config
+from pom_jax.vae import PRESETS, AutoencoderKL, save_autoencoder
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -453,7 +456,7 @@ def test_a_state_outlives_fields_that_are_added_to_models(generator: VideoGenera
         ({"size": "16"}, "HEIGHTxWIDTH"),
         ({"ema": 3}, "--ema=3"),
         ({"text_encoder": "t5"}, "knows 16 words by itself"),
-        ({"autoencoder": "vae"}, "draws pixels by itself; leave it out"),
+        ({"autoencoder": "vae"}, "holds no autoencoder"),
         ({"prompts": (";",)}, "empty"),
         ({"from_file": "wide.png"}, r"--from=.*wide\.png has frames of 4x8, the films have 4x4.*--size=4x8"),
     ],
@@ -469,6 +472,18 @@ def test_mistakes_on_the_command_line_are_explained(
     with pytest.raises(InputError, match=message):
         sample_video_to_file(workdir, **flags)
     assert [file.name for file in tmp_path.iterdir()] == ["wide.png"]
+
+
+def test_an_autoencoder_goes_with_its_latents_of_three_channels_and_with_no_pixels(tmp_path: Path) -> None:
+    network = AutoencoderKL(dataclasses.replace(PRESETS["tiny"], latent_channels=3))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    save_autoencoder(tmp_path, network, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes["params"]))
+    with pytest.raises(InputError, match="draws pixels by itself; leave it out"):
+        load_video_decoder(tmp_path, tiny_config())
+    three = tiny_generator(channels=3)
+    assert three.draws_pixels
+    three.decoder = load_video_decoder(tmp_path, three.config)
+    assert (three.draws_pixels, three.makes_pixels) == (False, True)
 
 
 def test_flags_and_workdirs_of_the_other_kind_are_explained(workdir: Path, tmp_path: Path) -> None:

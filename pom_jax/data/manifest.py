@@ -95,6 +95,11 @@ class Manifest:
         return len(self.sample_shape) == 4
 
     @property
+    def is_pixels(self) -> bool:
+        """Whether samples are pixels, grey or RGB, and not latents, which may have three channels too."""
+        return self.autoencoder is None and self.sample_shape[-1] in (1, 3)
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image or latent.
 

@@ -23,7 +23,8 @@ def is_data_set(source: object) -> bool:
 def open_shards(folder: str | Path, autoencoder: PathLike | None = None) -> Images:
     """The training images of a data set as they are, without their mirror images.
 
-    Pixels are made RGB; latents are the mean of their posterior, decoded.
+    Pixels are made RGB; latents are the mean of their posterior, mapped to the model's space by the manifest
+    and decoded as what a model draws there.
 
     Args:
         folder: written by prepare.py.
@@ -41,13 +42,13 @@ def open_shards(folder: str | Path, autoencoder: PathLike | None = None) -> Imag
     def stored(batch: int) -> Iterator[np.ndarray]:
         for start in range(0, len(source), batch):
             found = source.gather(np.arange(start, min(start + batch, len(source))))
-            yield found["mean"][:, 0].astype(np.float32) * scale
+            yield found["mean"][:, 0].astype(np.float32) * scale * about.scale + about.shift
 
-    if channels in (1, 3):
+    if about.is_pixels:
 
         def pixels(batch: int) -> Iterator[np.ndarray]:
             for mean in stored(batch):
-                yield rgb(to_pixels(mean * about.scale + about.shift))
+                yield rgb(to_pixels(mean))
 
         return Images(f"{name})", (len(source), height, width, 3), pixels)
 
@@ -66,7 +67,7 @@ def open_shards(folder: str | Path, autoencoder: PathLike | None = None) -> Imag
 
     def decoded(batch: int) -> Iterator[np.ndarray]:
         for mean in stored(batch):
-            yield decoder((mean - decoder.shift) * decoder.scale)
+            yield decoder(mean)
 
     times = decoder.model.config.downsampling
     shape = (len(source), height * times, width * times, 3)

@@ -80,7 +80,7 @@ def sample_to_file(
     if upscale_from is None:
         rows = spread(generator.classes, classes, num or usual)
     else:
-        low, rows = read_low(upscale_from, generator.config.model)
+        low, rows = read_low(upscale_from, generator.config.model, pixels=generator.draws_pixels)
     labels = np.repeat(rows, per_class or 1)
     name = _name(generator, labels, columns, varied, per_class, seed)
     if interval != own:

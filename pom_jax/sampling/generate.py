@@ -102,6 +102,8 @@ class Generator:
         ema: which of the averages they are; None for those that were trained.
         classes: the name of each label; numbers by default.
         decoder: makes pixels of the latents that the model draws; None for a model of pixels.
+        draws_pixels: whether the model itself draws pixels; by default where it has one or three channels and
+            no decoder.
         mesh: where the parameters lie, whole or cut, of `training.sharding.make_mesh`: all its processes draw
             together, within `jax.set_mesh`, and each gets all images. By default the devices of this process,
             each of which is given all parameters.
@@ -117,9 +119,12 @@ class Generator:
         ema: int | None = None,
         classes: Sequence[str] | None = None,
         decoder: Decoder | None = None,
+        draws_pixels: bool | None = None,
         mesh: Mesh | None = None,
     ):
         self.decoder = decoder
+        usual = config.model.channels in (1, 3) and decoder is None
+        self.draws_pixels = usual if draws_pixels is None else draws_pixels
         self.config, self.model, self.step, self.ema = config, model, step, ema
         self.classes = tuple(classes or map(str, range(config.model.num_classes)))
         self.mesh = make_mesh() if mesh is None else mesh
@@ -150,8 +155,8 @@ class Generator:
 
     @property
     def makes_pixels(self) -> bool:
-        """Whether pixels come out: the model draws them (one or three channels), or latents are decoded."""
-        return self.config.model.channels in (1, 3) or self.decoder is not None
+        """Whether pixels come out: the model draws them, or latents are decoded."""
+        return self.draws_pixels or self.decoder is not None
 
     def check_pixels(self) -> None:
         """Raises an InputError for a model of latents without a decoder."""
@@ -355,13 +360,17 @@ def load(
     decoder = None if autoencoder is None else load_decoder(autoencoder, config.model.channels)
     whole = NamedSharding(make_mesh(), PartitionSpec())
     params, step = checkpoint.restore_params(workdir, step, ema, whole)
+    classes, pixels = None, None
     try:
-        classes = read_manifest(config.data.dir).classes
+        about = read_manifest(config.data.dir)
+        pixels = None if about.autoencoder is None else False
+        if len(about.classes) == config.model.num_classes:  # a model of one class may learn from many
+            classes = about.classes
     except InputError:
-        classes = ()  # the data need not be here to sample; labels go by their numbers then
-    if len(classes) != config.model.num_classes:  # a model of one class may learn from a set of many
-        classes = None
-    return Generator(config, model, params, step=step, ema=ema, classes=classes, decoder=decoder)
+        pass  # the data need not be here to sample; labels go by their numbers then
+    return Generator(
+        config, model, params, step=step, ema=ema, classes=classes, decoder=decoder, draws_pixels=pixels
+    )
 
 
 def origin(config: ConfigDict, step: int, ema: int | None) -> str:

@@ -32,12 +32,13 @@ def check_start(start: float) -> None:
         )
 
 
-def read_low(file: str | os.PathLike[str], config: Any) -> tuple[np.ndarray, np.ndarray]:
+def read_low(file: str | os.PathLike[str], config: Any, *, pixels: bool) -> tuple[np.ndarray, np.ndarray]:
     """Reads samples to start from, as sample.py --out=FILE.npz writes them.
 
     Args:
         file: .npz with `arr_0` [N, h, w, C], pixels as uint8 or latents as float32, and `arr_1`, labels [N].
         config: `model` of the run that enlarges them.
+        pixels: whether it draws pixels, and not latents.
 
     Returns:
         [N, h, w, C] float32 in the space of the model, and labels [N].
@@ -53,8 +54,8 @@ def read_low(file: str | os.PathLike[str], config: Any) -> tuple[np.ndarray, np.
             f"--upscale_from={file} is not an .npz of sample.py ({error}); draw one with "
             "python sample.py --workdir=... --out=FILE.npz"
         ) from error
-    wanted = "latents (float32)" if config.channels not in (1, 3) else "pixels (uint8)"
-    if low.ndim != 4 or low.shape[-1] != config.channels or (low.dtype == np.uint8) != (wanted[0] == "p"):
+    wanted = "pixels (uint8)" if pixels else "latents (float32)"
+    if low.ndim != 4 or low.shape[-1] != config.channels or (low.dtype == np.uint8) != pixels:
         raise InputError(
             f"--upscale_from={file} holds {low.dtype} of shape {low.shape}, the model draws {wanted} of "
             f"{config.channels} channels; draw the smaller samples with a run of the same kind, and latents "

@@ -85,7 +85,7 @@ class VideoGenerator:
     @property
     def draws_pixels(self) -> bool:
         """Whether the model itself draws pixels, in [-1, 1]."""
-        return self.model.channels in (1, 3)
+        return self.model.channels in (1, 3) and self.decoder is None
 
     @property
     def makes_pixels(self) -> bool:

@@ -70,9 +70,9 @@ def load_video_decoder(folder: str | os.PathLike[str], config: ConfigDict) -> De
     Raises:
         InputError: a model of pixels, no such autoencoder, or one of other latents.
     """
-    if config.model.channels in (1, 3):
-        raise InputError(f"--autoencoder={folder}: this model draws pixels by itself; leave it out")
     kind, space, time, channels = _sizes(Path(folder))
+    if config.model.channels in (1, 3) and config.model.channels != channels:
+        raise InputError(f"--autoencoder={folder}: this model draws pixels by itself; leave it out")
     if kind == "AutoencoderKL":
         return load_decoder(folder, config.model.channels)
     if channels != config.model.channels:

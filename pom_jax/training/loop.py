@@ -344,7 +344,7 @@ def _next_commands(run: Run, workdir: Path, home: Path, scored: bool, texts: Seq
     prompt = ""
     if len(run.train.manifest.sample_shape) == 4:
         prompt = f' --prompt="{texts[0]}"' if texts else ' --prompt="TEXT" --text_encoder=DIR'
-    decoding = "" if run.config.model.channels in (1, 3) else " --autoencoder=DIR"
+    decoding = "" if run.train.manifest.is_pixels else " --autoencoder=DIR"
     real = shlex.quote(run.config.data.dir or "REAL_IMAGES")
     scoring = "" if scored else f"{decoding} --reference={real} --inception=WEIGHTS"
     scores = f"\n      python eval.py --workdir={shlex.quote(str(workdir))}{scoring}"

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from pom_jax import compilation, models
 from pom_jax.data import Source, open_source
 from pom_jax.data.sources import heldout_split
+from pom_jax.errors import InputError
 from pom_jax.models.resample import fit_parameters
 from pom_jax.training import flops, offload, sharding
 from pom_jax.training.config import check_config
@@ -110,6 +111,10 @@ def make_run(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     train = open_source(config.data, "train", config.model)
     heldout = open_source(config.data, heldout_split(train.manifest), config.model)
+    if config.fid.every and not config.fid.autoencoder and train.manifest.autoencoder is not None:
+        raise InputError(
+            f"fid.autoencoder is empty: give that of these latents, {train.manifest.autoencoder}"
+        )
     step = make_train_step(config, model, train.manifest, optimizer)
     make = _state_function(config, model, optimizer)
     state = placed(jax.eval_shape(make, jax.random.key(config.seed)), config, mesh)
