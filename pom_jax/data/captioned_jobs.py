@@ -59,6 +59,9 @@ class Job:
         cut = sum(length > self.text_encoder.tokens for length in self.text_encoder.lengths(captions))
         return Encoded({**encoded.arrays, **self.text_encoder(captions)}, encoded.clipped, cut)
 
+    def name(self, split: str, index: int) -> str:
+        return self.sources[split].names[index]
+
     def title(self, split: str, index: int) -> str:
         return self.sources[split].caption(index)
 

@@ -39,6 +39,9 @@ class Job:
         arrays = {**encoded.arrays, "label": self.sources[split].labels[indices]}
         return Encoded(arrays, encoded.clipped)
 
+    def name(self, split: str, index: int) -> str:
+        return self.sources[split].names[index]
+
     def title(self, split: str, index: int) -> str:
         return self.recipe.classes[self.sources[split].labels[index]]
 

@@ -54,6 +54,10 @@ class Job(Protocol):
         """
         ...
 
+    def name(self, split: str, index: int) -> str:
+        """The file of a sample, as `Skipped` names it."""
+        ...
+
     def title(self, split: str, index: int) -> str:
         """What a sample shows, in words."""
         ...
