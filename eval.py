@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
 
     keep_programs()
     expand_flags("out", "data", "reference", "inception", "autoencoder", "images", runs=("workdir",))
-    expand_flags("npz_out", "save_reference", "features", "real_features")
+    expand_flags("npz", "npz_out", "save_reference", "features", "real_features")
     if any(is_remote(part) for part in workdirs()) and OUT.value is None:
         raise InputError(f"--workdir={WORKDIR.value} is only read: give --out=FOLDER for the scores")
     if IMAGES.value is not None:
@@ -363,12 +363,15 @@ def check_flags(way: str) -> None:
 
 
 def real_images() -> tuple[str, str]:
-    """The values of --reference and --inception."""
+    """The values of --reference and --inception; refuses a --crop of nothing that it could crop."""
+    from pom_jax.evaluation.reference import check_size
+
     if REFERENCE.value is None or INCEPTION.value is None:
         raise InputError(
             "FID needs --reference=PATH (real images, or an .npz of ADM's suite) and --inception=FILE "
             "(weights of inception-2015-12-05, such as pt_inception-2015-12-05-6726825d.pth)"
         )
+    check_size(CROP.value, REFERENCE.value, IMAGES.value)
     return REFERENCE.value, INCEPTION.value
 
 

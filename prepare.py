@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pom_jax.compilation import keep_programs
 from pom_jax.data import Manifest, commands, digits, moving_digits
 from pom_jax.errors import REFUSALS, InputError, explain
+from pom_jax.paths import argument_path
 
 if TYPE_CHECKING:
     from pom_jax.data.making import Job
@@ -139,7 +140,9 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Adds one data set to the command line; `recipe` is the one in configs/ that uses it."""
     command = sets.add_parser(name, help=description, description=description, allow_abbrev=False)
-    command.add_argument("--out", type=Path, metavar="DIR", help=f"folder to make (default: data/{name})")
+    command.add_argument(
+        "--out", type=argument_path, metavar="DIR", help=f"folder to make (default: data/{name})"
+    )
     command.set_defaults(prepare=prepare, recipe=recipe)
     return command
 
@@ -162,7 +165,13 @@ def add_moving_digits_flags(command: argparse.ArgumentParser) -> None:
 def add_latents_flags(command: argparse.ArgumentParser) -> None:
     """Adds the flags of `latents`."""
     flag = command.add_argument
-    flag("--source", type=Path, required=True, metavar="DIR", help="folder with index.json and its chunks")
+    flag(
+        "--source",
+        type=argument_path,
+        required=True,
+        metavar="DIR",
+        help="folder with index.json and its chunks",
+    )
     flag("--classes", type=int, default=1000, metavar="N", help="how many labels there are (1000)")
     flag(
         "--test-share",

@@ -1,6 +1,8 @@
 """Paths as people write them."""
 
+import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -43,6 +45,13 @@ def run_path(name: str, path: str) -> str:
     return check_address(name, path) if ADDRESS.match(path) else local_path(name, path)
 
 
+def argument_path(text: str) -> Path:
+    """The same of a flag of argparse, which names it in its messages itself."""
+    if ADDRESS.match(text):
+        raise argparse.ArgumentTypeError(f"{text} is no folder of a file system; {MOUNT}")
+    return Path(os.path.expanduser(text))
+
+
 def expand_paths(config: Any) -> None:
     """Does the same to all paths of a configuration, in place."""
     for field in FIELDS:
@@ -55,7 +64,9 @@ def expand_paths(config: Any) -> None:
 def expand_flags(*names: str, runs: tuple[str, ...] = ()) -> None:
     """Does the same to absl flags, where they are given; `runs` are those of runs that are only read."""
     for name in (*names, *runs):
-        value: str | None = flags.FLAGS[name].value
-        if value is not None:
-            expand = run_path if name in runs else local_path
+        value: str | list[str] | None = flags.FLAGS[name].value
+        expand = run_path if name in runs else local_path
+        if isinstance(value, list):
+            flags.FLAGS[name].value = [expand(f"--{name}", part) for part in value]
+        elif value is not None:
             flags.FLAGS[name].value = expand(f"--{name}", value)

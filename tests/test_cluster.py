@@ -1,5 +1,6 @@
 """Several processes as one run, with real ones: killed, told to stop, started again as more or fewer."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -22,7 +23,7 @@ from pom_jax import cluster
 from pom_jax.data import digits
 from pom_jax.errors import InputError
 from pom_jax.evaluation.inception import POOL
-from pom_jax.paths import expand_paths, local_path
+from pom_jax.paths import argument_path, expand_paths, local_path
 from pom_jax.training import checkpoint, metrics
 from tests.random_inception import write_random_inception
 
@@ -565,5 +566,8 @@ def test_paths_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) ->
     config.data.dir, config.init_from = "~/data/digits", "runs/other"
     expand_paths(config)
     assert (config.data.dir, config.init_from) == ("/home/somebody/data/digits", "runs/other")
+    assert argument_path("~/set") == Path("/home/somebody/set")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"gs://bucket/set is no folder .* mount the bucket"):
+        argument_path("gs://bucket/set")
     with pytest.raises(InputError, match=r"--workdir=gs://bucket/run is no folder .* mount the bucket"):
         local_path("--workdir", "gs://bucket/run")

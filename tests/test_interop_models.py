@@ -243,13 +243,13 @@ def test_a_file_is_listed_with_what_has_to_be_given() -> None:
 def test_the_command_imports(tmp_path: Path) -> None:
     file, out = tmp_path / "model.safetensors", tmp_path / "run"
     interop.write_tensors(file, theirs("dihpp"))
-    words = ["import", str(file), f"--out={out}", "--objective=flow", "--degree=2"]
+    words = ["import", "~/model.safetensors", "--out=~/run", "--objective=flow", "--degree=2"]
     done = subprocess.run(
         [sys.executable, "-m", "pom_jax.interop", *words],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)},
         timeout=120,
     )
     assert done.returncode == 0, done.stderr

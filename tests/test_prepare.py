@@ -403,6 +403,20 @@ def test_the_command_in_the_manifest_makes_the_same_set(source, tmp_path, capsys
     assert "is in --source=" in capsys.readouterr().err
 
 
+def test_a_tilde_is_the_home_folder(source, tmp_path, monkeypatch, capsys):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/crops").symlink_to(source)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    words = ["images", "--source=~/crops", "--test-source=~/crops", "--size=32", "--out=~/set"]
+    assert prepare_command.main(words) == 0
+    assert read_manifest(tmp_path / "home/set").records("train") == 40
+    assert not Path("~").exists()
+    with pytest.raises(SystemExit, match="2"):
+        prepare_command.main([*words[:-1], "--out=gs://bucket/set"])
+    assert "--out: gs://bucket/set is no folder of a file system; mount the bucket" in capsys.readouterr().err
+
+
 def test_what_int8_cannot_hold_is_counted_and_nan_with_it():
     fields = (("mean", Field("int8", (2, 1, 1, 1), 0.1)), ("std", Field("uint8", (2, 1, 1, 1), 0.1)))
     mean = np.array([1.0, 13, np.nan, -12.7, 2, 3], np.float32).reshape(6, 1, 1, 1)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs import common
 from pom_jax import models
@@ -25,12 +26,14 @@ from pom_jax.errors import InputError
 from pom_jax.evaluation import workdir_scores
 from pom_jax.evaluation.features import Statistics
 from pom_jax.evaluation.frechet import Gaussian
+from pom_jax.evaluation.image_scores import score_images
 from pom_jax.evaluation.images import open_images
 from pom_jax.evaluation.inception import POOL
 from pom_jax.evaluation.inception_weights import InceptionWeights
 from pom_jax.evaluation.kept_reference import KeptReference
 from pom_jax.evaluation.reference import (
     Reference,
+    check_size,
     fit_reference,
     open_reference,
     read_reference,
@@ -524,6 +527,23 @@ def test_latents_of_three_channels_are_not_taken_for_pixels(inception: Path, rea
     with np.load(file) as found:
         assert (found["arr_0"].dtype, found["arr_0"].shape) == (np.float32, (2, 16, 16, 3))
     assert read_low(file, config.model, pixels=load(run).draws_pixels)[0].dtype == np.float32
+
+
+def test_a_crop_of_nothing_is_refused(digits_dir: Path, pictures: Path, tmp_path: Path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "picture.png")
+    array = np.zeros((5, 8, 8, 3), np.uint8)
+    for sources in ((pictures,), (digits_dir, None), (pictures, digits_dir), (array, pictures)):
+        with pytest.raises(InputError, match=r"--crop=16 .* crops pictures of a folder, and an \.npz"):
+            check_size(16, *sources)
+        check_size(None, *sources)
+        check_size(16, tmp_path, *sources)
+    with pytest.raises(InputError, match=r"--crop=16 .*such as an array and an array"):
+        score_images(array, array, InceptionWeights({}, "mine", "a" * 64), size=16)
+    arguments = [f"--reference={pictures}", "--inception=i.pth", f"--images={pictures}", "--crop=16"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, "--crop=16 (size=16 in Python) crops pictures" in done.stderr) == (2, True)
 
 
 def test_a_grid_is_without_guidance_unless_it_is_asked_for():

@@ -3,10 +3,10 @@
 import argparse
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pom_jax.errors import InputError
+from pom_jax.paths import argument_path
 
 if TYPE_CHECKING:  # what --help need not wait for
     from pom_jax.data.captioned import Captioned
@@ -22,7 +22,7 @@ SOURCE = "folder with a subfolder for each class, or of pictures; .csv with colu
 
 def add_image_flags(command: argparse.ArgumentParser) -> None:
     """Adds the flags of `images`."""
-    command.add_argument("--source", type=Path, required=True, metavar="PATH", help=SOURCE)
+    command.add_argument("--source", type=argument_path, required=True, metavar="PATH", help=SOURCE)
     _add_picture_flags(command)
     _add_flags(command, "images", shard=4096)
 
@@ -40,7 +40,13 @@ def add_video_flags(command: argparse.ArgumentParser) -> None:
     """Adds the flags of `videos`."""
     _add_text_flags(command, "clips")
     flag = command.add_argument
-    flag("--autoencoder", type=Path, required=True, metavar="DIR", help="CogVideoX's, in diffusers' format")
+    flag(
+        "--autoencoder",
+        type=argument_path,
+        required=True,
+        metavar="DIR",
+        help="CogVideoX's, in diffusers' format",
+    )
     flag("--frames", type=int, default=80, metavar="T", help="frames of a clip, its first ones (80)")
     flag("--size", required=True, metavar="HxW", help="frames are scaled to cover this and cropped to it")
     flag("--fps", type=float, metavar="F", help="frames a second (default: every frame of a file)")
@@ -58,7 +64,12 @@ def add_video_flags(command: argparse.ArgumentParser) -> None:
 def _add_picture_flags(command: argparse.ArgumentParser) -> None:
     flag = command.add_argument
     flag("--size", type=int, required=True, metavar="N", help="side of the square crops in pixels")
-    flag("--autoencoder", type=Path, metavar="DIR", help="in diffusers' format; pixels are stored without it")
+    flag(
+        "--autoencoder",
+        type=argument_path,
+        metavar="DIR",
+        help="in diffusers' format; pixels are stored without it",
+    )
     flag("--moments", metavar="TYPE", help="of latents: float16 (default) or int8, half as large")
     flag("--batch-size", type=int, default=32, metavar="N", help="pictures given to a device at once (32)")
 
@@ -66,17 +77,25 @@ def _add_picture_flags(command: argparse.ArgumentParser) -> None:
 def _add_text_flags(command: argparse.ArgumentParser, unit: str) -> None:
     flag = command.add_argument
     flag(
-        "--source", type=Path, required=True, metavar="PATH", help=f".csv (path,caption) or folder of {unit}"
+        "--source",
+        type=argument_path,
+        required=True,
+        metavar="PATH",
+        help=f".csv (path,caption) or folder of {unit}",
     )
     flag(
         "--captions",
-        type=Path,
+        type=argument_path,
         metavar="CSV",
         help="of a folder: path,caption (default: a .txt beside each file)",
     )
-    flag("--test-captions", type=Path, metavar="CSV", help="of a folder given by --test-source")
+    flag("--test-captions", type=argument_path, metavar="CSV", help="of a folder given by --test-source")
     flag(
-        "--text-encoder", type=Path, required=True, metavar="DIR", help="such as FLAN-T5, with its tokenizer"
+        "--text-encoder",
+        type=argument_path,
+        required=True,
+        metavar="DIR",
+        help="such as FLAN-T5, with its tokenizer",
     )
     flag("--tokens", type=int, default=64, metavar="M", help="captions are filled up or cut to M tokens (64)")
     flag("--device", metavar="NAME", help="of torch (default: the first GPU, if there is one)")
@@ -95,7 +114,7 @@ def _add_flags(command: argparse.ArgumentParser, unit: str, shard: int) -> None:
         metavar="S",
         help="share to hold out, of each class if there are any (0.02)",
     )
-    flag("--test-source", type=Path, metavar="PATH", help=f"held-out {unit}, instead of a share")
+    flag("--test-source", type=argument_path, metavar="PATH", help=f"held-out {unit}, instead of a share")
     flag("--seed", type=int, default=0, metavar="N", help="of what is held out and of the order (0)")
     flag(f"--shard-{unit}", type=int, default=shard, metavar="N", help=f"{unit} a shard ({shard})")
     flag("--max-unreadable", type=int, default=100, metavar="N", help=f"{unit} that may be unusable (100)")

@@ -17,7 +17,13 @@ from pom_jax.evaluation.images import Images, Source, open_images
 from pom_jax.evaluation.inception_score import PART, inception_score
 from pom_jax.evaluation.inception_weights import InceptionWeights
 from pom_jax.evaluation.precision_recall import NEIGHBOURS, precision_recall
-from pom_jax.evaluation.reference import OpenReference, Reference, fit_reference, open_reference
+from pom_jax.evaluation.reference import (
+    OpenReference,
+    Reference,
+    check_size,
+    fit_reference,
+    open_reference,
+)
 from pom_jax.evaluation.report import Metric
 from pom_jax.sampling.progress import Progress
 
@@ -148,6 +154,8 @@ def score_images(
             picture of a folder that cannot be read or has another size.
     """
     say = say or (lambda line: None)
+    if not isinstance(images, Images) and not isinstance(reference, (OpenReference, Reference)):
+        check_size(size, images, reference)
     samples = images if isinstance(images, Images) else open_images(images, size)
     opened = None if isinstance(reference, Reference) else _opened(reference, size, weights)
     real = opened.images if opened is not None else None

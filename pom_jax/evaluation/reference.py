@@ -116,6 +116,26 @@ def open_reference(
     return OpenReference(statistics, images, keep, ", ".join(parts), pool, inception)
 
 
+def check_size(size: int | None, *sources: Source | None) -> None:
+    """Raises an InputError if there is a size to crop to, and no folder of pictures among the sources.
+
+    Args:
+        size: see `open_reference`.
+        sources: see `open_reference` and `open_images`; None is none. What does not exist may be a folder.
+    """
+    given = [source for source in sources if source is not None]
+    if size is not None and all(_is_no_folder(source) for source in given):
+        names = " and ".join(str(one) if isinstance(one, (str, os.PathLike)) else "an array" for one in given)
+        raise InputError(
+            f"--crop={size} (size={size} in Python) crops pictures of a folder, and an .npz, an array or a "
+            f"data set is taken as it is, such as {names}: leave it out, or give a folder of pictures"
+        )
+
+
+def _is_no_folder(source: Source) -> bool:
+    return not isinstance(source, (str, os.PathLike)) or Path(source).is_file() or is_data_set(source)
+
+
 def fit_reference(
     opened: OpenReference,
     weights: InceptionWeights,

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from pom_jax import models
 from pom_jax.errors import InputError, run_command
+from pom_jax.paths import local_path, run_path
 
 OUT = flags.DEFINE_string("out", None, "import: the workdir to make; export: the .safetensors file to write.")
 OBJECTIVE = flags.DEFINE_string(
@@ -63,13 +64,16 @@ def main(argv: Sequence[str]) -> None:
             f"{said}: give {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}, and a file or a workdir"
         )
     if argv[1] == "list":
-        _list(argv[2])
+        _list(local_path("FILE", argv[2]))
         return
     if OUT.value is None:
         raise InputError(
             f"{argv[1]} where to? Give --out=" + ("WORKDIR" if argv[1] == "import" else "FILE.safetensors")
         )
-    (_import if argv[1] == "import" else _export)(argv[2], OUT.value)
+    if argv[1] == "import":
+        _import(local_path("FILE", argv[2]), run_path("--out", OUT.value))
+    else:
+        _export(run_path("WORKDIR", argv[2]), local_path("--out", OUT.value))
 
 
 def _list(file: str) -> None:
