@@ -31,6 +31,7 @@ from pom_jax.data.pictures import centre_crop, open_pictures
 from pom_jax.data.recipe import Batch, hold_out
 from pom_jax.data.unfinished import Unfinished
 from pom_jax.errors import InputError
+from pom_jax.sampling.command import spread
 from pom_jax.vae import AutoencoderConfig, AutoencoderKL, encode_in_chunks, save_autoencoder, weights_sha256
 from pom_jax.vae.names import parameter_shapes
 from tests.pictures import photographs, write_crops
@@ -401,6 +402,22 @@ def test_the_command_in_the_manifest_makes_the_same_set(source, tmp_path, capsys
     assert (width > 8 * 64, height > 2 * 64) == (True, True), "small images are magnified"
     assert prepare_command.main([*words, f"--out={source}/set"]) == 2
     assert "is in --source=" in capsys.readouterr().err
+
+
+def test_numbers_that_name_other_classes_are_told(source, tmp_path, capsys):
+    names = sorted(str(path.relative_to(source.parent)) for path in source.rglob("*.*"))
+    table = source.parent / "numbers.csv"
+    for first, said in ((0, False), (1, True)):
+        labels = (("astronaut", "china", "coffee", "flower").index(name.split("/")[1]) for name in names)
+        rows = [f"{name},{label + first}" for name, label in zip(names, labels, strict=True)]
+        table.write_text("\n".join(["path,label", *rows]))
+        arguments = ["images", f"--source={table}", "--size=32", "--test-share=0.1"]
+        assert prepare_command.main([*arguments, f"--out={tmp_path}/{first}"]) == 0
+        out = capsys.readouterr().out
+        note = 'note: class 0 is named "1", class 1 is named "2", class 2 is named "3" (4 such names); '
+        assert (note in out, "note: " in out) == (said, said)
+    classes = read_manifest(tmp_path / "1").classes
+    assert (classes, spread(classes, ["0"], 1).tolist()) == (("1", "2", "3", "4"), [0])
 
 
 def test_a_tilde_is_the_home_folder(source, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pom_jax.errors import InputError
@@ -133,6 +134,7 @@ def images(arguments: argparse.Namespace) -> "Manifest | None":
     _check(arguments)
     pictures = open_pictures(arguments.source)
     _tell(pictures, f"pictures in {len(pictures.classes):,} classes")
+    _tell_numbers(pictures.classes)
     job = plan(
         pictures,
         _picture_encoder(arguments, mirror=True),
@@ -245,6 +247,16 @@ def _tell(found: "Captioned | Pictures", what: str) -> None:
     if found.others:
         others = (f"{count:,} {ending or 'without one'}" for ending, count in found.others.most_common(5))
         print(f"  files left out because of their endings: {', '.join(others)}", flush=True)
+
+
+def _tell_numbers(classes: Sequence[str]) -> None:
+    """Says so where names that are numbers are not the numbers of their classes."""
+    other = [n for n, name in enumerate(classes) if name.isascii() and name.isdigit() and int(name) != n]
+    if other:
+        shown = ", ".join(f'class {n} is named "{classes[n]}"' for n in other[:3])
+        more = f" ({len(other):,} such names)" if len(other) > 3 else ""
+        counted = "sample.py --classes counts from 0 and looks up no number as a name"
+        print(f"  note: {shown}{more}; {counted}", flush=True)
 
 
 def _picture_encoder(arguments: argparse.Namespace, *, mirror: bool) -> "Encoder":
