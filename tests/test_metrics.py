@@ -21,7 +21,7 @@ from pom_jax.evaluation.frechet import Gaussian, Moments, frechet_distance, gaus
 from pom_jax.evaluation.image_scores import score_images
 from pom_jax.evaluation.images import centre_crop, open_images
 from pom_jax.evaluation.inception import POOL, SPATIAL, resize
-from pom_jax.evaluation.inception_score import inception_score
+from pom_jax.evaluation.inception_score import SHUFFLE, inception_score
 from pom_jax.evaluation.inception_weights import InceptionWeights, file_sha256, load_inception, save_inception
 from pom_jax.evaluation.precision_recall import precision_recall
 from pom_jax.evaluation.reference import (
@@ -102,6 +102,15 @@ def test_inception_score_by_hand():
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     scores = [np.exp((q * np.log(q / q.mean(axis=0))).sum(axis=1).mean()) for q in (p[:3], p[3:])]
     assert inception_score(logits, part=3) == pytest.approx(np.mean(scores), rel=1e-12)
+
+
+def test_inception_score_of_sorted_classes_is_that_of_shuffled_ones():
+    labels = np.repeat(np.arange(20), 25)
+    logits = np.where(np.arange(30) == labels[:, None], 12.0, 0.0)
+    assert inception_score(logits, part=100) < 5
+    shuffled = inception_score(logits, part=100, seed=0)
+    assert 17 < shuffled == inception_score(logits, part=100, seed=0) < 20
+    assert inception_score(logits, part=500, seed=0) == pytest.approx(inception_score(logits), rel=1e-12)
 
 
 def test_precision_and_recall_are_those_of_all_pairs_in_float64_whatever_the_blocks():
@@ -231,9 +240,15 @@ def test_images_are_nearest_to_themselves_from_files_and_folders(
     assert abs(found.scores["fid"]) < 1e-3 * np.trace(features.statistics.pool.covariance)
     assert found.scores["precision"] == found.scores["recall"] == 1
     assert told[0].startswith("samples: 5 images of ")
+    by_path = features.logits[[0, 2, 4, 1, 3]]
+    in_order, shuffled = (inception_score(by_path, 2, seed=seed) for seed in (None, SHUFFLE))
+    # Random weights recognise hardly anything: what counts is by how much the score is above 1.
+    assert found.scores["inception_score"] - 1 == pytest.approx(shuffled - 1, rel=0.01)
+    assert in_order - 1 != pytest.approx(shuffled - 1, rel=0.03)
     line = found.protocol_line()
     for part in (weights.sha256, file_sha256(tmp_path / "made" / "reference.npz"), "5 of 10 x 12", "k = 2"):
         assert part in line
+    assert f"mean over parts of 2 in an order shuffled with seed {SHUFFLE};" in line
     assert "FID ↓" in found.text()
 
 

@@ -14,7 +14,7 @@ from pom_jax.errors import InputError
 from pom_jax.evaluation.features import BATCH, extract_features
 from pom_jax.evaluation.frechet import gaussian_distance
 from pom_jax.evaluation.images import Images, Source, open_images
-from pom_jax.evaluation.inception_score import PART, inception_score
+from pom_jax.evaluation.inception_score import PART, SHUFFLE, inception_score
 from pom_jax.evaluation.inception_weights import InceptionWeights
 from pom_jax.evaluation.precision_recall import NEIGHBOURS, precision_recall
 from pom_jax.evaluation.reference import (
@@ -180,7 +180,7 @@ def score_images(
     scores = {"fid": gaussian_distance(theirs.pool, own.pool)}
     if theirs.spatial is not None and own.spatial is not None:
         scores["sfid"] = gaussian_distance(theirs.spatial, own.spatial)
-    scores["inception_score"] = inception_score(found.logits, part)
+    scores["inception_score"] = inception_score(found.logits, part, seed=_shuffle(samples))
     if reference.pool is not None:
         scores |= precision_recall(found.pool, reference.pool, neighbours)._asdict()
     return ImageScores(scores, _protocol(samples, reference, weights, part, neighbours, about or {}))
@@ -192,6 +192,11 @@ def _opened(reference: Source | OpenReference, size: int | None, weights: Incept
     return opened
 
 
+def _shuffle(samples: Images) -> int | None:
+    """With which seed samples are shuffled for the parts of the Inception Score; None: they stay in order."""
+    return SHUFFLE if samples.by_path else None
+
+
 def _protocol(
     samples: Images,
     reference: Reference,
@@ -201,12 +206,14 @@ def _protocol(
     about: Mapping[str, str],
 ) -> dict[str, str]:
     count, height, width, _ = samples.shape
+    seed = _shuffle(samples)
+    order = "in order" if seed is None else f"in an order shuffled with seed {seed}"
     return {
         "samples": f"{count:,} of {width} x {height} from {samples.name}",
         **about,
         "reference": reference.protocol,
         "Inception": f"{weights.name}, sha256 {weights.sha256}, float32, TF1 bilinear to 299 x 299",
-        "Inception Score": f"mean over parts of {part:,} in order",
+        "Inception Score": f"mean over parts of {part:,} {order}",
         "precision and recall": f"k = {neighbours}",
         "versions": f"Python {platform.python_version()}, "
         + ", ".join(f"{package} {version(package)}" for package in PACKAGES),

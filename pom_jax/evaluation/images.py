@@ -25,11 +25,13 @@ class Images:
         name: where they are from.
         shape: (N, H, W, 3).
         batches: gives them in order, as uint8 [B, H, W, 3] of at most so many; may be called again.
+        by_path: whether the order is that of paths, in which the images of a class may stand together.
     """
 
     name: str
     shape: tuple[int, ...]
     batches: Callable[[int], Iterator[np.ndarray]]
+    by_path: bool = False
 
     @property
     def count(self) -> int:
@@ -95,7 +97,7 @@ def _open_folder(folder: Path, size: int | None) -> Images:
                     )
             yield np.stack(pictures)
 
-    return Images(str(folder), (len(paths), height, width, 3), batches)
+    return Images(str(folder), (len(paths), height, width, 3), batches, by_path=True)
 
 
 def _picture(path: Path, size: int | None) -> np.ndarray:
