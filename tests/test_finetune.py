@@ -19,9 +19,10 @@ from pom_jax.errors import InputError
 from pom_jax.models.resample import compare, fit_parameters
 from pom_jax.sampling import load
 from pom_jax.training import checkpoint, loop, metrics
+from pom_jax.training.config import changed_fields
 from pom_jax.training.optim import make_schedule
 from pom_jax.training.run import make_run
-from pom_jax.training.start import coordinates, find_start
+from pom_jax.training.start import coordinates, find_start, uses
 
 SMALL = {"width": 8, "depth": 1, "expansion": 1, "ffn_expansion": 1, "registers": 2, "positions": "learned"}
 
@@ -161,6 +162,35 @@ def test_a_run_at_another_size_that_learns_nothing_draws_what_its_parent_draws(
     np.testing.assert_allclose(child.sample_array([0, 1, 2]), old.sample_array([0, 1, 2]), atol=1e-5)
 
 
+def test_a_network_without_unit_gates_starts_one_with_them(parent: Path) -> None:
+    config = tiny(init_from=str(parent), model={"unit_gates": True})
+    begun, old = find_start(make_run(config)).state(), checkpoint.restore_params(parent)[0]
+    gates, before = (p["blocks"]["modulation"].pop("bias") for p in (begun.params, old))
+    np.testing.assert_allclose(gates[:, [2, 5]], before[:, [2, 5]] - 1, atol=1e-6)
+    np.testing.assert_array_equal(gates[:, [0, 1, 3, 4]], before[:, [0, 1, 3, 4]])
+    assert same(begun.params, old)
+
+
+@pytest.mark.smoke
+def test_fields_by_which_parameters_mean_something_else_are_warned_of() -> None:
+    old = tiny(model={"positions": "dit"}, diffusion={"path": "variance", "prediction": "noise"})
+    new = tiny(model={"positions": "sincos", "phase_periods": (16.0,)})
+    lines = uses(changed_fields(old, new), old, ())
+    told = [line for line in lines if line.startswith("warning")]
+    assert [line.split(": ")[1] for line in told] == [
+        "diffusion.path",
+        "diffusion.prediction",
+        "model.phase_periods",
+        "model.positions",
+    ]
+    assert told[3].endswith("learned with the former, which --config.model.positions=dit keeps")
+    assert "'--config.model.phase_periods=()' keeps" in told[2]
+    new = tiny(model={"positions": "dit"}, optimizer={"b1": 0.5})
+    assert not any(
+        "warning" in line for line in uses(changed_fields(new, tiny(model={"positions": "dit"})), new, ())
+    )
+
+
 def test_a_branch_goes_on_as_its_parent_did(parent: Path, tmp_path: Path) -> None:
     config = tiny(init_from=str(parent), init_step=2, init_state=True)
     said = run(config, tmp_path / "run")
@@ -194,6 +224,11 @@ def test_a_cool_down_falls_to_zero(parent: Path) -> None:
     [
         ({"model": {"width": 16, "registers": 3}}, r"\n  registers: \[2, 8\] there, \[3, 16\] here"),
         ({"model": {"registers": 0}}, r"condition_registers: \[2, 8\] there, nothing here"),
+        (
+            {"model": {"n_timesteps": 7}},
+            "n_timesteps is 1000 there, 7 here.*give --config.model.n_timesteps=1000",
+        ),
+        ({"init_state": True, "model": {"unit_gates": True}}, "give --config.model.unit_gates=False"),
         ({"init_step": 3}, r"no checkpoint of step 3 .*\[2, 4\]"),
         ({"init_ema": 1}, "holds 1 averages"),
         ({"init_from": "nowhere"}, "nowhere is not a workdir"),
@@ -221,5 +256,7 @@ def test_warns_where_positions_count_patches() -> None:
     assert "--config.model.native_size=8" in coordinates(larger, old)[0]
     larger.model.native_size = 8
     assert coordinates(larger, old) == []
+    same_size = tiny(model={"positions": "dit", "native_size": 16})
+    assert "--config.model.native_size=8" in coordinates(same_size, old)[0]
     larger.model.update({"positions": "sincos", "rotary": True})
     assert [line.split(" ")[1] for line in coordinates(larger, old)] == ["the", "rotary"]

@@ -18,6 +18,7 @@ from pom_jax.interop.listing import listing
 from pom_jax.interop.workdirs import export_workdir, import_workdir, overrides
 from pom_jax.training import checkpoint
 from pom_jax.training.run import make_run
+from pom_jax.training.start import find_start
 from tests.golden.case import load
 from tests.golden.run import DATA
 from tests.official_models import MODELS, TINY, normal, same_bits, theirs, told
@@ -200,6 +201,36 @@ def test_a_workdir_samples_trains_on_and_goes_back_to_the_same_file(imported: tu
     back = file.with_name("back.safetensors")
     assert export_workdir(out, back) == 0
     assert back.read_bytes() == file.read_bytes()
+
+
+def test_a_recipe_starts_from_an_import_as_the_same_network(tmp_path: Path) -> None:
+    file, out = tmp_path / "model.safetensors", tmp_path / "run"
+    interop.write_tensors(file, theirs("dih"))
+    found, _ = import_workdir(file, out, common.base(), **{"objective": "flow"} | told("dih"))
+
+    def start(**fields: Any) -> tuple[Any, Any, str]:
+        config = common.base()
+        config.model.update(found.fields | {"unit_gates": False} | fields)
+        config.data.update({"source": "synthetic", "batch_size": 8})
+        config.init_from = str(out)
+        made = make_run(config)
+        begun = find_start(made)
+        return made.model.clone(dtype=None), begun.state(), "\n".join(begun.lines)
+
+    model, state, said = start()
+    assert "model.unit_gates: True there, False now, whose biases are raised by 1" in said
+    assert "warning: model" not in said
+    inputs = normal(2, 4, 4, 2), np.array([0.1, 0.9], np.float32), np.array([0, 3], np.int32)
+    expected = found.model.apply({"params": found.params}, *inputs)
+    for params in (state.params, *state.ema):
+        np.testing.assert_allclose(model.apply({"params": params}, *inputs), expected, rtol=1e-5, atol=1e-5)
+    assert "warning: model.clamp" in start(clamp=3.0)[2]
+    for fields, flags in (
+        ({"n_timesteps": 10}, f"n_timesteps={found.model.n_timesteps}"),
+        ({"activation": "gelu_tanh"}, "activation=gelu"),
+    ):
+        with pytest.raises(InputError, match=f"another network here .*: give --config.model.{flags}$"):
+            start(**fields)
 
 
 def test_a_folder_with_files_is_not_overwritten(imported: tuple[Path, Path]) -> None:

@@ -15,6 +15,7 @@ from pom_jax import interop, models
 from pom_jax.errors import InputError
 from pom_jax.interop.listing import listing
 from pom_jax.interop.workdirs import export_workdir
+from pom_jax.models.resample import fit_parameters
 from pom_jax.training import checkpoint
 from tests.golden.case import load
 from tests.golden.cases_video import model_of
@@ -54,6 +55,10 @@ def test_the_imported_model_computes_what_theirs_does() -> None:
     y = jax.jit(found.model.apply)({"params": found.params}, clips, inputs["time"] / 1000, text)
     official = CASE.arrays["out/y"].transpose(0, 2, 3, 4, 1)
     assert np.abs(y - official).max() < 5e-5 * np.abs(official).max()
+    plain = found.model.clone(unit_gates=False)  # as a recipe starts from it
+    params = fit_parameters(found.params, found.params, gates=1.0)
+    z = jax.jit(plain.apply)({"params": params}, clips, inputs["time"] / 1000, text)
+    np.testing.assert_allclose(z, y, atol=1e-5 * np.abs(y).max())
 
 
 def test_gates_of_models_made_here_come_back_bit_for_bit() -> None:

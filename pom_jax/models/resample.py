@@ -3,14 +3,17 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from pom_jax.nn import blocks, text_block
 from pom_jax.nn.embeddings import resize_positions
 
 POSITIONS = ("positions", "condition_positions")  # [H, W, D] on the native grid
 CLASSES = "class_embedding/table"  # [classes + 1, D], the null class last
+GATES = {6: blocks.GATES, 11: text_block.GATES}  # by the number of vectors that modulate a block
 
 
-def fit_parameters(old: Any, new: Any) -> Any:
+def fit_parameters(old: Any, new: Any, *, gates: float = 0.0) -> Any:
     """Fits parameters to another network; which ones change, and how, `compare` says in words.
 
     Position tables go to the new grid by the antialiased bicubic resampling of the authors'
@@ -20,15 +23,19 @@ def fit_parameters(old: Any, new: Any) -> Any:
     Args:
         old: parameters, nested dicts of arrays, that fit the network (`compare` finds nothing wrong).
         new: fresh parameters of the network.
+        gates: added to the biases of all gates: 1 from a network with `unit_gates` to one without, for the
+            same function, and -1 back.
 
     Returns:
-        A tree like `new`; whatever has the same shape in both is that of `old`, bit for bit.
+        A tree like `new`; whatever else has the same shape in both is that of `old`, bit for bit.
     """
     olds = _by_name(old)
 
     def fit(path: tuple, new: jax.Array) -> jax.Array:
         name = _name(path)
         old = olds[name]
+        if gates and name.startswith("blocks/") and name.endswith("modulation/bias"):
+            return old.at[..., jnp.array(GATES[old.shape[-2]]), :].add(gates)
         if old.shape == new.shape:
             return old
         if name in POSITIONS:

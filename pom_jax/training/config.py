@@ -236,18 +236,24 @@ def write_config(
 
 
 def differences(kept: ConfigDict, config: ConfigDict) -> list[str]:
-    """Fields that decide what is trained and are not the same, one line each.
+    """`changed_fields`, one line each."""
+    found = changed_fields(kept, config).items()
+    return [f"{name}: {old!r} there, {new!r} now" for name, (old, new) in found]
+
+
+def changed_fields(kept: ConfigDict, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Fields that decide what is trained and are not the same: by name, in order, both values.
 
     A field that one side lacks has its default there: a run may be older than the field.
     """
     fields = models.own_fields(models.family(config.model)).items()
     usual = {f"model.{name}": f.default for name, f in fields if f.default is not dataclasses.MISSING} | ADDED
     old, new = usual | _flat(kept.to_dict()), usual | _flat(config.to_dict())
-    return [
-        f"{name}: {old.get(name, 'missing')!r} there, {new.get(name, 'missing')!r} now"
+    return {
+        name: (old.get(name, "missing"), new.get(name, "missing"))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not name.startswith(CHANGEABLE)
-    ]
+    }
 
 
 def _is_interval(value: Any) -> bool:

@@ -48,13 +48,14 @@ class Run:
     state: Any
     batch: dict[str, jax.ShapeDtypeStruct]
 
-    def fresh_state(self, parent: Any = None) -> TrainState:
+    def fresh_state(self, parent: Any = None, **options: Any) -> TrainState:
         """The state before the first step, computed where it will live.
 
         Args:
             parent: parameters that it starts from, see `fit_parameters`; random ones if left out.
+            options: of `fit_parameters`.
         """
-        make = _state_function(self.config, self.model, self.optimizer)
+        make = _state_function(self.config, self.model, self.optimizer, **options)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         return jax.jit(make, out_shardings=shardings)(jax.random.key(self.config.seed), parent)
 
@@ -138,11 +139,13 @@ def placed(state: Any, config: ConfigDict, mesh: Mesh) -> Any:
     )
 
 
-def _state_function(config: ConfigDict, model: models.Model, optimizer: optax.GradientTransformation) -> Any:
+def _state_function(
+    config: ConfigDict, model: models.Model, optimizer: optax.GradientTransformation, **options: Any
+) -> Any:
     def make(key: jax.Array, parent: Any = None) -> TrainState:
         def params(key: jax.Array) -> Any:
             fresh = models.init(model, key)
-            return fresh if parent is None else fit_parameters(parent, fresh)
+            return fresh if parent is None else fit_parameters(parent, fresh, **options)
 
         return initial_state(key, params, optimizer, len(config.ema.decays))
 

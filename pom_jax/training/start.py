@@ -1,9 +1,11 @@
 """Where a run starts: at random parameters, at those of another run, or in the middle of another run."""
 
 import dataclasses
+import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -13,11 +15,19 @@ from pom_jax.errors import InputError
 from pom_jax.files import write_whole
 from pom_jax.models.resample import compare
 from pom_jax.training import checkpoint, metrics
-from pom_jax.training.config import ADDED, differences
+from pom_jax.training.config import ADDED, changed_fields
 from pom_jax.training.optim import make_schedule
 from pom_jax.training.run import Run
 from pom_jax.training.sharding import parameter_shardings
 from pom_jax.training.state import TrainState
+
+# Fields by which the same parameters are another network, and that no training is to change.
+READING = ("model.activation", "model.n_timesteps", "model.time_embedding")
+GATES = "model.unit_gates"
+# Of a model: told by shapes, or by `compare` and `coordinates`.
+SIZES = ("image_size", "native_size", "num_classes", "num_heads", "head_width")
+SIZES += ("frames", "frame_height", "frame_width", "text_length")
+OUTPUT = ("diffusion.path", "diffusion.prediction", "diffusion.variance_schedule")  # what it means
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +62,7 @@ def find_start(run: Run) -> Start:
 
     Raises:
         InputError: no such run, checkpoint or average; parameters, or a state, that do not fit (all of them
-            are listed, with both shapes); no steps left to train.
+            are listed, with both shapes), or would be another network here; no steps left to train.
     """
     if not run.config.init_from:
         return Start(0, (), run.fresh_state)
@@ -76,14 +86,20 @@ def _fine_tune(run: Run, parent: ConfigDict) -> Start:
             f"init_from={config.init_from}: its parameters do not fit this model; change the fields of "
             "config.model, or init_from:\n  " + "\n  ".join(misfits)
         )
+    changed = changed_fields(parent, config)
+    _check_reading(config, changed, READING)
+    unit, unit_now = changed.get(GATES, (False, False))
 
     def state() -> TrainState:
         shardings = parameter_shardings(shapes, run.mesh)
-        return run.fresh_state(checkpoint.restore_params(config.init_from, step, ema, shardings)[0])
+        params, _ = checkpoint.restore_params(config.init_from, step, ema, shardings)
+        return run.fresh_state(params, gates=float(unit) - float(unit_now))
 
     which = "the parameters" if ema is None else f"EMA {parent.ema.decays[ema]:g}"
     lines = [f"starts from {which} of step {step:,} of {config.init_from}, with a new optimiser"]
-    changes += [*_classes(run, parent), *coordinates(config, parent), *_uses(config, parent)]
+    changes += [*_classes(run, parent), *coordinates(config, parent)]
+    used = {name: values for name, values in changed.items() if name.startswith(("model.", "diffusion."))}
+    changes += uses(used, parent, ("model.image_size", "model.num_classes"))
     lines += [f"  {line}" for line in changes]
     return Start(0, tuple(lines), state)
 
@@ -91,6 +107,8 @@ def _fine_tune(run: Run, parent: ConfigDict) -> Start:
 def _branch(run: Run, parent: ConfigDict) -> Start:
     config = run.config
     step = checkpoint.check_same_state(config.init_from, _step(config), run.state)
+    changed = changed_fields(parent, config)
+    _check_reading(config, changed, (*READING, GATES))
     if step >= config.train.steps:
         raise InputError(
             f"init_from={config.init_from} goes on after step {step}, and "
@@ -98,7 +116,7 @@ def _branch(run: Run, parent: ConfigDict) -> Start:
         )
     lines = [f"goes on after step {step:,} of {config.init_from}, with its optimiser and averages"]
     lines.append(f"  {_learning_rates(config, parent, step)}")
-    lines += [f"  {line}" for line in differences(parent, config) if not line.startswith(("name", "init_"))]
+    lines += [f"  {line}" for line in uses(changed, parent, ("name", "init_"))]
     lines += [f"  {line}" for line in _classes(run, parent)]
     return Start(
         step,
@@ -182,19 +200,48 @@ def _words(here: Sequence[str], there: Sequence[str]) -> list[str]:
     return []
 
 
-def _uses(config: ConfigDict, parent: ConfigDict) -> list[str]:
-    """Fields by which the same parameters compute something else, one line each."""
-    sizes = ("model.image_size", "model.num_classes")
-    lines = differences(parent, config)
-    return [
-        line for line in lines if line.startswith(("model.", "diffusion.")) and not line.startswith(sizes)
-    ]
+def _check_reading(config: ConfigDict, changed: Mapping[str, Any], fields: Sequence[str]) -> None:
+    """Raises an InputError if one of these fields is another, by which the parameters are another network."""
+    if wrong := [name for name in fields if name in changed]:
+        there = "; ".join(
+            f"{name} is {changed[name][0]!r} there, {changed[name][1]!r} here" for name in wrong
+        )
+        flags = " ".join(_flag(name, changed[name][0]) for name in wrong)
+        raise InputError(
+            f"init_from={config.init_from}: its parameters would be another network here ({there}): "
+            f"give {flags}"
+        )
+
+
+def uses(changed: Mapping[str, Any], parent: ConfigDict, said: tuple[str, ...]) -> list[str]:
+    """The fields that are others, one line each but for those that are said elsewhere.
+
+    Warnings are those by which the same parameters compute something else, or what they compute is taken for
+    something else.
+    """
+    lines = []
+    for name, (old, new) in changed.items():
+        line = f"{name}: {old!r} there, {new!r} now"
+        section, _, field = name.partition(".")
+        another = section == "model" and field not in SIZES
+        another |= name in OUTPUT and not (field == "variance_schedule" and parent.diffusion.path == "flow")
+        if name == GATES:
+            line += f", whose biases are {'raised' if old else 'lowered'} by 1 for the same function"
+        elif another:
+            line = f"warning: {line}: learned with the former, which {_flag(name, old)} keeps"
+        if not name.startswith(said):
+            lines.append(line)
+    return lines
+
+
+def _flag(name: str, value: Any) -> str:
+    return shlex.quote(f"--config.{name}={value}")
 
 
 def coordinates(config: ConfigDict, parent: ConfigDict) -> list[str]:
     """Warnings where a grid has positions that the parent has not seen, nor such on both sides of them."""
     model, old = config.model, parent.model
-    if models.family(model) is models.Polymorpher or model.image_size == old.image_size:
+    if models.family(model) is models.Polymorpher:
         return []
     size = old.get("native_size", 0) or old.image_size
     lines = []
@@ -203,6 +250,8 @@ def coordinates(config: ConfigDict, parent: ConfigDict) -> list[str]:
             "warning: positions 'dit' count patches, and the picture has other coordinates than there: "
             f"--config.model.native_size={size} keeps them"
         )
+    if model.image_size == old.image_size:
+        return lines
     if model.positions == "sincos":
         lines.append(
             "warning: the waves of positions 'sincos' are shorter than a patch, so another grid sees other "
