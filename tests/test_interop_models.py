@@ -13,6 +13,7 @@ import pytest
 
 from configs import common
 from pom_jax import interop, models, sampling
+from pom_jax.diffusion.schedules import resolution_shift
 from pom_jax.errors import InputError
 from pom_jax.interop.listing import listing
 from pom_jax.interop.workdirs import export_workdir, import_workdir, overrides
@@ -93,6 +94,34 @@ def test_averages_are_taken_out_of_wrapped_checkpoints_unless_the_others_are_ask
         interop.import_model(online, weights="ema", **told("dih"))
 
 
+@pytest.mark.parametrize("layout", ["dih", "homm_dit"])
+def test_larger_latents_are_taken_for_the_branch_upscale(layout: str) -> None:
+    large = told(layout) | {"image_size": 64}
+    options: list[dict[str, Any]] = [{"upscale": False} | large, {"upscale": True} | told(layout)]
+    made = [interop.import_model(theirs(layout), **each).model.positions for each in options]
+    assert made == ["sincos", "sincos_phase"]
+    found = interop.import_model(theirs(layout), **large)
+    assert (found.model.positions, found.upscale) == ("sincos_phase", True)
+    same_bits(interop.export_model(found.model, found.params), theirs(layout))
+
+
+@pytest.mark.parametrize(
+    ("layout", "told_too", "positions", "shift"),
+    [
+        ("dih", {"image_size": 64, "upscale": False}, "sincos", 1.0),
+        ("dihpp", {"upscale": True}, "learned", resolution_shift(4)),
+    ],
+)
+def test_a_workdir_has_the_times_of_its_branch(
+    layout: str, told_too: dict[str, Any], positions: str, shift: float, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.safetensors"
+    interop.write_tensors(file, theirs(layout))
+    options: dict[str, Any] = {"objective": "flow"} | told(layout) | told_too
+    _, config = import_workdir(file, tmp_path / "run", common.base(), **options)
+    assert (config.model.positions, config.diffusion.shift) == (positions, shift)
+
+
 @pytest.mark.parametrize("layout", ["dit", "sit"])
 def test_the_predicted_variances_are_left_out_when_asked(layout: str) -> None:
     tensors = theirs(layout)
@@ -127,6 +156,7 @@ def test_low_precision_is_read_and_presets_tell_what_shapes_cannot() -> None:
         ("dih", {}, {"objective": "sit"}, "the tensors are of HoMM's models"),
         ("dihpp", {}, {"image_size": 8}, "image_size = 8, says the caller, but .* have 4"),
         ("dit", {}, {"objective": None}, "DiT or SiT, which look alike"),
+        ("dit", {}, {"upscale": True}, "upscale = True is of HoMM's models, and .*'s DiT: leave it out"),
         ("dit", {"pos_embed": normal(1, 4, 8)}, {}, "values of pos_embed: not as"),
         ("dih", {"freqs": normal(4)}, {}, "freqs .* are no frequencies"),
         ("dih", {"freqs": np.arange(4)}, {}, "dtype of freqs: int64"),
@@ -273,8 +303,8 @@ def test_a_file_is_listed_with_what_has_to_be_given() -> None:
 
 def test_the_command_imports(tmp_path: Path) -> None:
     file, out = tmp_path / "model.safetensors", tmp_path / "run"
-    interop.write_tensors(file, theirs("dihpp"))
-    words = ["import", "~/model.safetensors", "--out=~/run", "--objective=flow", "--degree=2"]
+    interop.write_tensors(file, theirs("dih"))
+    words = ["import", "~/model.safetensors", "--out=~/run", "--objective=flow", "--degree=3", "--image_size=64"]
     done = subprocess.run(
         [sys.executable, "-m", "pom_jax.interop", *words],
         capture_output=True,
@@ -284,7 +314,12 @@ def test_the_command_imports(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "dihpp (online), 2 layers of width 8, 3 classes, 4 x 4 x 2" in done.stdout
+    assert "dih (online), 2 layers of width 8, 3 classes, 64 x 64 x 2" in done.stdout
+    assert (
+        "their branch upscale (model.positions=sincos_phase, diffusion.shift=1.414); --noups" in done.stdout
+    )
     config = checkpoint.load_config(out)
+    assert (config.model.positions, config.diffusion.shift) == ("sincos_phase", 2**0.5)
+    assert config.sampling.guidance == 9.0
     # What no tensor tells stays as in the recipe, so that its command goes on with the run.
     assert (config.name, config.model.num_heads) == ("model", common.base().model.num_heads)

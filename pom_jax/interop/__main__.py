@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 
 from pom_jax import models
 from pom_jax.errors import InputError, run_command
+from pom_jax.interop.image_models import Imported
+from pom_jax.interop.model_layouts import FACEBOOK, VIDEO
 from pom_jax.paths import local_path, run_path
 
 OUT = flags.DEFINE_string("out", None, "import: the workdir to make; export: the .safetensors file to write.")
@@ -50,6 +52,12 @@ DEGREE = flags.DEFINE_integer("degree", None, "import: degree of the polynomials
 NUM_HEADS = flags.DEFINE_integer("num_heads", None, "import: heads of attention, where no preset tells them.")
 DROP_VARIANCE = flags.DEFINE_bool(
     "drop_variance", False, "import: leave out the half of the output that predicts variances (learn_sigma)."
+)
+UPSCALE = flags.DEFINE_bool(
+    "upscale",
+    None,
+    "import: a model of HoMM's for images is of their branch `upscale` (positions sincos_phase, time shifted "
+    "by the resolution), or with --noupscale not; by default it is where the latents are larger than 32.",
 )
 STEP = flags.DEFINE_integer("step", None, "export: which checkpoint; the newest by default.")
 EMA = flags.DEFINE_integer("ema", 0, "export: which average of the parameters; -1 for none.")
@@ -108,17 +116,27 @@ def _import(file: str, out: str) -> None:
         frame_causal=FRAME_CAUSAL.value,
         patch_size=PATCH_SIZE.value,
         frame_patch=FRAME_PATCH.value,
+        upscale=UPSCALE.value,
     )
     m = found.model
     of = f"texts of {m.text_width} channels" if clip else f"{m.num_classes} classes"
     print(
         f"{out}: {found.layout} ({found.weights}), {m.depth} layers of width {m.width}, "
         f"{of}, {' x '.join(map(str, models.sample_shape(m)))}\n"
-        f"next: python sample.py --workdir={out}" + (" --prompt=..." if clip else "")
+        f"{_assumed(found, config)}next: python sample.py --workdir={out}" + (" --prompt=..." if clip else "")
     )
     if Path("configs", f"{config.name}.py").is_file():
         words = [f"--config=configs/{config.name}.py", *overrides(recipe, config), "--config.data.dir=DIR"]
         print(f"      python train.py {' '.join(words)} --workdir={out}")
+
+
+def _assumed(found: Imported, config: ConfigDict) -> str:
+    """A line about what no tensor of HoMM's models for images tells, where no flag told it."""
+    if found.layout in (*FACEBOOK, VIDEO) or UPSCALE.value is not None:
+        return ""
+    whose, other = ("branch upscale", "--noupscale") if found.upscale else ("first code", "--upscale")
+    values = f"model.positions={config.model.positions}, diffusion.shift={config.diffusion.shift:.4g}"
+    return f"assumed for images of this size: their {whose} ({values}); {other} if it is of the other\n"
 
 
 def _clip(text: str) -> tuple[int, ...]:

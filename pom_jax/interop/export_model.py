@@ -35,7 +35,7 @@ def export_model(model: models.Model, variables: Mapping[str, Any]) -> dict[str,
     """
     models.CHECKS[type(model)](model)
     layout = _layout(model)
-    for name, value in model_layouts.FIXED[layout].items():
+    for name, value in model_layouts.fixed(layout, model.positions == "sincos_phase").items():
         if getattr(model, name) != value:
             raise InputError(
                 f"model.{name} = {getattr(model, name)!r} has no place in {WHOSE[layout]}, which has "

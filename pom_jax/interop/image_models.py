@@ -21,6 +21,7 @@ from pom_jax.interop.names import plain_names
 
 PREFIXES = {"ema": ("ema.ema_model.", "ema."), "online": ("model.", "module.", "")}
 OUTPUT = ("final_layer.linear.weight", "final_layer.linear.bias")  # of facebookresearch's networks
+NATIVE = 32  # side of the latents of 256 pixels, which their first code is for
 LISTED = 20  # lines of what does not fit
 Arrays = Mapping[str, np.ndarray]
 
@@ -35,6 +36,7 @@ class Imported:
         params: its parameters, nested dicts of float32.
         layout: whose it was, one of `model_layouts.WHOSE`.
         weights: "ema" or "online", which of a file's parameters these are.
+        upscale: it is taken for one of HoMM's branch `upscale`.
     """
 
     model: Any
@@ -42,6 +44,7 @@ class Imported:
     params: dict[str, Any]
     layout: str
     weights: str
+    upscale: bool = False
 
 
 def import_model(
@@ -54,13 +57,13 @@ def import_model(
     degree: int | None = None,
     num_heads: int | None = None,
     drop_variance: bool = False,
+    upscale: bool | None = None,
 ) -> Imported:
     """Makes a model of the tensors of a whole network; names and shapes tell what they can.
 
     Known are HoMM's `ClassConditionalDiH`, `DiHpp` and `DiT`, and `DiT` and `SiT` of facebookresearch. What
     Lightning, `ema_pytorch` and torch.compile put before the names is left out. HoMM's gates 1 + g stay
-    such (`unit_gates`), so no number changes. No tensor tells that a DiH is of their later branches: for such
-    there is `model.clone(positions="sincos_phase")`.
+    such (`unit_gates`), so no number changes.
 
     Args:
         tensors: name -> array of numpy or JAX or torch tensor, floating-point numbers of any precision.
@@ -72,6 +75,9 @@ def import_model(
         degree: of HoMM's polynomials, whose shapes only tell degree times expansion.
         num_heads: of attention.
         drop_variance: leaves out the half of the output that predicts variances, which no sampler here reads.
+        upscale: the model is of HoMM's branch `upscale`, where DiH and DiT have the positions `sincos_phase`
+            and sampling shifts time by `resolution_shift`; no tensor tells. By default it is taken for one
+            where the image is larger than 32, for that branch is how they go beyond 256 pixels.
 
     Returns:
         The model, its parameters, and what they were.
@@ -89,7 +95,14 @@ def import_model(
     fields = model_sizes.fields(found, layout, told, preset)
     if layout in FACEBOOK:
         found = _without_variance(found, fields, drop_variance)
-    return converted(found, layout, fields, weights)
+        if upscale:
+            raise InputError(
+                f"upscale = True is of HoMM's models, and the tensors are of {WHOSE[layout]}: leave it out"
+            )
+    elif upscale is None:
+        upscale = fields["image_size"] > NATIVE
+    fields |= model_layouts.fixed(layout, bool(upscale))
+    return dataclasses.replace(converted(found, layout, fields, weights), upscale=bool(upscale))
 
 
 def converted(found: Arrays, layout: str, fields: dict[str, Any], weights: str) -> Imported:

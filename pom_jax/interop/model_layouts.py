@@ -2,9 +2,9 @@
 
 | layout | whose | our fields |
 |---|---|---|
-| dih | HoMM's `ClassConditionalDiH` | `mixer="pom"`, `positions="sincos"` |
+| dih | HoMM's `ClassConditionalDiH` | `mixer="pom"`, `positions="sincos"`, see `fixed` |
 | dihpp | HoMM's `ClassConditionalDiHpp` | the same with `positions="learned"` and registers |
-| homm_dit | HoMM's `ClassConditionalDiT` | `mixer="attention"`, `positions="sincos"` |
+| homm_dit | HoMM's `ClassConditionalDiT` | `mixer="attention"`, `positions="sincos"`, see `fixed` |
 | dit, sit | `DiT` and `SiT` of facebookresearch | `mixer="attention"`, `positions="dit"` |
 | text_video | HoMM's `TextVideoDiH` (branch `text2video`) | a `Polymorpher` with `order="text_first"` |
 
@@ -100,6 +100,12 @@ class LoweredEntry(Entry):
 
     def to_theirs(self, array: Any) -> Any:
         return super().to_theirs(array).astype(np.float64) - 1
+
+
+def fixed(layout: str, upscale: bool) -> dict[str, Any]:
+    """`FIXED`, in HoMM's first code or in its branch `upscale`, which no tensor tells apart."""
+    later = {"positions": "sincos_phase"} if upscale and FIXED[layout]["positions"] == "sincos" else {}
+    return FIXED[layout] | later
 
 
 def entries(layout: str, m: models.Model) -> tuple[Entry, ...]:

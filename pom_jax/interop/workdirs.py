@@ -10,6 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from pom_jax import models
+from pom_jax.diffusion.guidance import resolution_guidance
+from pom_jax.diffusion.schedules import resolution_shift
 from pom_jax.errors import InputError, choose
 from pom_jax.interop.export_model import export_model
 from pom_jax.interop.files import check_output, read_tensors, write_tensors
@@ -43,10 +45,11 @@ def import_workdir(
     Args:
         file: see `read_tensors`.
         out: the workdir; must not exist, or be empty.
-        recipe: what the file does not tell: training, data, sampling.
+        recipe: what the file does not tell: training, data, sampling. A model of HoMM's branch `upscale` gets
+            the time shift and the guidance of its resolution.
         objective: a name of `OBJECTIVES`.
         told: the other arguments of `import_model`, or of `import_video_model` where the file holds one for
-            video; those of the other must be None or False.
+            video; None is the same as left out, and those of the other must be None or False.
 
     Returns:
         The model, and the configuration of the workdir.
@@ -64,6 +67,9 @@ def import_workdir(
     config = recipe.copy_and_resolve_references()
     config.model.update(imported.fields)
     config.diffusion.update(OBJECTIVES[str(objective)])
+    if imported.upscale:
+        config.diffusion.shift = resolution_shift(imported.model.image_size)
+        config.sampling.guidance = resolution_guidance(imported.model.image_size)
     check_config(config)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     key, averages = jax.random.key(config.seed), len(config.ema.decays)
@@ -108,9 +114,11 @@ def export_workdir(
 
 
 def _fitting(make: Callable[..., Imported], told: dict[str, Any]) -> dict[str, Any]:
-    """What is told to a function that makes a model, but for what is None or False."""
-    given = {name: value for name, value in told.items() if value is not None and value is not False}
+    """What is told to a function that makes a model, but for what is None, or False and not of it."""
     known = inspect.signature(make).parameters
+    given = {
+        n: value for n, value in told.items() if value is not None and (n in known or value is not False)
+    }
     for name, value in given.items():
         if name not in known:
             what = "video" if make is import_video_model else "images"
@@ -122,7 +130,7 @@ def overrides(recipe: ConfigDict, config: ConfigDict) -> list[str]:
     """The flags that make of a recipe the configuration of a workdir."""
     return [
         f"--config.{section}.{name}={value}"
-        for section in ("model", "diffusion")
+        for section in ("model", "diffusion", "sampling")
         for name, value in config[section].items()
         if recipe[section][name] != value
     ]
