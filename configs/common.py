@@ -10,10 +10,11 @@ Starting from another run, whose workdir is RUN (of train.py, or of `python -m p
 
 - Fine-tuning, at a higher resolution or on other classes: `--config.init_from=RUN`. Parameters and averages
   are both those of RUN's first average; optimiser, schedule and step are new. Position tables are resampled;
-  with another `model.num_classes` the rows of the classes are new and that of "no class" is kept; the gates
-  of imported networks (`model.unit_gates`) are written anew for the same function. Whatever else does not fit
-  is an error, as are other `activation`, `n_timesteps` and `time_embedding`; of other fields by which the
-  same parameters compute something else there are warnings.
+  with another `model.num_classes`, or `--config.init_new_classes=True` where there are as many others, the
+  rows of the classes are new and that of "no class" is kept; the gates of imported networks
+  (`model.unit_gates`) are written anew for the same function. Whatever else does not fit is an error, as are
+  other `activation`, `n_timesteps` and `time_embedding`; of other fields by which the same parameters compute
+  something else there are warnings.
 - A cool-down from any checkpoint of a run with `--config.optimizer.schedule=constant`:
   `--config.init_from=RUN --config.init_step=N --config.init_state=True`. RUN goes on after step N as if it
   had not stopped (parameters, optimiser, averages, draws, order of the data), under this recipe: with
@@ -44,6 +45,7 @@ def base() -> ConfigDict:
     config.init_step = -1  # which checkpoint of it; -1 = the newest
     config.init_ema = 0  # which of its averages parameters and averages start from; -1 = its parameters
     config.init_state = False  # True: all of its state goes on, see above
+    config.init_new_classes = False  # True: new rows of the classes, though they may be as many as there
     config.model = _model()
     config.data = ConfigDict(
         {

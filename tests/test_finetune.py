@@ -124,8 +124,21 @@ def test_classes_that_are_others_are_told_though_they_are_as_many(parent: Path, 
         return "\n".join(find_start(make_run(fine)).lines)
 
     assert "class_embedding" not in said("abc", "abc")
-    assert "1 of 3 classes have other names, as label 1: 'b' there, 'x' here" in said("abc", "axc")
+    line = "1 of 3 classes have other names, as label 1: 'b' there, 'x' here; --config.init_new_classes=True"
+    assert line in said("abc", "axc")
     assert "kept row by row: the names of the classes there are not at hand" in said("nowhere", "abc")
+
+
+def test_as_many_other_classes_start_anew_when_asked(parent: Path) -> None:
+    start = find_start(make_run(tiny(init_from=str(parent), init_new_classes=True)))
+    assert "  class_embedding/table: 3 classes anew, the null class kept" in start.lines
+    begun, old = start.state(), checkpoint.restore_params(parent)[0]
+    for params in (begun.params, *begun.ema):
+        table, before = (p.pop("class_embedding")["table"] for p in (params, dict(old)))
+        np.testing.assert_array_equal(table[-1], before[-1])
+        assert not np.isclose(table[:-1], before[:-1], rtol=1e-3).any()
+        assert 0.01 < np.std(table[:-1]) < 0.03, "drawn anew"
+        assert same(params, {name: leaf for name, leaf in old.items() if name != "class_embedding"})
 
 
 @pytest.mark.smoke
@@ -238,6 +251,8 @@ def test_a_cool_down_falls_to_zero(parent: Path) -> None:
             "another model or optimiser",
         ),
         ({"init_from": "", "init_state": True}, "init_state=True must be False"),
+        ({"init_from": "", "init_new_classes": True}, "init_new_classes=True must be False"),
+        ({"init_state": True, "init_new_classes": True}, "init_new_classes=True must be False"),
         ({"optimizer": {"decay_from": 4}}, "optimizer.decay_from=4"),
     ],
 )

@@ -13,18 +13,20 @@ CLASSES = "class_embedding/table"  # [classes + 1, D], the null class last
 GATES = {6: blocks.GATES, 11: text_block.GATES}  # by the number of vectors that modulate a block
 
 
-def fit_parameters(old: Any, new: Any, *, gates: float = 0.0) -> Any:
+def fit_parameters(old: Any, new: Any, *, gates: float = 0.0, new_classes: bool = False) -> Any:
     """Fits parameters to another network; which ones change, and how, `compare` says in words.
 
     Position tables go to the new grid by the antialiased bicubic resampling of the authors'
     upscale_checkpoint.py, each tree its own (there, the averages get the tables of the trained parameters).
-    With another number of classes, their rows are the new ones and the row of the null class is kept.
+    With another number of classes, or `new_classes`, their rows are the new ones and the row of the null
+    class is kept.
 
     Args:
         old: parameters, nested dicts of arrays, that fit the network (`compare` finds nothing wrong).
         new: fresh parameters of the network.
         gates: added to the biases of all gates: 1 from a network with `unit_gates` to one without, for the
             same function, and -1 back.
+        new_classes: as many classes are others, too.
 
     Returns:
         A tree like `new`; whatever else has the same shape in both is that of `old`, bit for bit.
@@ -36,7 +38,7 @@ def fit_parameters(old: Any, new: Any, *, gates: float = 0.0) -> Any:
         old = olds[name]
         if gates and name.startswith("blocks/") and name.endswith("modulation/bias"):
             return old.at[..., jnp.array(GATES[old.shape[-2]]), :].add(gates)
-        if old.shape == new.shape:
+        if old.shape == new.shape and not (new_classes and name == CLASSES):
             return old
         if name in POSITIONS:
             return resize_positions(old, new.shape[0], new.shape[1])

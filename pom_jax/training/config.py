@@ -32,6 +32,7 @@ CHANGEABLE = (
 
 # Fields of the training sections that runs older than them lack, and what they stood at.
 ADDED = {"init_from": "", "init_step": -1, "init_ema": 0, "init_state": False, "optimizer.decay_from": 0}
+ADDED |= {"init_new_classes": False}
 ADDED |= {"optimizer.moments": "float32", "model.family": "dipom", "diffusion.frame_times": "shared"}
 ADDED |= {"diffusion.given_frames": 0, "diffusion.drafts": 0}
 ADDED |= {"diffusion.film_every": 1, "diffusion.still_frames": 0}
@@ -43,6 +44,7 @@ def check_config(config: ConfigDict) -> None:
     optimizer, train, ema, fid = config.optimizer, config.train, config.ema, config.fid
     latents = config.model.channels not in (1, 3)
     images = models.family(config.model) is models.DiPoM
+    own_classes = images and config.init_from and not config.init_state
     decays = [d if isinstance(d, int | float) else math.nan for d in ema.decays]  # --config cannot tell
     rules = [
         ("name", re.fullmatch(r"[\w.+-]*\w[\w.+-]*", config.name), "letters, digits and ._+- (a folder)"),
@@ -50,6 +52,11 @@ def check_config(config: ConfigDict) -> None:
         ("init_step", config.init_step >= -1, "a step, or -1 for the newest checkpoint"),
         ("init_ema", config.init_ema >= -1, "the number of an average, or -1 for the parameters"),
         ("init_state", config.init_from or not config.init_state, "False where init_from names no run"),
+        (
+            "init_new_classes",
+            own_classes or not config.init_new_classes,
+            "False unless init_from names a run of images and init_state is False",
+        ),
         ("data.memory_gb", 0 <= config.data.memory_gb < math.inf, "at least 0"),
         ("diffusion.label_dropout", 0 <= config.diffusion.label_dropout < 1, "in [0, 1)"),
         ("optimizer.learning_rate", 0 < optimizer.learning_rate < math.inf, "positive"),

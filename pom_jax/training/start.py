@@ -13,7 +13,7 @@ from pom_jax import models, remote
 from pom_jax.data import read_manifest
 from pom_jax.errors import InputError
 from pom_jax.files import write_whole
-from pom_jax.models.resample import compare
+from pom_jax.models.resample import CLASSES, compare
 from pom_jax.training import checkpoint, metrics
 from pom_jax.training.config import ADDED, changed_fields
 from pom_jax.training.optim import make_schedule
@@ -93,7 +93,8 @@ def _fine_tune(run: Run, parent: ConfigDict) -> Start:
     def state() -> TrainState:
         shardings = parameter_shardings(shapes, run.mesh)
         params, _ = checkpoint.restore_params(config.init_from, step, ema, shardings)
-        return run.fresh_state(params, gates=float(unit) - float(unit_now))
+        gates = float(unit) - float(unit_now)
+        return run.fresh_state(params, gates=gates, new_classes=config.init_new_classes)
 
     which = "the parameters" if ema is None else f"EMA {parent.ema.decays[ema]:g}"
     lines = [f"starts from {which} of step {step:,} of {config.init_from}, with a new optimiser"]
@@ -173,23 +174,26 @@ def _classes(run: Run, parent: ConfigDict) -> list[str]:
     config, here = run.config, run.train.manifest.classes
     if run.samples == "clips":
         return _words(run.train.manifest.words, tuple(parent.data.get("words", ())))
-    if config.model.num_classes != parent.model.num_classes or config.model.num_classes == 1:
+    if config.model.num_classes != parent.model.num_classes:
         return []
-    if config.data.source == "synthetic":
+    if config.init_new_classes:
+        return [f"{CLASSES}: {config.model.num_classes:,} classes anew, the null class kept"]
+    if config.model.num_classes == 1 or config.data.source == "synthetic":
         return []
+    way_out = "" if config.init_state else "; --config.init_new_classes=True starts the classes anew"
     try:
         there = read_manifest(parent.data.dir).classes
     except InputError:
         there = ()
     if len(there) != len(here):
-        return ["class_embedding/table is kept row by row: the names of the classes there are not at hand"]
+        return [f"{CLASSES} is kept row by row: the names of the classes there are not at hand{way_out}"]
     others = [label for label in range(len(here)) if here[label] != there[label]]
     if not others:
         return []
     label = others[0]
     return [
-        f"warning: class_embedding/table is kept, but {len(others):,} of {len(here):,} classes have other "
-        f"names, as label {label}: {there[label]!r} there, {here[label]!r} here"
+        f"warning: {CLASSES} is kept, but {len(others):,} of {len(here):,} classes have other "
+        f"names, as label {label}: {there[label]!r} there, {here[label]!r} here{way_out}"
     ]
 
 
