@@ -132,6 +132,20 @@ class Manifest:
             content["words"] = self.words
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """What samples of this set are decoded with, and prompts embedded: a run keeps it as data.encoding.
+
+        For latents `scale` and `shift`, `autoencoder` and, of clips that were encoded in chunks,
+        `chunk_frames`; `text_encoder`. What the set does not tell is left out.
+        """
+        found: dict[str, Any] = {"autoencoder": self.autoencoder, "text_encoder": self.text_encoder}
+        if self.sample_shape[-1] not in (1, 3):
+            chunk = self.made_by.get("chunk_frames", "")
+            found |= {"scale": self.scale, "shift": self.shift}
+            found["chunk_frames"] = int(chunk) if chunk.isdecimal() else None
+        return {name: value for name, value in found.items() if value is not None}
+
     def to_json(self) -> str:
         content: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(self)}
         for name in ("words", "text_encoder"):

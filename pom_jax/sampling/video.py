@@ -26,6 +26,7 @@ from pom_jax.models import Polymorpher, Text
 from pom_jax.sampling.film_checks import check_films, going_on
 from pom_jax.sampling.film_programs import Add, Denoise, Programs
 from pom_jax.sampling.generate import check_ema, check_numbers, make_mesh, origin
+from pom_jax.sampling.made_with import Say, made_with
 from pom_jax.sampling.progress import Progress
 from pom_jax.sampling.state_file import checksum, read_state, write_state
 from pom_jax.sampling.stream import Drawing, Films, StreamedFrames, StreamState, empty_states
@@ -360,6 +361,7 @@ def load_video(
     ema: int | None = 0,
     autoencoder: str | os.PathLike[str] | None = None,
     text_encoder: str | os.PathLike[str] | None = None,
+    say: Say = print,
 ) -> VideoGenerator:
     """Reads a trained model of video from the workdir of train.py.
 
@@ -369,6 +371,7 @@ def load_video(
         ema: which of the averages of the parameters; None for the parameters themselves.
         autoencoder: folder of the autoencoder that the latents are of, in diffusers' format.
         text_encoder: folder of the encoder that the captions were embedded with, in transformers' format.
+        say: is told what is taken for granted, of a run that does not keep what its data was made with.
 
     Raises:
         InputError: not a workdir, or one of a model of images; no such checkpoint or average in it, no such
@@ -383,8 +386,9 @@ def load_video(
     check_ema(config, ema)
     model = models.build(config.model, config.dtype)
     assert isinstance(model, Polymorpher)
+    encoding = {} if autoencoder is None and text_encoder is None else made_with(config, say)
     encoder = None if text_encoder is None else load_text_encoder(text_encoder, model)
-    decoder = None if autoencoder is None else load_video_decoder(autoencoder, config)
+    decoder = None if autoencoder is None else load_video_decoder(autoencoder, config, encoding, say)
     whole = NamedSharding(make_mesh(), PartitionSpec())
     params, step = checkpoint.restore_params(workdir, step, ema, whole)
     words = tuple(config.data.get("words", ()))

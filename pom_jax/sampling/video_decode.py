@@ -3,19 +3,19 @@
 import dataclasses
 import json
 import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from pom_jax.data import Manifest, read_manifest
 from pom_jax.data.text_encoder import TextEncoder
 from pom_jax.data.video_autoencoder import CHUNK_FRAMES, VideoAutoencoder
 from pom_jax.errors import InputError
 from pom_jax.models import Polymorpher
 from pom_jax.sampling.decode import load_decoder
+from pom_jax.sampling.made_with import Say
 
 Decode = Callable[[np.ndarray], np.ndarray]  # [N, T', h, w, C] of the model -> [N, T, H, W, 3] uint8
 
@@ -60,12 +60,20 @@ def load_text_encoder(folder: str | os.PathLike[str], model: Polymorpher) -> Tex
     return encoder
 
 
-def load_video_decoder(folder: str | os.PathLike[str], config: ConfigDict) -> Decode:
+def load_video_decoder(
+    folder: str | os.PathLike[str],
+    config: ConfigDict,
+    encoding: Mapping[str, Any] | None = None,
+    say: Say = print,
+) -> Decode:
     """What makes pixels of a model's latents: an autoencoder of images, frame by frame, or one of video.
 
     Args:
         folder: of the autoencoder, in diffusers' format.
-        config: of the run; of its data set, if that is there, come the scale and the length of a chunk.
+        config: of the run.
+        encoding: of its data (`made_with`): of clips the scale, the shift and the frames of a chunk. What it
+            lacks is the autoencoder's own, and chunks of 8 frames.
+        say: is told what is taken for granted so.
 
     Raises:
         InputError: a model of pixels, no such autoencoder, or one of other latents.
@@ -80,19 +88,16 @@ def load_video_decoder(folder: str | os.PathLike[str], config: ConfigDict) -> De
             f"the autoencoder of {folder} has latents of {channels} channels, the model draws "
             f"{config.model.channels}: give the one its latents were made with"
         )
-    manifest = _manifest(config)
-    made_by = {} if manifest is None else manifest.made_by
-    chunk = int(made_by.get("chunk_frames", max(CHUNK_FRAMES, time)))
+    encoding = {} if encoding is None else encoding
+    chunk = encoding.get("chunk_frames", max(CHUNK_FRAMES, time))
     size = (config.model.frame_height * space, config.model.frame_width * space)
     autoencoder = VideoAutoencoder(folder, chunk, size, chunk_frames=chunk)
-    if manifest is not None:
-        scale, shift = manifest.scale, manifest.shift
-    else:
-        scale, shift = autoencoder.scale, autoencoder.shift
-        warnings.warn(
-            f"the data set {config.data.dir!r}, which tells their scale, is not here: they are "
-            f"decoded with the autoencoder's own scale ({scale:g}), {chunk} frames at a time",
-            stacklevel=2,
+    scale = encoding.get("scale", autoencoder.scale)
+    shift = encoding.get("shift", autoencoder.shift)
+    if "scale" not in encoding:
+        say(
+            f"note: the latents are taken to be those of {folder} times its own scale {scale:g} (plus "
+            f"{shift:g}), in chunks of {chunk} frames"
         )
     return ChunkDecoder(autoencoder, chunk // time, scale, shift)
 
@@ -108,10 +113,3 @@ def _sizes(folder: Path) -> tuple[str, int, int, int]:
         raise InputError(
             f"--autoencoder={folder} holds no autoencoder in diffusers' format: config.json: {error!r}"
         ) from error
-
-
-def _manifest(config: ConfigDict) -> Manifest | None:
-    try:
-        return read_manifest(config.data.dir)
-    except InputError:
-        return None  # the data need not be here to sample

@@ -27,7 +27,7 @@ CHANGEABLE = (
     "data.memory_gb",
     "optimizer.offload", "ema.offload",
     "data.digest",  # compared by keep_config
-    "data.words",  # of the data set
+    "data.words", "data.encoding",  # of the data set
 )  # fmt: skip
 
 # Fields of the training sections that runs older than them lack, and what they stood at.
@@ -162,7 +162,11 @@ def read_config(workdir: str | Path) -> ConfigDict | None:
 
 
 def keep_config(
-    workdir: str | Path, config: ConfigDict, data_digest: str = "", words: Sequence[str] = ()
+    workdir: str | Path,
+    config: ConfigDict,
+    data_digest: str = "",
+    words: Sequence[str] = (),
+    encoding: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes config.json into the workdir, which is created; a run that goes on there must be the same run.
 
@@ -171,12 +175,14 @@ def keep_config(
         config: of the run.
         data_digest: of the data set that it learns from (`Manifest.digest`), kept as data.digest.
         words: its table of words, kept as data.words, so that prompts need no data.
+        encoding: what its latents and embeddings were made with (`Manifest.encoding`), kept as data.encoding,
+            so that decoding needs no data.
 
     Raises:
         InputError: see `check_kept`.
     """
     check_kept(workdir, config, data_digest)
-    write_config(workdir, config, data_digest, words)
+    write_config(workdir, config, data_digest, words, encoding)
 
 
 def check_kept(workdir: str | Path, config: ConfigDict, data_digest: str = "") -> None:
@@ -224,7 +230,11 @@ def _content(path: Path) -> bytes | None:
 
 
 def write_config(
-    workdir: str | Path, config: ConfigDict, data_digest: str = "", words: Sequence[str] = ()
+    workdir: str | Path,
+    config: ConfigDict,
+    data_digest: str = "",
+    words: Sequence[str] = (),
+    encoding: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes config.json into the workdir, which is created: whole or not at all; see `keep_config`."""
     workdir = remote.folder(workdir)
@@ -233,6 +243,8 @@ def write_config(
         fields["data"]["digest"] = data_digest
     if words:
         fields["data"]["words"] = list(words)
+    if encoding:
+        fields["data"]["encoding"] = dict(encoding)
     if folder := fields["data"]["dir"]:
         fields["data"]["dir"] = str(Path(folder).absolute())  # for commands called elsewhere
     if not remote.is_remote(workdir):

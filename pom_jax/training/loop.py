@@ -132,9 +132,8 @@ def _keep(run: Run, home: Path, workdir: Path) -> None:
     places = [place for place in dict.fromkeys((home, workdir)) if first or place is not home]
     config, data = run.config, run.train.manifest
     cluster.agree(lambda: [check_kept(place, config, data.digest) for place in places], InputError)
-    cluster.agree(
-        lambda: [write_config(place, config, data.digest, data.words) for place in places], InputError
-    )
+    about = data.digest, data.words, data.encoding
+    cluster.agree(lambda: [write_config(place, config, *about) for place in places], InputError)
 
 
 @dataclasses.dataclass(frozen=True)
