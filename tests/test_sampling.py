@@ -209,6 +209,18 @@ def test_latents_are_decoded_where_there_is_an_autoencoder(tmp_path):
     with pytest.raises(InputError, match=r"latents of 4 channels, the model draws 16"):
         load_decoder(tmp_path / "vae", 16)
 
+    # A run keeps which autoencoder its latents are of.
+    digest = vae.weights_sha256(tmp_path / "vae")
+    for name, made in {"own": f"vae sha256:{digest}", "other": f"vae sha256:{64 * '0'}"}.items():
+        keep_config(tmp_path / name, latents.config, encoding={"autoencoder": made})
+        checkpoints = checkpoint.Checkpoints(tmp_path / name, keep_last=1, keep_best=0)
+        checkpoints.save(1, {"params": latents.params, "ema": [latents.params]})
+        checkpoints.close()
+    found = pom_jax.load(tmp_path / "own", autoencoder=tmp_path / "vae", say=pytest.fail)
+    np.testing.assert_allclose(found.sample([0, 1]), steps[-1], atol=1)
+    with pytest.raises(InputError, match=f"sha256 {digest}, .* was made with vae sha256:0"):
+        pom_jax.load(tmp_path / "other", autoencoder=tmp_path / "vae")
+
 
 @pytest.mark.parametrize(
     ("labels", "settings", "message"),
@@ -242,7 +254,8 @@ def test_three_lines_of_python_from_a_workdir_to_a_picture(workdir):
     images = generator.sample([0, 1, 2], guidance=1.5)
     assert pom_jax.show(images, [0, 1, 2]).size[0] > 3 * 40
     assert generator.step == 20
-    for kwargs, seed in (({}, 21), ({"ema": None}, 20), ({"step": 10}, 11)):
+    asked: list[tuple[dict[str, Any], int]] = [({}, 21), ({"ema": None}, 20), ({"step": 10}, 11)]
+    for kwargs, seed in asked:
         loaded, expected = pom_jax.load(workdir, **kwargs), random_params(generator.model, seed)
         jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
 

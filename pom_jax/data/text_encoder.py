@@ -1,7 +1,7 @@
 """Captions -> embeddings by a published text encoder such as FLAN-T5, with the masks of their tokens."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class TextEncoder:
         tokens: M, to which captions are filled up, or cut.
         device: of torch; the first GPU, if there is one.
         precision: "float32" or "bfloat16", of the computation.
+        say: is told how far the checksum of large weights is.
 
     Attributes:
         tokens: M.
@@ -42,6 +43,7 @@ class TextEncoder:
         *,
         device: str | None = None,
         precision: str = "float32",
+        say: Callable[[str], None] = lambda _: None,
     ):
         folder = Path(folder)
         if tokens < 1:
@@ -56,7 +58,7 @@ class TextEncoder:
             "text": Field("float16", (tokens, self._model.config.hidden_size)),
             "text_mask": Field("uint8", (tokens,)),
         }
-        digest = weights_sha256(folder)
+        digest = weights_sha256(folder, say)
         self.name = f"{folder.resolve().name} sha256:{digest}"
         self.settings: Mapping[str, str] = {
             "text_encoder": f"sha256:{digest}",

@@ -3,6 +3,8 @@
 import hashlib
 import importlib
 import importlib.metadata
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +13,8 @@ from pom_jax.errors import InputError, choose, first_line
 
 EXTRA = "pip install 'pom_jax[encoders]'"
 PRECISIONS = ("float32", "bfloat16")
+LARGE = 10**9  # bytes of weights, whose checksum takes seconds
+EVERY = 10.0  # seconds between two words on how far it is
 
 
 def require(package: str, purpose: str, extra: str = EXTRA) -> ModuleType:
@@ -85,11 +89,21 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in packages}
 
 
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 of the safetensors of a folder, one after the other by name, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+def weights_sha256(folder: Path, say: Callable[[str], None] = lambda _: None) -> str:
+    """SHA-256 of the safetensors of a folder, one after the other by name, 64 hexadecimal digits.
+
+    `say` is told of large ones that they are read, and now and then how far.
+    """
+    digest, paths = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
+    total, done, told = sum(path.stat().st_size for path in paths), 0, time.perf_counter()
+    if total >= LARGE:
+        say(f"SHA-256 of the weights in {folder}: {total / 1e9:.1f} GB to read")
+    for path in paths:
         with path.open("rb") as file:
             while part := file.read(2**24):
                 digest.update(part)
+                done += len(part)
+                if time.perf_counter() - told >= EVERY:
+                    say(f"SHA-256 of the weights in {folder}: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+                    told = time.perf_counter()
     return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class VideoAutoencoder:
         batch_size: chunks at a time.
         device: of torch; the first GPU, if there is one.
         precision: "float32" or "bfloat16", of the computation.
+        say: is told how far the checksum of large weights is.
 
     Attributes:
         crop_shape: (T, H, W, 3) of what is encoded.
@@ -59,6 +60,7 @@ class VideoAutoencoder:
         batch_size: int = 4,
         device: str | None = None,
         precision: str = "float32",
+        say: Callable[[str], None] = lambda _: None,
     ):
         folder = Path(folder)
         if batch_size < 1:
@@ -75,7 +77,7 @@ class VideoAutoencoder:
         self.fields: Mapping[str, Field] = {name: Field("float16", (1, *latent)) for name in ("mean", "std")}
         self.scale = float(config.scaling_factor if scale is None else scale)
         self.shift = 0.0 - float(config.shift_factor or 0.0) * self.scale
-        digest = weights_sha256(folder)
+        digest = weights_sha256(folder, say)
         self.autoencoder: str | None = f"{folder.resolve().name} sha256:{digest}"
         self.settings: Mapping[str, str] = {
             "autoencoder": f"sha256:{digest}",

@@ -23,6 +23,7 @@ from pom_jax.evaluation.shards import rgb
 from pom_jax.sampling import Generator
 from pom_jax.sampling.decode import load_decoder
 from pom_jax.sampling.generate import make_mesh
+from pom_jax.sampling.made_with import made_with
 from pom_jax.training import sharding
 from pom_jax.training.fid import Say, Stops
 from pom_jax.training.preview import labels_in_turn
@@ -52,7 +53,10 @@ class TrainingFid:
         self._weights = load_inception(fid.inception)
         self._opened = open_reference(fid.reference, autoencoder=fid.autoencoder or None)
         self._opened.check(self._weights)
-        decoder = load_decoder(fid.autoencoder, config.model.channels) if fid.autoencoder else None
+        decoder = None
+        if fid.autoencoder:
+            made = made_with(config, say=lambda _: None)
+            decoder = load_decoder(fid.autoencoder, config.model.channels, made)
         mesh = sharding.make_mesh(config.mesh)
         self._generator = Generator(config, model, None, ema=0, decoder=decoder, mesh=mesh)
         self._generator.check_pixels()

@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pom_jax.errors import InputError
+from pom_jax.sampling.made_with import check_made_with
 from pom_jax.sampling.progress import Progress
 from pom_jax.training.preview import to_pixels
 from pom_jax.vae.chunks import decode_in_chunks
-from pom_jax.vae.files import load_autoencoder
+from pom_jax.vae.files import load_autoencoder, weights_sha256
 from pom_jax.vae.model import AutoencoderKL
 
 CHUNK = 8  # latents that a device decodes at a time
@@ -65,15 +66,18 @@ class Decoder:
         return pixels.reshape(*x.shape[:-3], *pixels.shape[1:])
 
 
-def load_decoder(path: str | os.PathLike[str], channels: int) -> Decoder:
+def load_decoder(
+    path: str | os.PathLike[str], channels: int, encoding: Mapping[str, Any] | None = None
+) -> Decoder:
     """The decoder for a model of latents of so many channels.
 
     Args:
         path: folder of an autoencoder in diffusers' format (config.json and its weights).
         channels: C.
+        encoding: of the data that the model has learned from, see `made_with`.
 
     Raises:
-        InputError: no such autoencoder, or one of other latents.
+        InputError: no such autoencoder, or one of other latents or, by its checksum, not that of the data.
     """
     model, params, scale, shift = load_autoencoder(path)
     if model.config.latent_channels != channels:
@@ -81,4 +85,6 @@ def load_decoder(path: str | os.PathLike[str], channels: int) -> Decoder:
             f"the autoencoder of {path} has latents of {model.config.latent_channels} channels, the model "
             f"draws {channels}: give the one its latents were made with"
         )
+    if encoding:
+        check_made_with("autoencoder", path, weights_sha256(path), encoding)
     return Decoder(model, params, scale, shift)

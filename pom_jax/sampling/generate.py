@@ -25,6 +25,7 @@ from pom_jax.diffusion.schedules import shift_time, time_grid
 from pom_jax.errors import InputError
 from pom_jax.ops.mesh import BATCH_AXES
 from pom_jax.sampling.decode import Decoder, load_decoder
+from pom_jax.sampling.made_with import Say, made_with
 from pom_jax.sampling.progress import Progress
 from pom_jax.sampling.upscale import START, check_start, noised
 from pom_jax.training import checkpoint
@@ -337,6 +338,7 @@ def load(
     step: int | None = None,
     ema: int | None = 0,
     autoencoder: str | os.PathLike[str] | None = None,
+    say: Say = print,
 ) -> Generator:
     """Reads a trained model from the workdir of train.py.
 
@@ -345,9 +347,11 @@ def load(
         step: which checkpoint; the newest by default.
         ema: which of the averages of the parameters; None for the parameters themselves.
         autoencoder: folder of the autoencoder that the latents are of, in diffusers' format.
+        say: is told if it is not known which autoencoder that is.
 
     Raises:
-        InputError: not a workdir, no such checkpoint or average in it, or no such autoencoder.
+        InputError: not a workdir, no such checkpoint or average in it, no such autoencoder, or another than
+            the one that the run's latents were made with.
     """
     config = checkpoint.load_config(workdir)
     if models.family(config.model) is models.Polymorpher:
@@ -357,7 +361,9 @@ def load(
         )
     check_ema(config, ema)
     model = models.build(config.model, config.dtype)
-    decoder = None if autoencoder is None else load_decoder(autoencoder, config.model.channels)
+    decoder = None
+    if autoencoder is not None:
+        decoder = load_decoder(autoencoder, config.model.channels, made_with(config, say))
     whole = NamedSharding(make_mesh(), PartitionSpec())
     params, step = checkpoint.restore_params(workdir, step, ema, whole)
     classes, pixels = None, None

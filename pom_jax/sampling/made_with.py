@@ -1,5 +1,6 @@
-"""What the latents and embeddings that a run has learned from were made with."""
+"""What the latents and embeddings that a run has learned from were made with, and whether that is given."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,3 +36,23 @@ def made_with(config: ConfigDict, say: Say = print) -> Mapping[str, Any]:
         )
     say(f"note: what the data of this run was encoded with is not known: its config.json lacks it, and {why}")
     return {}
+
+
+def check_made_with(
+    name: str, folder: str | os.PathLike[str], sha256: str, encoding: Mapping[str, Any]
+) -> None:
+    """Raises an InputError for another encoder than that of the data, where the data tells its checksum.
+
+    Args:
+        name: "autoencoder" or "text_encoder".
+        folder: that is given.
+        sha256: of its weights.
+        encoding: of the data, see `made_with`.
+    """
+    wanted = encoding.get(name) or ""
+    if "sha256" in wanted and sha256 not in wanted:
+        raise InputError(
+            f"--{name}={folder} has weights of sha256 {sha256}, and the data of this run was made with "
+            f"{wanted}: give that one; if they are the same weights in other files, such as in parts, set "
+            f'data.encoding.{name} in the run\'s config.json to ""'
+        )

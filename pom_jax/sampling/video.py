@@ -371,11 +371,12 @@ def load_video(
         ema: which of the averages of the parameters; None for the parameters themselves.
         autoencoder: folder of the autoencoder that the latents are of, in diffusers' format.
         text_encoder: folder of the encoder that the captions were embedded with, in transformers' format.
-        say: is told what is taken for granted, of a run that does not keep what its data was made with.
+        say: is told what is taken for granted, of a run that does not keep what its data was made with, and
+            how far the checksum of large weights is.
 
     Raises:
         InputError: not a workdir, or one of a model of images; no such checkpoint or average in it, no such
-            autoencoder or text encoder.
+            autoencoder or text encoder, or others than those that its data was made with.
     """
     config = checkpoint.load_config(workdir)
     if models.family(config.model) is not Polymorpher:
@@ -387,7 +388,7 @@ def load_video(
     model = models.build(config.model, config.dtype)
     assert isinstance(model, Polymorpher)
     encoding = {} if autoencoder is None and text_encoder is None else made_with(config, say)
-    encoder = None if text_encoder is None else load_text_encoder(text_encoder, model)
+    encoder = None if text_encoder is None else load_text_encoder(text_encoder, model, encoding, say)
     decoder = None if autoencoder is None else load_video_decoder(autoencoder, config, encoding, say)
     whole = NamedSharding(make_mesh(), PartitionSpec())
     params, step = checkpoint.restore_params(workdir, step, ema, whole)

@@ -15,7 +15,7 @@ from pom_jax.data.video_autoencoder import CHUNK_FRAMES, VideoAutoencoder
 from pom_jax.errors import InputError
 from pom_jax.models import Polymorpher
 from pom_jax.sampling.decode import load_decoder
-from pom_jax.sampling.made_with import Say
+from pom_jax.sampling.made_with import Say, check_made_with
 
 Decode = Callable[[np.ndarray], np.ndarray]  # [N, T', h, w, C] of the model -> [N, T, H, W, 3] uint8
 
@@ -40,23 +40,36 @@ class ChunkDecoder:
         return self.autoencoder.decode((x - self.shift) / self.scale)
 
 
-def load_text_encoder(folder: str | os.PathLike[str], model: Polymorpher) -> TextEncoder:
+def load_text_encoder(
+    folder: str | os.PathLike[str],
+    model: Polymorpher,
+    encoding: Mapping[str, Any] | None = None,
+    say: Say = print,
+) -> TextEncoder:
     """The encoder for the prompts of a model.
 
+    Args:
+        folder: of the encoder, in transformers' format.
+        model: that reads them.
+        encoding: of the data that it has learned from, see `made_with`.
+        say: is told how far the checksum of large weights is.
+
     Raises:
-        InputError: no such encoder, one of other embeddings, or a model that has words of its own.
+        InputError: no such encoder, one of other embeddings or, by its checksum, not that of the data; a
+            model that has words of its own.
     """
     if model.vocabulary:
         raise InputError(
             f"--text_encoder={folder}: this model knows {model.vocabulary - 1} words by itself; leave it out"
         )
-    encoder = TextEncoder(folder, model.text_length)
+    encoder = TextEncoder(folder, model.text_length, say=say)
     width = encoder.fields["text"].shape[-1]
     if width != model.text_width:
         raise InputError(
             f"--text_encoder={folder} makes embeddings of {width} channels, the model reads "
             f"{model.text_width}: give the one that its captions were embedded with"
         )
+    check_made_with("text_encoder", folder, _digest(encoder.name), encoding or {})
     return encoder
 
 
@@ -73,16 +86,17 @@ def load_video_decoder(
         config: of the run.
         encoding: of its data (`made_with`): of clips the scale, the shift and the frames of a chunk. What it
             lacks is the autoencoder's own, and chunks of 8 frames.
-        say: is told what is taken for granted so.
+        say: is told what is taken for granted so, and how far the checksum of large weights is.
 
     Raises:
-        InputError: a model of pixels, no such autoencoder, or one of other latents.
+        InputError: a model of pixels; no such autoencoder, or one of other latents or, by its checksum, not
+            that of the data.
     """
     kind, space, time, channels = _sizes(Path(folder))
     if config.model.channels in (1, 3) and config.model.channels != channels:
         raise InputError(f"--autoencoder={folder}: this model draws pixels by itself; leave it out")
     if kind == "AutoencoderKL":
-        return load_decoder(folder, config.model.channels)
+        return load_decoder(folder, config.model.channels, encoding)
     if channels != config.model.channels:
         raise InputError(
             f"the autoencoder of {folder} has latents of {channels} channels, the model draws "
@@ -91,7 +105,8 @@ def load_video_decoder(
     encoding = {} if encoding is None else encoding
     chunk = encoding.get("chunk_frames", max(CHUNK_FRAMES, time))
     size = (config.model.frame_height * space, config.model.frame_width * space)
-    autoencoder = VideoAutoencoder(folder, chunk, size, chunk_frames=chunk)
+    autoencoder = VideoAutoencoder(folder, chunk, size, chunk_frames=chunk, say=say)
+    check_made_with("autoencoder", folder, _digest(autoencoder.autoencoder), encoding)
     scale = encoding.get("scale", autoencoder.scale)
     shift = encoding.get("shift", autoencoder.shift)
     if "scale" not in encoding:
@@ -100,6 +115,11 @@ def load_video_decoder(
             f"{shift:g}), in chunks of {chunk} frames"
         )
     return ChunkDecoder(autoencoder, chunk // time, scale, shift)
+
+
+def _digest(name: str | None) -> str:
+    """The checksum at the end of an encoder's name."""
+    return (name or "").rpartition("sha256:")[2]
 
 
 def _sizes(folder: Path) -> tuple[str, int, int, int]:

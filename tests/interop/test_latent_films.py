@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ pytest.importorskip("torch")
 
 import prepare as prepare_command
 from configs import common
-from pom_jax.data import Records, read_manifest
+from pom_jax.data import Records, read_manifest, torch_models
 from pom_jax.data.video_autoencoder import VideoAutoencoder
 from pom_jax.errors import InputError
 from pom_jax.sampling import VideoGenerator, load_video
@@ -87,6 +88,38 @@ def test_a_run_decodes_its_latents_alike_once_its_data_is_gone(
     assert "own scale 1.15258 (plus 0), in chunks of 8 frames" in said
     _, said = decoded(encoding=None, dir="nowhere")
     assert "its data (data.dir=nowhere) is not here" in said
+
+
+def test_other_encoders_than_those_of_the_data_are_refused(
+    run: Path,
+    autoencoder: Path,  # noqa: F811
+    text_encoder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"autoencoder": autoencoder, "text_encoder": text_encoder}
+    for name, folder in given.items():
+        other = shutil.copytree(folder, tmp_path / name)
+        (weights,) = other.glob("*.safetensors")
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1  # of the last number
+        weights.write_bytes(content)
+        asked: dict[str, Any] = {**given, name: other}
+        wanted = f"--{name}={other} has weights of sha256 .* was made with {folder.name} sha256:.*: give that"
+        with pytest.raises(InputError, match=wanted):
+            load_video(run, **asked)
+        said: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(torch_models, "LARGE", 1)
+            patch.setattr(torch_models, "EVERY", 0.0)
+            copy = shutil.copytree(run, tmp_path / f"run_{name}")
+            kept = json.loads((copy / "config.json").read_text())
+            kept["data"]["encoding"][name] = ""  # the way out
+            (copy / "config.json").write_text(json.dumps(kept))
+            load_video(copy, say=said.append, **asked)
+        size = f"{len(content) / 1e9:.1f}"
+        assert f"SHA-256 of the weights in {other}: {size} GB to read" in said
+        assert f"SHA-256 of the weights in {other}: {size} of {size} GB" in said
 
 
 def test_prompts_are_embedded_and_latents_decoded(autoencoder: Path, text_encoder: Path) -> None:  # noqa: F811
