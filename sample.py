@@ -90,7 +90,10 @@ JOINT = flags.DEFINE_bool("joint", False, "Film: all frames at once.")
 CHUNK = flags.DEFINE_integer("chunk", None, "Film: frames that are drawn at a time; the fewest by default.")
 SIZE = flags.DEFINE_string("size", None, "Film: HEIGHTxWIDTH of a frame, of pixels or latents.")
 FROM = flags.DEFINE_string(
-    "from", None, "Film: its first frames, .png, .gif, .webp or .npz (arr_0), of the film's size."
+    "from",
+    None,
+    "Film: its first frames, of the film's size: .png, .gif, .webp, .mp4 or another clip, .npz (arr_0). Of "
+    "a model of latents an .npz of latents or, with --autoencoder, pixels: one picture, or whole chunks.",
 )
 STATE = flags.DEFINE_string("state", None, "Film: goes on from a file of --save_state.")
 SAVE_STATE = flags.DEFINE_string("save_state", None, "Film: .npz to keep the state after the last frame in.")

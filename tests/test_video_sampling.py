@@ -504,26 +504,59 @@ def test_flags_and_workdirs_of_the_other_kind_are_explained(workdir: Path, tmp_p
 def test_first_frames_come_from_pictures_and_arrays(tmp_path: Path) -> None:
     films = np.random.default_rng(0).integers(0, 255, (2, 3, 4, 4, 1), dtype=np.uint8)
     write_films(tmp_path / "films.npz", films)
-    np.testing.assert_allclose(read_frames(tmp_path / "films.npz", 1, True), films / 127.5 - 1, atol=1e-6)
+    np.testing.assert_array_equal(read_frames(tmp_path / "films.npz", (4, 4), pixels=1), films)
     Image.fromarray(films[0, 0, ..., 0]).save(tmp_path / "one.png")
-    found = read_frames(tmp_path / "one.png", 1, True)
-    np.testing.assert_allclose(found, films[:1, :1] / 127.5 - 1, atol=1e-6)
+    found = read_frames(tmp_path / "one.png", (4, 4), pixels=1)
+    np.testing.assert_array_equal(found, films[:1, :1])
     write_films(tmp_path / "whole.gif", films)
     whole = (tmp_path / "whole.gif").read_bytes()
     for left in range(40, len(whole), len(whole) // 7):  # what Pillow raises depends on where it ends
         (tmp_path / "cut.gif").write_bytes(whole[:left])
         with contextlib.suppress(InputError):
-            read_frames(tmp_path / "cut.gif", 1, True)
+            read_frames(tmp_path / "cut.gif", (4, 4), pixels=1)
     (tmp_path / "bad.gif").write_bytes(b"GIF89a")
     deep = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000
     Image.fromarray(deep).save(tmp_path / "deep.png")
     with pytest.raises(InputError, match="more than 8 bits a channel"):
-        read_frames(tmp_path / "deep.png", 1, True)
-    for name, message in (("bad.gif", "cannot be read"), ("one.png", "come from .npz")):
-        with pytest.raises(InputError, match=message):
-            read_frames(tmp_path / name, 16 if name == "one.png" else 1, name != "one.png")
-    with pytest.raises(InputError, match="float32 latents"):
-        read_frames(tmp_path / "films.npz", 16, False)
+        read_frames(tmp_path / "deep.png", (4, 4), pixels=1)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_frames(tmp_path / "bad.gif", (4, 4), pixels=1)
+    with pytest.raises(InputError, match=r"come from \.npz"):
+        read_frames(tmp_path / "one.png", (4, 4), latents=16)
+    with pytest.raises(InputError, match="needs float32 latents"):
+        read_frames(tmp_path / "films.npz", (4, 4), latents=16)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_clip_is_continued(channels: int, workdir: Path, tmp_path: Path) -> None:
+    """All its frames, if they are of the films' size; where there is no PyAV, what is missing is said."""
+    path = tmp_path / "clip.mp4"
+    film = np.linspace(0, 250, 4 * 16 * 16, dtype=np.uint8).reshape(4, 16, 16, 1).repeat(3, axis=3)
+    if importlib.util.find_spec("av") is None:
+        path.write_bytes(b"a clip")
+        with pytest.raises(InputError, match=r"needs the package av .*pom_jax\[video\]"):
+            read_frames(path, (16, 16), pixels=channels)
+        return
+    av = importlib.import_module("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8, width=16, height=16)
+        stream.pix_fmt = "yuv420p"
+        for frame in film:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    found = read_frames(path, (16, 16), pixels=channels)
+    assert (found.dtype, found.shape) == (np.uint8, (1, 4, 16, 16, channels))
+    assert np.abs(found[0].astype(int) - film[..., :channels]).max() < 16
+    with pytest.raises(InputError, match="have 16x16 pixels, not 4x4"):
+        sample_video_to_file(workdir, prompts=PROMPTS[:1], from_file=str(path))
+    if channels == 1:
+        out = str(tmp_path / "film.npz")
+        sample_video_to_file(
+            workdir, prompts=PROMPTS[:1], frames=5, size="16x16", from_file=str(path), out=out
+        )
+        with np.load(out) as content:
+            assert content["arr_0"].shape == (1, 5, 16, 16, 1)
+            np.testing.assert_array_equal(content["arr_0"][:, :4], found)
 
 
 def test_films_are_written_in_every_format(tmp_path: Path) -> None:

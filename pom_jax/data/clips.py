@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pom_jax.data.pictures import cover_crop
+from pom_jax.data.pictures import cover_crop, rgb
 from pom_jax.data.torch_models import require
 
 ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif")
@@ -21,15 +21,22 @@ class UnusableClip(Exception):
 
 
 def read_clip(
-    path: Path, frames: int, size: tuple[int, int], *, fps: float | None = None, min_size: int = 0
+    path: Path,
+    frames: int | None,
+    size: tuple[int, int],
+    *,
+    crop: bool = True,
+    fps: float | None = None,
+    min_size: int = 0,
 ) -> np.ndarray:
-    """The first frames of a clip.
+    """The first frames of a clip, or all of them.
 
     Args:
         path: of the file.
-        frames: T, how many.
+        frames: T, how many; None: all.
         size: (height, width) of the crops: each frame is scaled until it just covers them, then its middle is
             cut out (`cover_crop`).
+        crop: False: frames of another size are refused instead.
         fps: frames a second: of each moment, the frame that is shown then; None: every frame of the file.
         min_size: pixels that the shorter side must have.
 
@@ -37,7 +44,8 @@ def read_clip(
         [T, H, W, 3] uint8.
 
     Raises:
-        UnusableClip: it cannot be read, is too short, too small or too slow, or changes its size.
+        UnusableClip: it cannot be read, is too short, too small or too slow, or changes its size; it has no
+            frames, or those of another size where they are not cropped.
         InputError: PyAV is not installed.
     """
     av = require("av", "reading clips", EXTRA)
@@ -50,10 +58,12 @@ def read_clip(
             shown = container.decode(stream)
             if fps is not None:
                 shown = at_rate(shown, fps, float(stream.average_rate or math.inf))
-            crops = _crops(itertools.islice(shown, frames), size, min_size)
+            crops = _crops(itertools.islice(shown, frames), size, min_size, crop)
     except (av.FFmpegError, OSError, ValueError, SyntaxError) as error:
         raise UnusableClip(f"{type(error).__name__}: {error}") from error
-    if len(crops) < frames:
+    if not crops:
+        raise UnusableClip("there are no frames in it")
+    if frames is not None and len(crops) < frames:
         rate = "" if fps is None else f" at --fps={fps:g}"
         raise UnusableClip(f"too short: {len(crops)} frames{rate}, --frames={frames}")
     return np.stack(crops)
@@ -89,7 +99,7 @@ def at_rate(shown: Iterable[Any], fps: float, native: float) -> Iterator[Any]:
             number += 1
 
 
-def _crops(shown: Iterable[Any], size: tuple[int, int], min_size: int) -> list[np.ndarray]:
+def _crops(shown: Iterable[Any], size: tuple[int, int], min_size: int, crop: bool) -> list[np.ndarray]:
     crops: list[np.ndarray] = []
     first = None
     for frame in shown:
@@ -103,5 +113,9 @@ def _crops(shown: Iterable[Any], size: tuple[int, int], min_size: int) -> list[n
             raise UnusableClip(f"frame {len(crops)} is damaged")
         # What a telephone films upright is stored lying, with a note on how to turn it.
         picture = frame.to_image().rotate(frame.rotation, expand=True)
-        crops.append(cover_crop(picture, *size))
+        if not crop and (picture.height, picture.width) != size:
+            raise UnusableClip(
+                f"its frames have {picture.height}x{picture.width} pixels, not {size[0]}x{size[1]}"
+            )
+        crops.append(cover_crop(picture, *size) if crop else np.asarray(rgb(picture)))
     return crops

@@ -89,7 +89,10 @@ class VideoAutoencoder:
         }
 
     def __call__(self, crops: np.ndarray) -> Encoded:
-        """The posterior of clips [N, T, H, W, 3] uint8: `mean` and `std` float16 [N, 1, T', H', W', C]."""
+        """The posterior of clips [N, T, H, W, 3] uint8: `mean` and `std` float16 [N, 1, T', H', W', C].
+
+        The clips are of any number of chunks.
+        """
         found = [self._encode_one(clip) for clip in crops]
         return Encoded({name: np.stack([moments[name] for moments in found]) for name in self.fields})
 
@@ -115,8 +118,8 @@ class VideoAutoencoder:
         parts = [self._run(part / np.float32(127.5) - 1, self._encode) for part in self._parts(chunks)]
         joined = (np.concatenate(moments) for moments in zip(*parts, strict=True))
         return {
-            name: values.reshape(field.shape).astype(np.float16)
-            for (name, field), values in zip(self.fields.items(), joined, strict=True)
+            name: values.reshape(1, -1, *values.shape[2:]).astype(np.float16)
+            for name, values in zip(self.fields, joined, strict=True)
         }
 
     def _parts(self, chunks: np.ndarray) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from pom_jax.errors import InputError
 from pom_jax.sampling.made_with import check_made_with
 from pom_jax.sampling.progress import Progress
 from pom_jax.training.preview import to_pixels
-from pom_jax.vae.chunks import decode_in_chunks
+from pom_jax.vae.chunks import decode_in_chunks, encode_in_chunks
 from pom_jax.vae.files import load_autoencoder, weights_sha256
 from pom_jax.vae.model import AutoencoderKL
 
@@ -34,6 +34,18 @@ class Decoder:
         self.model, self.scale, self.shift = model, scale, shift
         self._mesh = Mesh(np.array(jax.local_devices()), ("data",))
         self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of a latent's side."""
+        return self.model.config.downsampling
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """[..., H, W, 3] uint8 -> means of latents [..., h, w, C] float32 in the diffusion model's space."""
+        x = pixels.reshape(-1, *pixels.shape[-3:]) / np.float32(127.5) - 1
+        with jax.set_mesh(self._mesh), jax.default_matmul_precision("highest"):
+            mean = np.asarray(encode_in_chunks(self.model, self._params, x, CHUNK)[0])
+        return ((mean - self.shift) * self.scale).reshape(*pixels.shape[:-3], *mean.shape[1:])
 
     def __call__(self, x: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Makes pixels.

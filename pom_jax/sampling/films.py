@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
+from pom_jax.data.clips import ENDINGS, UnusableClip, read_clip
 from pom_jax.data.pictures import UNREADABLE, rgb
 from pom_jax.errors import BROKEN_NPZ, InputError
 from pom_jax.sampling.pictures import grid, sheet
@@ -19,6 +20,7 @@ SIDE = 192  # pixels that a film measures at least, so that its caption fits
 SMALL_SIDE = 80  # and where there are many
 MANY = 16
 STRIP = 32  # frames of a strip, at most
+CLIPS = tuple(ending for ending in ENDINGS if ending != ".gif")  # which are read with PyAV
 
 
 def write_films(
@@ -59,17 +61,20 @@ def check_films_place(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def read_frames(path: str | os.PathLike[str], channels: int, pixels: bool) -> np.ndarray:
+def read_frames(
+    path: str | os.PathLike[str], size: tuple[int, int], *, pixels: int = 0, latents: int = 0
+) -> np.ndarray:
     """First frames for films to go on from.
 
     Args:
-        path: .png one frame, .gif or .webp the frames of a film, .npz `arr_0` of `write_films`, [N, T, H, W,
-            C] or of one film [T, H, W, C].
-        channels: C of the model.
-        pixels: whether it draws pixels; else only an .npz of its latents will do.
+        path: .png one frame, .gif or .webp the frames of a film, .mp4 or another of `data.clips.ENDINGS` all
+            frames of a clip (with PyAV), .npz `arr_0` of `write_films`, [N, T, H, W, C] or of one film [T, H,
+            W, C].
+        size: (height, width) of pixels: a clip of frames of another size is not read.
+        pixels, latents: C of pixels and of latents that will do; 0: those will not.
 
     Returns:
-        [N, T, H, W, C] float32 in the space of the model; pixels in [-1, 1].
+        [N, T, H, W, C] uint8 pixels, or float32 latents.
 
     Raises:
         InputError: no such file, a damaged one, or one of another kind.
@@ -80,17 +85,22 @@ def read_frames(path: str | os.PathLike[str], channels: int, pixels: bool) -> np
     if path.suffix == ".npz":
         frames = _read_arrays(path)
     elif path.suffix in (".png", ".gif", ".webp") and pixels:
-        frames = _read_pictures(path, channels)
+        frames = _read_pictures(path, pixels)
+    elif path.suffix in CLIPS and pixels:
+        frames = _read_clip(path, pixels, size)
     else:
-        kinds = ".png, .gif, .webp or .npz (arr_0)" if pixels else ".npz (arr_0, float32) of latents"
+        kinds = f".png, .gif, .webp, {', '.join(CLIPS)} or .npz (arr_0)"
+        if not pixels:
+            kinds = f".npz (arr_0, float32) of latents or, with --autoencoder=DIR, {kinds} of pixels"
         raise InputError(f"--from={path}: first frames for this model come from {kinds}")
-    if frames.ndim != 5 or frames.shape[-1] != channels or (frames.dtype == np.uint8) != pixels:
-        wanted = "uint8 pixels" if pixels else "float32 latents"
+    channels = pixels if frames.dtype == np.uint8 else latents
+    if frames.ndim != 5 or not channels or frames.shape[-1] != channels:
+        shapes = {"uint8 pixels": pixels, "float32 latents": latents}
+        wanted = " or ".join(f"{kind} [N, T, H, W, {last}]" for kind, last in shapes.items() if last)
         raise InputError(
-            f"--from={path} holds {frames.dtype} of shape {frames.shape}, and the model draws {wanted} "
-            f"[N, T, H, W, {channels}]"
+            f"--from={path} holds {frames.dtype} of shape {frames.shape}, and this model needs {wanted}"
         )
-    return (frames / 127.5 - 1 if pixels else frames).astype(np.float32)
+    return frames if frames.dtype == np.uint8 else frames.astype(np.float32)
 
 
 def _read_arrays(path: Path) -> np.ndarray:
@@ -112,6 +122,16 @@ def _read_pictures(path: Path, channels: int) -> np.ndarray:
     except UNREADABLE as error:
         raise InputError(f"--from={path} cannot be read as a picture: {error}") from error
     return frames.reshape(1, *frames.shape[:3], channels)
+
+
+def _read_clip(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
+    try:
+        frames = read_clip(path, None, size, crop=False)
+    except UnusableClip as error:
+        raise InputError(f"--from={path} cannot be used: {error}") from error
+    if channels == 1:
+        frames = np.stack([np.asarray(Image.fromarray(frame).convert("L")) for frame in frames])[..., None]
+    return frames[None]
 
 
 def _shown(films: np.ndarray, captions: Sequence[str]) -> list[Image.Image]:

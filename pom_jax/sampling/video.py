@@ -122,6 +122,25 @@ class VideoGenerator:
         self.check_pixels(x.shape[1])
         return to_pixels(x) if self.decoder is None else self.decoder(x)
 
+    def first_frames(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels that films shall begin with -> what `stream` takes as `given`; for latents they are encoded.
+
+        Args:
+            pixels: [N, T, H, W, 1 or 3] uint8. For latents T is of whole chunks of the autoencoder, or 1: a
+                picture stands still, for the frames of latents that a patch of the model holds.
+
+        Returns:
+            [N, T', h, w, C] float32 in the space of the model: pixels in [-1, 1], or means of latents.
+
+        Raises:
+            InputError: latents and no autoencoder, frames that are no whole chunks.
+        """
+        self.check_pixels()
+        if self.decoder is None:
+            return (pixels / 127.5 - 1).astype(np.float32)
+        found = self.decoder.encode(pixels)
+        return found[:, : self.model.frame_patch] if pixels.shape[1] == 1 else found
+
     def texts(self, prompts: Sequence[str]) -> Text:
         """Prompts in words -> what the model reads, numpy arrays.
 

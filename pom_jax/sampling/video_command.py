@@ -58,7 +58,8 @@ def sample_video_to_file(
         joint: draws all frames at once; by default what a model without states must.
         chunk, seed, batch_size: of `VideoGenerator.stream`.
         size: HEIGHTxWIDTH of a frame; that of the state or of the training clips by default.
-        from_file: first frames of the films, of their size, see `films.read_frames`.
+        from_file: first frames of the films, of their size, see `films.read_frames`; for a model of latents
+            those of latents or, with `autoencoder`, of pixels, see `VideoGenerator.first_frames`.
         state, save_state: file of the state to go on from, and file for the state after the last frame.
         fps: frames a second.
         step, ema, autoencoder, text_encoder: see `load_video`.
@@ -301,17 +302,23 @@ def _prompts(given: Sequence[str]) -> list[str]:
 def _given(
     file: str, generator: VideoGenerator, resumed: StreamState | None, size: tuple[int, int] | None
 ) -> np.ndarray:
-    """[N, T0, H, W, C] first frames, of the size of the films."""
-    model = generator.model
-    given = read_frames(file, model.channels, generator.draws_pixels)
-    wanted = resumed.size if resumed is not None else size or (model.frame_height, model.frame_width)
-    if given.shape[2:4] != wanted:
-        (height, width), (high, wide) = given.shape[2:4], wanted
-        other = "" if resumed is not None else f", or draw films of that size with --size={height}x{width}"
+    """[N, T0, H, W, C] first frames in the space of the model, of the size of the films."""
+    model, decoder = generator.model, generator.decoder
+    height, width = resumed.size if resumed is not None else size or (model.frame_height, model.frame_width)
+    side = 1 if decoder is None else decoder.downsampling  # pixels of a latent
+    pixels = model.channels if generator.draws_pixels else 0 if decoder is None else 3
+    latents = 0 if generator.draws_pixels else model.channels
+    given = read_frames(file, (height * side, width * side), pixels=pixels, latents=latents)
+    times = side if given.dtype == np.uint8 else 1
+    if given.shape[2:4] != (height * times, width * times):
+        high, wide = given.shape[2:4]
+        fits = resumed is None and high % times == wide % times == 0
+        other = f", or draw films of that size with --size={high // times}x{wide // times}" if fits else ""
         raise InputError(
-            f"--from={file} has frames of {height}x{width}, the films have {high}x{wide}: resize it{other}"
+            f"--from={file} has frames of {high}x{wide}, the films have {height * times}x{width * times}: "
+            f"resize it{other}"
         )
-    return given
+    return generator.first_frames(given) if given.dtype == np.uint8 else given
 
 
 def _films(

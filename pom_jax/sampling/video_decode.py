@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ from pom_jax.data.text_encoder import TextEncoder
 from pom_jax.data.video_autoencoder import CHUNK_FRAMES, VideoAutoencoder
 from pom_jax.errors import InputError
 from pom_jax.models import Polymorpher
-from pom_jax.sampling.decode import load_decoder
+from pom_jax.sampling.decode import Decoder, load_decoder
 from pom_jax.sampling.made_with import Say, check_made_with
-
-Decode = Callable[[np.ndarray], np.ndarray]  # [N, T', h, w, C] of the model -> [N, T, H, W, 3] uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +36,31 @@ class ChunkDecoder:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """[N, T', h, w, C] of the model -> [N, T, H, W, 3] uint8."""
         return self.autoencoder.decode((x - self.shift) / self.scale)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of a latent's side."""
+        return self.autoencoder.crop_shape[1] // self.autoencoder.fields["mean"].shape[2]
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """[N, T, H, W, 3] uint8 -> means of the latents [N, T', h, w, C] float32, as the model sees them.
+
+        One picture, T = 1, stands still for a chunk: alone the causal autoencoder would make of it a frame of
+        another kind, which is of one frame of pixels, and of which a model that learns from chunks has none.
+
+        Raises:
+            InputError: frames that are no whole chunks.
+        """
+        chunk = self.autoencoder.crop_shape[0]
+        if pixels.shape[1] == 1:
+            pixels = pixels.repeat(chunk, axis=1)
+        if rest := pixels.shape[1] % chunk:
+            raise InputError(
+                f"{pixels.shape[1]} frames of pixels are no whole chunks of {chunk}, the way the autoencoder "
+                f"encodes them: give {pixels.shape[1] - rest or chunk}, or one picture"
+            )
+        mean = self.autoencoder(pixels).arrays["mean"][:, 0]
+        return mean.astype(np.float32) * self.scale + self.shift
 
 
 def load_text_encoder(
@@ -78,7 +101,7 @@ def load_video_decoder(
     config: ConfigDict,
     encoding: Mapping[str, Any] | None = None,
     say: Say = print,
-) -> Decode:
+) -> "Decoder | ChunkDecoder":
     """What makes pixels of a model's latents: an autoencoder of images, frame by frame, or one of video.
 
     Args:

@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch")
 
 import prepare as prepare_command
 from configs import common
 from pom_jax.data import Records, read_manifest, torch_models
+from pom_jax.data.clips import read_clip
 from pom_jax.data.video_autoencoder import VideoAutoencoder
 from pom_jax.errors import InputError
 from pom_jax.sampling import VideoGenerator, load_video
+from pom_jax.sampling.video_command import sample_video_to_file
 from pom_jax.sampling.video_decode import load_text_encoder, load_video_decoder
 from pom_jax.training import loop
-from tests.interop.test_video_data import autoencoder, clips, flags, text_encoder  # noqa: F401
+from tests.interop.test_video_data import autoencoder, clips, flags, text_encoder, write_clip  # noqa: F401
 from tests.test_video_sampling import tiny_generator
 
 OF_LATENTS = {"vocabulary": 0, "text_length": 8, "text_width": 16, "channels": 4, "patch_size": 1}
@@ -120,6 +123,59 @@ def test_other_encoders_than_those_of_the_data_are_refused(
         size = f"{len(content) / 1e9:.1f}"
         assert f"SHA-256 of the weights in {other}: {size} GB to read" in said
         assert f"SHA-256 of the weights in {other}: {size} of {size} GB" in said
+
+
+def test_films_begin_with_pictures_clips_and_films_of_pixels(
+    run: Path,
+    clips: Path,  # noqa: F811
+    autoencoder: Path,  # noqa: F811
+    text_encoder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Encoded chunk by chunk as prepare.py does it; a picture is the first latent frame of a still chunk."""
+    with_both: dict[str, Any] = {"autoencoder": str(autoencoder), "text_encoder": str(text_encoder)}
+    film = read_clip(clips / "good00.mp4", 16, (16, 24))
+    encoder = VideoAutoencoder(autoencoder, 16, (16, 24), scale=1.0)
+    np.savez(tmp_path / "clip.npz", arr_0=film)
+    write_clip(tmp_path / "clip.mp4", film)
+    write_clip(tmp_path / "long.mp4", np.concatenate([film, film[:3]]))
+    write_clip(tmp_path / "large.mp4", film[:8].repeat(2, axis=1))
+    Image.fromarray(film[0]).save(tmp_path / "first.png")
+    Image.fromarray(film[0, :8]).save(tmp_path / "flat.png")
+    stored = read_clip(tmp_path / "clip.mp4", 16, (16, 24))  # with what the codec lost
+    still = film[:1].repeat(16, axis=0)
+    begun = {"clip.npz": (film, 4), "clip.mp4": (stored, 4), "first.png": (still, 1)}
+
+    def drawn(file: str, out: str, **settings: Any) -> np.ndarray:
+        asked: dict[str, Any] = {"from_file": str(tmp_path / file), "steps": 1} | with_both | settings
+        sample_video_to_file(run, out=str(tmp_path / out), prompts=["a red square"], **asked)
+        with np.load(tmp_path / out) as content:
+            return content["arr_0"]
+
+    generator = load_video(run, **with_both)
+    for file, (pixels, count) in begun.items():
+        latents = encoder(pixels[None]).arrays["mean"][:, 0].astype(np.float32)[:, :count]
+        given = generator.first_frames(pixels[None] if count > 1 else film[None, :1])
+        np.testing.assert_allclose(given, latents, rtol=2e-3, atol=2e-3)
+        films = drawn(file, f"{file}.out.npz", frames=6)
+        assert films.shape == (1, 24, 16, 24, 3)
+        known = 4 * (count - count % 2)  # of whole chunks, which are decoded alone
+        expected = generator.pixels(latents)[:, :known] if known else films[:, :0]
+        assert np.abs(films[:, :known].astype(int) - expected).max(initial=0) <= 2
+    assert drawn("clip.npz", "again.npz", frames=6, size="2x3").shape == (1, 24, 16, 24, 3)
+    # What is drawn behind a picture depends on it.
+    Image.fromarray(255 - film[0]).save(tmp_path / "other.png")
+    one, other = (drawn(f"{name}.png", f"{name}.npz", frames=2) for name in ("first", "other"))
+    assert np.abs(one[:, 4:].astype(int) - other[:, 4:]).max() > 2
+    for file, message in {
+        "long.mp4": "19 frames of pixels are no whole chunks of 8.*: give 16, or one picture",
+        "large.mp4": "have 32x24 pixels, not 16x24",
+        "flat.png": "has frames of 8x24, the films have 16x24: resize it, or .* with --size=1x3",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            drawn(file, "never.npz", frames=4)
+    with pytest.raises(InputError, match=r"float32\) of latents or, with --autoencoder=DIR, \.png"):
+        drawn("first.png", "never.npz", frames=4, autoencoder=None)
 
 
 def test_prompts_are_embedded_and_latents_decoded(autoencoder: Path, text_encoder: Path) -> None:  # noqa: F811
