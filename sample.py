@@ -81,7 +81,9 @@ PROMPT = flags.DEFINE_multi_string("prompt", [], "Film: what to show; several wi
 FRAMES = flags.DEFINE_integer(
     "frames",
     None,
-    "Film: how many; as many as the training clips by default. Ctrl-C writes those that are finished.",
+    "Film: how many come out, those of --from included; with --state the new ones alone. Of a model of "
+    "latents these are frames of latents, each of them 4 of pixels with CogVideoX's autoencoder. As many as "
+    "the training clips by default. Ctrl-C writes those that are finished.",
 )
 STREAM = flags.DEFINE_bool(
     "stream", False, "Film: frame after frame from a state; the default where the model can."

@@ -304,7 +304,8 @@ def test_a_file_is_listed_with_what_has_to_be_given() -> None:
 def test_the_command_imports(tmp_path: Path) -> None:
     file, out = tmp_path / "model.safetensors", tmp_path / "run"
     interop.write_tensors(file, theirs("dih"))
-    words = ["import", "~/model.safetensors", "--out=~/run", "--objective=flow", "--degree=3", "--image_size=64"]
+    words = ["import", "~/model.safetensors", "--out=~/run", "--objective=flow", "--degree=3"]
+    words.append("--image_size=64")
     done = subprocess.run(
         [sys.executable, "-m", "pom_jax.interop", *words],
         capture_output=True,

@@ -383,7 +383,9 @@ def test_films_at_once_are_advised_against_where_frames_read_finished_ones(
     )
     assert said.index("leave out --joint") < said.index("written:")
     sample_video_to_file(run, prompts=PROMPTS[:1], frames=1, joint=True)
-    assert "note:" not in capsys.readouterr().out
+    assert "note:" not in (said := capsys.readouterr().out)
+    assert "tiny: 1 picture, EMA" in said
+    assert "1 frame in" in said
     # Of a run with one time for all frames, what reads finished frames is advised against, whatever it is.
     sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=3, chunk=3)
     assert "note:" not in capsys.readouterr().out
@@ -399,6 +401,7 @@ def test_films_at_once_are_advised_against_where_frames_read_finished_ones(
     name = sample_video_to_file(workdir, frames=1, state=state, later_guidance=1.0, later_steps=1).name
     assert re.search(r"_from_2_\w{8}_guidance_1_seed_0_1_steps", name)
     assert "euler, 1 steps, guidance 1, seed 0" in (said := capsys.readouterr().out)
+    assert "tiny: 1 film of 1 frame, streamed, EMA" in said
     assert "fall apart\n" in said, "--joint is no way out"
 
 

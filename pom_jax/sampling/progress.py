@@ -77,7 +77,8 @@ class SamplingProgress:
         if self._bar is not None:
             self._bar.update(self._task, completed=images, total=total)
         if images == total:
-            self._console.print(f"{total:,} {self._unit} in {now - self._began:.1f} s")
+            unit = self._unit.removesuffix("s") if total == 1 else self._unit
+            self._console.print(f"{total:,} {unit} in {now - self._began:.1f} s")
         elif self._bar is None and now - self._told >= EVERY:
             left = (total - images) * (now - self._began) / images
             self._console.print(f"{images:,}/{total:,} {self._unit} | about {left:.0f} s left")

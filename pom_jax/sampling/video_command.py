@@ -54,7 +54,8 @@ def sample_video_to_file(
             samples, whose name tells of all settings, and a strip of its frames beside it, .png.
         prompts: what to show; each may be several, with ; between them.
         num: films of each prompt, or of each given film.
-        frames: of a film; with `state` those to come.
+        frames: of a film, given ones included; with `state` those to come. Of a model of latents they are
+            frames of latents.
         joint: draws all frames at once; by default what a model without states must.
         chunk, seed, batch_size: of `VideoGenerator.stream`.
         size: HEIGHTxWIDTH of a frame; that of the state or of the training clips by default.
@@ -242,10 +243,15 @@ def _length(pieces: Sequence[StreamedFrames]) -> int:
 
 def _title(generator: VideoGenerator, asked: _Asked) -> str:
     """What is about to be drawn, in a line."""
+    several = "s" * (asked.films > 1)
+    if asked.frames == 1 and not asked.past:
+        what = f"picture{several}"
+    else:
+        what = f"film{several} of {asked.frames} frame{'s' * (asked.frames > 1)}"
+        what += ", all frames at once" if asked.joint else ", streamed"
     return (
-        f"{generator.config.name}: {asked.films} film{'s' * (asked.films > 1)} of {asked.frames} frames, "
-        f"{'all frames at once' if asked.joint else 'streamed'}, {generator.origin}, "
-        f"{asked.settings['sampler']}, {' and later '.join(_values(asked, 'steps'))} steps, guidance "
+        f"{generator.config.name}: {asked.films} {what}, {generator.origin}, {asked.settings['sampler']}, "
+        f"{' and later '.join(_values(asked, 'steps'))} steps, guidance "
         f"{' and later '.join(_values(asked, 'guidance'))}"
         f"{interval_in_words(asked.settings['interval'])}, seed {asked.seed}"
     )
