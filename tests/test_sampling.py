@@ -206,6 +206,10 @@ def test_latents_are_decoded_where_there_is_an_autoencoder(tmp_path):
     assert np.ptp(steps[-1]) > 100
     np.testing.assert_allclose(steps[-1], to_pixels(expected), atol=1)
     assert "compiling the decoder" in out.getvalue()
+    pixels = steps[-1] / np.float32(127.5) - 1
+    mean, _ = jax.jit(lambda x: autoencoder.apply({"params": params}, x, method="encode"))(pixels)
+    found = latents.decoder.encode(steps[-1][None])
+    np.testing.assert_allclose(found, (np.asarray(mean)[None] - 0.25) * 0.5, atol=1e-4)
     with pytest.raises(InputError, match=r"latents of 4 channels, the model draws 16"):
         load_decoder(tmp_path / "vae", 16)
 

@@ -115,7 +115,7 @@ def _crops(shown: Iterable[Any], size: tuple[int, int], min_size: int, crop: boo
         picture = frame.to_image().rotate(frame.rotation, expand=True)
         if not crop and (picture.height, picture.width) != size:
             raise UnusableClip(
-                f"its frames have {picture.height}x{picture.width} pixels, not {size[0]}x{size[1]}"
+                f"its frames have {picture.height}x{picture.width} pixels, not {size[0]}x{size[1]}: resize it"
             )
         crops.append(cover_crop(picture, *size) if crop else np.asarray(rgb(picture)))
     return crops

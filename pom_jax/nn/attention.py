@@ -47,8 +47,8 @@ class MultiHeadAttention(nn.Module):
         head_width: d, channels of a head; 0 for D / num_heads.
         rotary: rotary positions of queries and keys; where 2 * axes does not divide d, its last channels keep
             still.
-        reads: ("all",) shows a token its own frame and those before, ("own",) its own alone: of `frames`, or
-            what it comes with in a stream, of which then nothing is carried.
+        reads: ("all",) shows a token its own frame, which without `frames` is its whole call, and those
+            before; ("own",) its own alone, so that a stream carries nothing.
         dtype: compute dtype of the products, None is float32; the softmax is float32.
         kernel_init: initialiser of the matrices.
     """

@@ -1,7 +1,7 @@
 """What the mixer does with a run of tokens: features that a state sums, gates, and the read of a state.
 
 Nothing here looks from one token to another, so any run of tokens can be computed apart from the others; how
-states travel between tokens is in `pom_jax.ops.mixing`. Projections and features are lists with an array a
+states travel between tokens is in `mixing` and `reads`. Projections and features are lists with an array a
 degree, never one array [.., K, E]: on CPU slicing such an array costs the backward pass a sixth of its time.
 """
 

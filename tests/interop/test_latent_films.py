@@ -19,7 +19,7 @@ from pom_jax.data.video_autoencoder import VideoAutoencoder
 from pom_jax.errors import InputError
 from pom_jax.sampling import VideoGenerator, load_video
 from pom_jax.sampling.video_command import sample_video_to_file
-from pom_jax.sampling.video_decode import load_text_encoder, load_video_decoder
+from pom_jax.sampling.video_decode import ChunkDecoder, load_text_encoder, load_video_decoder
 from pom_jax.training import loop
 from tests.interop.test_video_data import autoencoder, clips, flags, text_encoder, write_clip  # noqa: F401
 from tests.test_video_sampling import tiny_generator
@@ -157,6 +157,9 @@ def test_films_begin_with_pictures_clips_and_films_of_pixels(
         latents = encoder(pixels[None]).arrays["mean"][:, 0].astype(np.float32)[:, :count]
         given = generator.first_frames(pixels[None] if count > 1 else film[None, :1])
         np.testing.assert_allclose(given, latents, rtol=2e-3, atol=2e-3)
+        if count > 1:
+            scaled = ChunkDecoder(encoder, 4, 2.0, 0.5)
+            np.testing.assert_array_equal(scaled.encode(pixels[None]), 2 * latents + 0.5)
         films = drawn(file, f"{file}.out.npz", frames=6)
         assert films.shape == (1, 24, 16, 24, 3)
         known = 4 * (count - count % 2)  # of whole chunks, which are decoded alone
