@@ -479,11 +479,11 @@ def test_data_sets_serve_as_reference(digits_dir: Path, tmp_path: Path):
         variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32) / 10, shapes)
         save_autoencoder(tmp_path / name, model, variables["params"])
     channels = model.config.latent_channels
-    latents = rng.standard_normal((3, 2, 2, 2, channels)).astype(np.float16)
+    scaling = model.config.scaling_factor
+    latents = (rng.standard_normal((3, 2, 2, 2, channels)) / scaling).astype(np.float16)
     fields = {"mean": Field("float16", latents.shape[1:]), "std": Field("float16", latents.shape[1:])}
     about: dict[str, Any] = {"name": "latents", "classes": ["all"], "shift": 0.0}
     about["autoencoder"] = f"vae sha256:{weights_sha256(tmp_path / 'vae')}"
-    scaling = model.config.scaling_factor
     for name, scale in (("set", scaling), ("scaled", 1.0)):  # latents as they are, and times it already
         stored = latents if name == "set" else (latents * scaling).astype(np.float16)
         fields["label"] = Field("int32", ())
