@@ -8,10 +8,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from pom_jax.diffusion.guidance import EVERYWHERE, check_guidance, interval_in_words
 from pom_jax.errors import InputError
@@ -22,11 +25,12 @@ from pom_jax.evaluation.kept_reference import KeptReference
 from pom_jax.evaluation.precision_recall import NEIGHBOURS
 from pom_jax.evaluation.reference import check_file, open_reference
 from pom_jax.evaluation.shards import rgb
-from pom_jax.evaluation.sweep import Sweep, make_grid
+from pom_jax.evaluation.sweep import Setting, Sweep, make_grid
 from pom_jax.hosts import this_host
 from pom_jax.remote import is_remote
 from pom_jax.sampling import SamplingProgress, load
 from pom_jax.sampling.bank import PART, Bank, open_bank, write_bank
+from pom_jax.sampling.generate import Generator
 from pom_jax.sampling.writers import check_folder, check_output
 from pom_jax.training import checkpoint
 from pom_jax.vae.files import weights_sha256
@@ -99,59 +103,125 @@ def score_workdir(
     interval = check_guidance(1.0, interval or EVERYWHERE)
     config = checkpoint.load_config(workdir)
     grid = make_grid(config, emas=emas, samplers=samplers, steps=steps, guidances=guidances)
+    out = _folder(workdir, out)
+    _check_files(out, npz_out, reference_out, len(grid))
+    _check_pictures(workdir, config, autoencoder)
+    weights = load_inception(inception)
+    opened = open_reference(reference, size, autoencoder)
+    opened.check(weights)
+    scoring = _Scoring(
+        workdir=workdir,
+        config=config,
+        step=checkpoint.latest_step(workdir) if step is None else step,
+        num=num,
+        settings={
+            "interval": interval,
+            "seed": seed,
+            "autoencoder": None if autoencoder is None else weights_sha256(autoencoder),
+            "part": part,
+        },
+        autoencoder=autoencoder,
+        real=KeptReference(opened, weights, out / "reference", reference_out, say),
+        out=out,
+        npz_out=npz_out,
+        keep_samples=keep_samples,
+        batch_size=batch_size,
+        host=host,
+        hosts=hosts,
+        say=say,
+    )
+    found = _score_grid(scoring, grid)
+    if host > 0:
+        return None
+    if reference_out is not None:
+        scoring.real.fit()  # nothing did where all was scored before
+    return Sweep(config, grid, found)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """What all ways to sample share; see `score_workdir`.
+
+    Attributes:
+        step: one, even while the training goes on.
+        settings: of every bank, beside those of its `Setting`.
+    """
+
+    workdir: str | Path
+    config: ConfigDict
+    step: int | None
+    num: int
+    settings: Mapping[str, Any]
+    autoencoder: str | os.PathLike[str] | None
+    real: KeptReference
+    out: Path
+    npz_out: str | Path | None
+    keep_samples: bool
+    batch_size: int
+    host: int
+    hosts: int
+    say: Say
+
+
+def _score_grid(scoring: _Scoring, grid: Sequence[Setting]) -> list[ImageScores]:
+    """The scores of all ways in order, as far as this host has them; loads each average once."""
+    found, generator = [], None
+    for place, setting in enumerate(grid, 1):
+        if generator is None or generator.ema != setting.ema:
+            generator = None  # before the next one takes as much memory
+            generator = load(scoring.workdir, scoring.step, setting.ema, scoring.autoencoder)
+        name = f"{setting.name(scoring.config)}, step {generator.step:,}, seed {scoring.settings['seed']}"
+        scores = _score_way(scoring, setting, generator, f"[{place}/{len(grid)}] {name}")
+        if scores is not None:
+            found.append(scores)
+    return found
+
+
+def _score_way(scoring: _Scoring, setting: Setting, generator: Generator, title: str) -> ImageScores | None:
+    """Draws and scores one way to sample, or reads its scores; None on all hosts but host 0 that draw."""
+    say, real, host, hosts = scoring.say, scoring.real, scoring.host, scoring.hosts
+    settings = setting._asdict() | dict(scoring.settings)
+    del settings["ema"]
+    bank = open_bank(scoring.out / "samples", generator, scoring.num, **settings)
+    file = scoring.out / "scores" / f"{bank.folder.name}-{scoring.num}-{real.digest}.json"
+    say(title)
+    if file.is_file() and scoring.npz_out is None:
+        say(f"scored before: {file} (delete it to score again)")
+        return ImageScores.read(file)
+    if host == 0:
+        real.fit()  # what cannot be read fails before hours of sampling
+    with SamplingProgress() as progress:
+        bank.fill(
+            generator, batch_size=scoring.batch_size, host=host, hosts=hosts, say=say, progress=progress
+        )
+    if host > 0:
+        _wait_for_scores(file, say)
+        return None
+    _wait_for_parts(bank, hosts, say)
+    if scoring.npz_out is not None:
+        write_bank(scoring.npz_out, bank)
+        say(f"written: {scoring.npz_out} (arr_0 images, arr_1 labels)")
+    scores = _score(bank, real, _about(scoring.workdir, bank, scoring.autoencoder), say)
+    scores.write(file)
+    if not scoring.keep_samples:
+        bank.remove()
+    return scores
+
+
+def _folder(workdir: str | Path, out: str | Path | None) -> Path:
     if out is None and is_remote(workdir):
         raise InputError(f"{workdir} is only read: give `out`, a folder for the scores")
-    out = Path(workdir) / "eval" if out is None else Path(out)
-    _check_files(out, npz_out, reference_out, len(grid))
+    return Path(workdir) / "eval" if out is None else Path(out)
+
+
+def _check_pictures(
+    workdir: str | Path, config: ConfigDict, autoencoder: str | os.PathLike[str] | None
+) -> None:
     if config.model.channels not in (1, 3) and autoencoder is None:
         raise InputError(
             f"{workdir} draws latents: give the autoencoder that they are of, --autoencoder=DIR, to make "
             "pictures of them"
         )
-    weights = load_inception(inception)
-    opened = open_reference(reference, size, autoencoder)
-    opened.check(weights)
-    real = KeptReference(opened, weights, out / "reference", reference_out, say)
-    step = checkpoint.latest_step(workdir) if step is None else step  # one step, even while training goes on
-    decoder = None if autoencoder is None else weights_sha256(autoencoder)
-
-    found, generator = [], None
-    for place, setting in enumerate(grid, 1):
-        if generator is None or generator.ema != setting.ema:
-            generator = None  # before the next one takes as much memory
-            generator = load(workdir, step, setting.ema, autoencoder)
-        settings = setting._asdict() | {
-            "interval": interval,
-            "seed": seed,
-            "autoencoder": decoder,
-            "part": part,
-        }
-        del settings["ema"]
-        bank = open_bank(out / "samples", generator, num, **settings)
-        file = out / "scores" / f"{bank.folder.name}-{num}-{real.digest}.json"
-        say(f"[{place}/{len(grid)}] {setting.name(config)}, step {generator.step:,}, seed {seed}")
-        if file.is_file() and npz_out is None:
-            say(f"scored before: {file} (delete it to score again)")
-            found.append(ImageScores.read(file))
-            continue
-        if host == 0:
-            real.fit()  # what cannot be read fails before hours of sampling
-        with SamplingProgress() as progress:
-            bank.fill(generator, batch_size=batch_size, host=host, hosts=hosts, say=say, progress=progress)
-        if host > 0:
-            _wait_for_scores(file, say)
-            continue
-        _wait_for_parts(bank, hosts, say)
-        if npz_out is not None:
-            write_bank(npz_out, bank)
-            say(f"written: {npz_out} (arr_0 images, arr_1 labels)")
-        found.append(_score(bank, real, _about(workdir, bank, autoencoder), say))
-        found[-1].write(file)
-        if not keep_samples:
-            bank.remove()
-    if host == 0 and reference_out is not None:
-        real.fit()  # nothing did where all was scored before
-    return Sweep(config, grid, found) if host == 0 else None
 
 
 def _check_numbers(*, num: int, part: int, batch_size: int, seed: int) -> None:
