@@ -141,7 +141,13 @@ def fill(bank: Bank, generator: Generator, **settings: int) -> list[str]:
 
 def test_parts_are_the_images_of_one_call_and_damaged_ones_are_drawn_again(workdir: Path, tmp_path: Path):
     generator = load(workdir)
-    settings: dict[str, Any] = {"guidance": 1.5, "sampler": "euler", "steps": 2, "part": 3}
+    settings: dict[str, Any] = {
+        "guidance": 1.5,
+        "interval": (0.0, 1.0),
+        "sampler": "euler",
+        "steps": 2,
+        "part": 3,
+    }
     bank = open_bank(tmp_path, generator, 8, **settings)
     fill(open_bank(tmp_path, generator, 4, **settings), generator)  # a bank of fewer is the beginning of one
     first = bank.path(0).stat().st_mtime_ns
