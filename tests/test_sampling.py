@@ -469,6 +469,16 @@ def test_what_was_drawn_goes_elsewhere_where_it_cannot_be_written(tmp_path, monk
         np.testing.assert_array_equal(found["arr_0"], images)
 
 
+def test_that_nothing_can_be_written_anywhere_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "nowhere")])
+    (tmp_path / "disk").write_text("full")
+    with pytest.raises(
+        InputError, match=r"a\.npz cannot be written: .*; nor can .*: make room, and draw again"
+    ):
+        replace_file(tmp_path / "disk" / "a.npz", lambda file: np.savez(file, arr_0=np.zeros(1)))
+
+
 def test_a_full_disk_while_sampling_is_said_and_keeps_the_older_file(workdir, tmp_path):
     out, elsewhere = tmp_path / "samples.npz", tmp_path / "elsewhere"
     out.write_bytes(b"older")

@@ -131,7 +131,7 @@ def _make_elsewhere(path: Path, make: Callable[[Path], None]) -> str:
     try:
         folder = Path(tempfile.mkdtemp(prefix="pom_jax-"))
     except OSError as error:
-        return f"nor can a folder be made in {tempfile.gettempdir()} ({error.strerror})"
+        return f"nor can a folder for temporary files be made ({error.strerror}): make room, and draw again"
     try:
         make(folder / path.name)
     except OSError as error:
