@@ -28,7 +28,7 @@ from pom_jax.errors import InputError
 from pom_jax.models import Text
 from pom_jax.sampling import SamplingProgress, VideoGenerator, load, load_video, video_command
 from pom_jax.sampling.films import read_frames, write_films
-from pom_jax.sampling.stream import Drawing
+from pom_jax.sampling.stream import Drawing, StreamState, empty_states
 from pom_jax.sampling.video_command import sample_video_to_file
 from pom_jax.sampling.video_decode import load_video_decoder
 from pom_jax.training import checkpoint
@@ -403,6 +403,14 @@ def test_films_at_once_are_advised_against_where_frames_read_finished_ones(
     assert "euler, 1 steps, guidance 1, seed 0" in (said := capsys.readouterr().out)
     assert "tiny: 1 film of 1 frame, streamed, EMA" in said
     assert "fall apart\n" in said, "--joint is no way out"
+
+
+def test_later_frames_that_were_not_guided_go_on_without_guidance(generator: VideoGenerator) -> None:
+    halves = (empty_states(generator.model, 1, (4, 4)),)
+    text = generator.texts(PROMPTS[:1])
+    state = StreamState(2, (4, 4), 0, np.zeros(1, np.uint32), text, (), halves)
+    with pytest.raises(InputError, match=r"guidance 1\.5 of later frames: .*--later_guidance=1 "):
+        next(generator.stream(None, 1, state=state, guidance=1.0, later_guidance=1.5))
 
 
 def test_what_goes_wrong_later_loses_no_frame(

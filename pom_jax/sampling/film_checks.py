@@ -47,13 +47,13 @@ def going_on(
     seed: int,
     text: Text,
     captions: tuple[str, ...],
-    guided: bool,
+    guidance: float,
 ) -> StreamState:
-    """The state from which films go on, maybe with another seed or other texts.
+    """The state from which films go on, maybe with another seed, other texts or another guidance.
 
     Raises:
-        InputError: frames of another size; texts for another number of films; guidance, where the films had
-            none.
+        InputError: frames of another size; texts for another number of films; guidance, where later frames of
+            the films had none.
     """
     if tuple(size) != state.size:
         raise InputError(
@@ -62,10 +62,11 @@ def going_on(
         )
     if len(text.mask) != len(state.films):
         raise InputError(f"there are {len(text.mask)} texts for the {len(state.films)} films of the state")
-    if guided and len(state.halves) == 1:
+    if guidance != 1 and len(state.halves) == 1:
         raise InputError(
-            "the films of this state were drawn without guidance, and have no states without text: go on "
-            "with guidance 1, or draw them anew"
+            f"guidance {guidance:g} of later frames: those of this state were drawn without, so it has no "
+            "states without text; go on with --later_guidance=1 (later_guidance=1 in Python), or draw the "
+            "films anew"
         )
-    halves = state.halves if guided else state.halves[:1]
+    halves = state.halves if guidance != 1 else state.halves[:1]
     return state._replace(seed=seed, text=text, captions=captions, halves=halves)

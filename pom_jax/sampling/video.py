@@ -309,7 +309,7 @@ class VideoGenerator:
             halves = () if joint else (empty_states(self.model, count, size),) * (2 if later.guided else 1)
             state = StreamState(0, size, seed, films, words, captions, halves)
         else:
-            state = going_on(state, size, seed, words, captions, later.guided)
+            state = going_on(state, size, seed, words, captions, settings[1].guidance)
         devices = self.mesh.size
         drawing = Drawing(
             films=Films(state, -(-min(batch_size, count) // devices) * devices, self._put),
