@@ -77,6 +77,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
         ({"sampling.sampler": "huen"}, "huen.*heun"),
         ({"sampling.steps": 0}, "steps"),
         ({"sampling.guidance": -1.0}, "guidance"),
+        ({"sampling.guidance_interval": (0.9, 0.1)}, r"sampling\.guidance_interval=\(0\.9, 0\.1\) must be"),
+        ({"fid.guidance_interval": ("a", "b")}, r"fid\.guidance_interval=\('a', 'b'\) must be"),
         ({"log.wandb": True}, "log.wandb=True needs the package wandb: pip install wandb"),
         ({"mesh.data": 3, "mesh.fsdp": 5}, r"mesh.data=3, mesh.fsdp=5, .* does not fit"),
         ({"train.keep_last": 10**8}, r"needs .* GB, but the disk of .* has"),

@@ -242,6 +242,8 @@ def test_guidance_keeps_to_its_interval_and_schedule():
         ({"scale": float("nan")}, "finite"),
         ({"interval": (0.7, 0.3)}, "interval"),
         ({"interval": (0.0, 1.5)}, "interval"),
+        ({"interval": (None, 1.0)}, r"interval is .*; got \(None, 1\.0\)"),
+        ({"interval": 0.5}, r"interval is .*; got 0\.5"),
         ({"schedule": "linaer"}, "Did you mean 'linear'"),
     ],
 )

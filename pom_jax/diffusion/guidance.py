@@ -45,6 +45,15 @@ GUIDANCE_SCHEDULES: dict[str, Schedule] = {
 }
 
 
+def is_interval(value: Any) -> bool:
+    """Whether a value is two numbers, 0 <= low < high <= 1."""
+    try:
+        low, high = value
+        return bool(0 <= low < high <= 1)
+    except (TypeError, ValueError):
+        return False
+
+
 def check_guidance(scale: float, interval: Sequence[float] = EVERYWHERE) -> Interval:
     """The interval as two floats.
 
@@ -53,10 +62,11 @@ def check_guidance(scale: float, interval: Sequence[float] = EVERYWHERE) -> Inte
     """
     if not (math.isfinite(scale) and scale >= 0):
         raise InputError(f"guidance must be finite and at least 0 (1 = off, 0 = unconditional); got {scale}")
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+    if not is_interval(interval):
+        said = tuple(interval) if isinstance(interval, list) else interval
         raise InputError(
             "the guidance interval is (low, high) in time, 0 = data and 1 = noise, with low below high; "
-            f"got {tuple(interval)}"
+            f"got {said!r}"
         )
     return float(interval[0]), float(interval[1])
 

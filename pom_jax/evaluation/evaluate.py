@@ -60,7 +60,7 @@ def evaluate_workdir(
         )
     for guidance in guidances:
         check_guidance(guidance)
-    where = check_guidance(1.0, interval or EVERYWHERE)
+    where = check_guidance(1.0, EVERYWHERE if interval is None else interval)
     if num is not None and num < digits.TEST_IMAGES:
         raise InputError(f"num is {num}; the scores need at least {digits.TEST_IMAGES} samples")
     generator = sampling.load(workdir, step=step, ema=ema)

@@ -100,7 +100,7 @@ def score_workdir(
     """
     host, hosts = this_host(host, hosts)
     _check_numbers(num=num, part=part, batch_size=batch_size, seed=seed)
-    interval = check_guidance(1.0, interval or EVERYWHERE)
+    interval = check_guidance(1.0, EVERYWHERE if interval is None else interval)
     config = checkpoint.load_config(workdir)
     grid = make_grid(config, emas=emas, samplers=samplers, steps=steps, guidances=guidances)
     out = _folder(workdir, out)

@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from pom_jax import models, remote
+from pom_jax.diffusion.guidance import is_interval
 from pom_jax.diffusion.samplers import SAMPLERS
 from pom_jax.errors import InputError
 from pom_jax.files import names_in, write_whole
@@ -96,10 +97,13 @@ def check_config(config: ConfigDict) -> None:
         ("fid.sampler", fid.sampler in SAMPLERS, f"one of {', '.join(SAMPLERS)}"),
         ("fid.steps", fid.steps >= 1, "at least 1"),
         ("fid.guidance", 0 <= fid.guidance < math.inf, "finite and at least 0 (1 = off)"),
-        (
-            "fid.guidance_interval",
-            _is_interval(fid.guidance_interval),
-            "(low, high) in [0, 1], low below high",
+        *(
+            (
+                f"{part}.guidance_interval",
+                is_interval(config[part].guidance_interval),
+                "(low, high) in [0, 1], low below high",
+            )
+            for part in ("fid", "sampling")
         ),
         ("fid.batch_size", fid.batch_size >= 1, "at least 1"),
         ("sampling.num", 1 <= config.sampling.num <= MOST_SAMPLES, f"from 1 to {MOST_SAMPLES}"),
@@ -273,10 +277,6 @@ def changed_fields(kept: ConfigDict, config: ConfigDict) -> dict[str, tuple[Any,
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not name.startswith(CHANGEABLE)
     }
-
-
-def _is_interval(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and 0 <= value[0] < value[1] <= 1
 
 
 def _is_multiple(value: int, of: int) -> bool:
