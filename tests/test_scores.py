@@ -151,6 +151,9 @@ def test_parts_are_the_images_of_one_call_and_damaged_ones_are_drawn_again(workd
     bank = open_bank(tmp_path, generator, 8, **settings)
     fill(open_bank(tmp_path, generator, 4, **settings), generator)  # a bank of fewer is the beginning of one
     first = bank.path(0).stat().st_mtime_ns
+    older = {name: value for name, value in bank.settings.items() if name != "interval"}
+    assert bank.digest == Bank(bank.folder, older, bank.labels, 3).digest, "parts from before there were any"
+    assert open_bank(tmp_path, generator, 8, **settings | {"interval": (0.1, 1.0)}).folder != bank.folder
     said = fill(bank, generator, host=1, hosts=2)
     assert "part-00001.npz holds 1 of 3 images; it is drawn again" in said[0]
     assert not bank.path(2).exists()

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pom_jax.diffusion.guidance import Interval
+from pom_jax.diffusion.guidance import EVERYWHERE, Interval
 from pom_jax.errors import BROKEN_NPZ, InputError
 from pom_jax.sampling.generate import Generator
 from pom_jax.sampling.progress import PartProgress, Progress
@@ -55,7 +55,7 @@ class Bank:
     @property
     def digest(self) -> str:
         """A checksum over the settings; each part holds it, so that another bank's is not taken for ours."""
-        return _digest(self.settings)
+        return _digest(_named(self.settings))
 
     def path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.npz"
@@ -240,7 +240,7 @@ def open_bank(
     average = "no_ema" if generator.ema is None else f"ema_{settings['ema']:g}"
     name = f"step_{generator.step:07d}_{average}_{sampler}_{steps}_guidance_{guidance:g}_seed_{seed}"
     labels = labels_in_turn(classes, num).astype(np.int32)
-    return Bank(Path(folder) / f"{name}-{_digest(settings)[:8]}", settings, labels, part)
+    return Bank(Path(folder) / f"{name}-{_digest(_named(settings))[:8]}", settings, labels, part)
 
 
 def write_bank(path: str | os.PathLike[str], bank: Bank) -> None:
@@ -293,6 +293,11 @@ def _take(lock: IO[str], looks: int = 1) -> bool:
         except OSError:
             return True  # some network file systems lock nothing: there, nothing is promised
     return False
+
+
+def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that tell banks apart: those from before there were intervals guide everywhere."""
+    return {name: value for name, value in settings.items() if (name, value) != ("interval", [*EVERYWHERE])}
 
 
 def _digest(content: Any) -> str:
