@@ -275,6 +275,7 @@ def test_a_split_that_fits_stays_in_memory_once_read(tmp_path, open_large):
         for seed in range(4):
             source.gather(np.random.default_rng(seed).integers(0, 500, 400))
         source.gather(np.arange(500))
+    assert len(open_source({"source": "shards", "dir": tmp_path / "set", "memory_gb": 1e300}, "train")) == 500
     for shard in (tmp_path / "set").glob("*.array_record"):
         shard.write_bytes(b"")
     indices = np.random.default_rng(5).permutation(500)

@@ -34,7 +34,7 @@ class Records:
             more shards than files that may be open; in a small set, what `gather` refuses.
     """
 
-    def __init__(self, folder: str | Path, split: str, *, verify: bool = False, memory: int = 0):
+    def __init__(self, folder: str | Path, split: str, *, verify: bool = False, memory: float = 0):
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(folder)
         self.split = split

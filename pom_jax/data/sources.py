@@ -62,7 +62,7 @@ def open_source(data: Mapping[str, Any], split: str, model: Mapping[str, Any] | 
     manifest = read_manifest(data["dir"], _how_to_make(model, data["dir"]))
     if model is not None:
         check_model(manifest, model)
-    source = Records(data["dir"], split, memory=int(data.get("memory_gb", 0) * 1e9))
+    source = Records(data["dir"], split, memory=data.get("memory_gb", 0) * 1e9)
     if model is None:
         return source
     return OneClass(source) if model.get("num_classes") == 1 else source
