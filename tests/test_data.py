@@ -27,6 +27,7 @@ from pom_jax.data import (
 from pom_jax.data.shards import ShardFile
 from pom_jax.data.sources import check_model
 from pom_jax.errors import InputError
+from pom_jax.sampling.made_with import check_made_with
 
 ROOT = Path(__file__).parents[1]
 LATENTS = {
@@ -264,6 +265,24 @@ def test_records_are_compared_however_often_they_are_read(tmp_path, open_large):
         file.write(content)
     with pytest.raises(InputError, match="not what it was when it was first read"):
         source.gather(np.arange(500))
+
+
+def test_latents_of_three_channels_tell_their_scale_and_an_encoder_can_be_left_untold(tmp_path):
+    write_latents(tmp_path, [latents(2)])
+    about = read_manifest(tmp_path)
+    assert about.encoding == {}, "pixels"
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    content["autoencoder"] = f"vae sha256:{64 * '0'}"
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    made = read_manifest(tmp_path).encoding
+    assert (made["scale"], made["shift"]) == (about.scale, about.shift)
+    with pytest.raises(InputError, match=r'set autoencoder in the manifest\.json of the data to ""'):
+        check_made_with("autoencoder", "vae", 64 * "1", made)
+    content["autoencoder"] = ""
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    untold = read_manifest(tmp_path)
+    assert untold.digest == about.digest
+    check_made_with("autoencoder", "vae", 64 * "1", untold.encoding)
 
 
 def test_a_split_that_fits_stays_in_memory_once_read(tmp_path, open_large):

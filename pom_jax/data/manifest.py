@@ -140,7 +140,7 @@ class Manifest:
         `chunk_frames`; `text_encoder`. What the set does not tell is left out.
         """
         found: dict[str, Any] = {"autoencoder": self.autoencoder, "text_encoder": self.text_encoder}
-        if self.sample_shape[-1] not in (1, 3):
+        if not self.is_pixels:
             chunk = self.made_by.get("chunk_frames", "")
             found |= {"scale": self.scale, "shift": self.shift}
             found["chunk_frames"] = int(chunk) if chunk.isdecimal() else None

@@ -54,5 +54,6 @@ def check_made_with(
         raise InputError(
             f"--{name}={folder} has weights of sha256 {sha256}, and the data of this run was made with "
             f"{wanted}: give that one; if they are the same weights in other files, such as in parts, set "
-            f'data.encoding.{name} in the run\'s config.json to ""'
+            f'{name} in the manifest.json of the data to "", and data.encoding.{name} in the run\'s '
+            "config.json, where these are"
         )
