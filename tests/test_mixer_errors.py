@@ -361,6 +361,17 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: FrameStates(STATE, STATE) + FrameStates(STATE, MORE),
         r"\(2, 1, 2, 16\) and \(2, 1, 3, 16\) do not add",
     ),
+    "total": (
+        lambda: (
+            FrameStates(STATE, STATE)
+            + FrameStates(jax.tree.map(lambda x: jnp.concatenate([x, x]), STATE), STATE)
+        ),
+        r"\(2, 1, 2, 16\) and \(4, 1, 2, 16\) do not add",
+    ),
+    "no state": (
+        lambda: FrameStates(STATE, STATE) + FrameStates(STATE, cast(Any, None)),
+        "state holds a NoneType for a State",
+    ),
     "mean": (lambda: state_mean(State(ONES, ONES[0])), r"sum \(2, 6, 8\) and count \(6, 8\)"),
     "mean of": (lambda: state_mean(cast(Any, FrameStates(STATE, STATE))), "state is a FrameStates; give a"),
     "prefix": (lambda: prefix_sum(ONES[0, 0]), r"x has shape \(8,\); give \[B, N, ...\]"),

@@ -172,7 +172,8 @@ def merge_states(first: State | FrameStates, second: State | FrameStates) -> Sta
         InputError: a State and a FrameStates, or parts of other shapes.
     """
     if isinstance(first, FrameStates) and isinstance(second, FrameStates):
-        _check_alike(first.last, second.last)
+        for part in (first.last, second.total, second.last):
+            _check_alike(first.total, part)
         nothing, pairs = second.total.count == 0, zip(first.last, second.last, strict=True)
         last = State(*(_where(nothing, *pair) for pair in pairs))
         return FrameStates(merge_states(first.total, second.total), last)
@@ -187,6 +188,9 @@ def merge_states(first: State | FrameStates, second: State | FrameStates) -> Sta
 
 def _check_alike(first: State, second: State) -> None:
     """Raises an InputError unless both are of numbers, in arrays of the same shapes."""
+    for state in (first, second):
+        if not isinstance(state, State):
+            raise InputError(f"state holds a {type(state).__name__} for a State: start from init_state")
     for part in (*first, *second):
         check_numbers("a part of a state", part)
     if first.sum.shape != second.sum.shape or first.count.shape != second.count.shape:
