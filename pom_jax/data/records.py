@@ -91,6 +91,7 @@ class Records:
             found = find_bad_record(name, new, *limits)
             if found is not None:
                 place, what = found
+                self._reader.forget(indices[fresh])
                 raise InputError(
                     f"record {indices[fresh][place]} of {self._where()}, field {name}: {what}; "
                     "make the data set again"

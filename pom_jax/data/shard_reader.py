@@ -75,6 +75,10 @@ class ShardReader:
             self._read_again(indices, rows)
         return rows, fresh
 
+    def forget(self, indices: np.ndarray) -> None:
+        """The records at `indices` [n] are as if they had not been read."""
+        self._known[indices] = False
+
     def _read_checked(self, number: int, indices: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         try:
             with self._lock:
