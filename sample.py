@@ -86,9 +86,11 @@ FRAMES = flags.DEFINE_integer(
     "the training clips by default. Ctrl-C writes those that are finished.",
 )
 STREAM = flags.DEFINE_bool(
-    "stream", False, "Film: frame after frame from a state; the default where the model can."
+    "stream",
+    None,
+    "Film: frame after frame from a state, or with --nostream not; by default where the model can.",
 )
-JOINT = flags.DEFINE_bool("joint", False, "Film: all frames at once.")
+JOINT = flags.DEFINE_bool("joint", None, "Film: all frames at once, the same as --nostream.")
 CHUNK = flags.DEFINE_integer("chunk", None, "Film: frames that are drawn at a time; the fewest by default.")
 SIZE = flags.DEFINE_string("size", None, "Film: HEIGHTxWIDTH of a frame, of pixels or latents.")
 FROM = flags.DEFINE_string(
@@ -163,8 +165,9 @@ def draw_films() -> None:
     """With a model of video and text."""
     from pom_jax.sampling.video_command import sample_video_to_file
 
-    if STREAM.value and JOINT.value:
-        raise InputError("--stream draws frame after frame, --joint all at once: give one of them")
+    if STREAM.value is not None and STREAM.value == JOINT.value:
+        said = "--stream and --joint" if STREAM.value else "--nostream and --nojoint"
+        raise InputError(f"{said}: films are drawn frame after frame or all at once; give one of them")
     settings: dict[str, Any] = {
         "guidance": values(GUIDANCE, float),
         "later_guidance": LATER_GUIDANCE.value,
@@ -182,7 +185,7 @@ def draw_films() -> None:
         prompts=PROMPT.value,
         num=NUM.value,
         frames=FRAMES.value,
-        joint=True if JOINT.value else False if STREAM.value else None,
+        joint=JOINT.value if STREAM.value is None else not STREAM.value,
         chunk=CHUNK.value,
         size=SIZE.value,
         from_file=FROM.value,

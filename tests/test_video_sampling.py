@@ -504,6 +504,11 @@ def test_flags_and_workdirs_of_the_other_kind_are_explained(workdir: Path, tmp_p
     )
     assert ended.returncode == 2
     assert "draws films, with --prompt; --classes is of images" in ended.stderr
+    command[-1:] = ["--prompt=a one moving left", "--nostream", f"--save_state={tmp_path / 'state.npz'}"]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+    )
+    assert (ended.returncode, "draws all frames at once" in ended.stderr) == (2, True), "as with --joint"
     with pytest.raises(InputError, match="load_video"):
         load(workdir)
     images = common.base()
