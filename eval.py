@@ -73,7 +73,8 @@ STEP = flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by de
 NUM = flags.DEFINE_integer(
     "num",
     None,
-    "Samples: 50,000 by default; of digits, a seed, as many as there are training images; of video 500.",
+    "Samples: 50,000 by default; of digits, a seed and 360 at least, as many as there are training images; "
+    "of video 500.",
 )
 
 DATA = flags.DEFINE_string("data", None, "Folder of the real digits; the run's own by default.")
@@ -110,7 +111,9 @@ NPZ_OUT = flags.DEFINE_string("npz_out", None, "Also write all samples to this .
 KEEP_SAMPLES = flags.DEFINE_bool(
     "keep_samples", True, "Keep the samples in eval/samples once they are scored."
 )
-PART = flags.DEFINE_integer("part", 1024, "Samples of a file there; a killed run redoes at most one.")
+PART = flags.DEFINE_integer(
+    "part", 1024, "Samples of a file in eval/samples; a killed run redoes at most one file."
+)
 BATCH = flags.DEFINE_integer("batch_size", 256, "Images drawn at once; lower it if memory runs out.")
 HOST = flags.DEFINE_integer(
     "host", None, "Of several machines that share the sampling and see the same folder, this one, from 0."

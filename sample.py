@@ -54,7 +54,9 @@ SAMPLER = flags.DEFINE_list(
     "euler, heun, ddim, ddpm, dpm++2m or sde; the run's own by default. Several values of --guidance, "
     "--steps or --sampler make a sheet with a column for each.",
 )
-SEED = flags.DEFINE_integer("seed", None, "Seed of the noise, 0; image i is the same whatever --num is.")
+SEED = flags.DEFINE_integer(
+    "seed", None, "Seed of the noise, 0 or that of --state; image i is the same whatever --num is."
+)
 OUT = flags.DEFINE_string(
     "out",
     None,
@@ -67,7 +69,10 @@ AUTOENCODER = flags.DEFINE_string(
     "autoencoder", None, "Folder of the autoencoder (diffusers' format) that makes pixels of latents."
 )
 UPSCALE_FROM = flags.DEFINE_string(
-    "upscale_from", None, "Smaller samples (.npz of sample.py) to enlarge, with noise, and start from."
+    "upscale_from",
+    None,
+    "Smaller samples (.npz of sample.py; of a model of latents those drawn without "
+    "--autoencoder) to enlarge, with noise, and start from.",
 )
 UPSCALE_START = flags.DEFINE_float(
     "upscale_start",

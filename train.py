@@ -8,7 +8,7 @@ Recipes: configs/digits.py (variants pom, power, attention, hybrid, quick) on a 
 configs/dipom_s2.py, dipom_b2.py, dipom_l2.py, dipom_xl2.py, dipom_xl2_512.py, dipom_xl2_1024.py,
 and with attention dit_s2.py, dit_b2.py, dit_l2.py, dit_xl2.py and dit_xl2_512.py; configs/moving_digits.py
 (variants pom, attention, memory, quick) for text to video on a CPU, and for latents of clips and captioned
-pictures configs/video_s2.py, video_b2.py, video_xl2.py and t2i_b2.py.
+pictures configs/video_s2.py, video_b2.py, video_xl2.py (variant streaming: frame after frame) and t2i_b2.py.
 configs/common.py lists the fields that can be set with their meaning; those of the networks are explained in
 pom_jax/models/dipom.py and polymorpher.py, and their sizes by name are in presets.py.
 """
@@ -30,8 +30,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name o
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of the first of several processes, where JAX does not find them itself."
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are; 1 alone: no others.")
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "How many processes there are; 1 alone: no others are looked for."
+)
+_PROCESS = flags.DEFINE_integer("process", None, "Which of --processes this is, from 0.")
 _PROFILE = flags.DEFINE_string(
     "profile",
     "",

@@ -52,7 +52,7 @@ def base() -> ConfigDict:
             "source": "shards",  # or "synthetic": random samples of the model's shape, to measure speed
             "dir": "",  # folder written by prepare.py
             "batch_size": 256,  # images (or clips) per optimiser step, over all devices
-            "memory_gb": 2.0,  # in each process: a split of at most this size stays in memory once read
+            "memory_gb": 2.0,  # a split of so much at most (64 MB: always) stays in a process once read there
         }
     )
     config.diffusion = ConfigDict(

@@ -56,8 +56,9 @@ DROP_VARIANCE = flags.DEFINE_bool(
 UPSCALE = flags.DEFINE_bool(
     "upscale",
     None,
-    "import: a model of HoMM's for images is of their branch `upscale` (positions sincos_phase, time shifted "
-    "by the resolution), or with --noupscale not; by default it is where the latents are larger than 32.",
+    "import: a model of HoMM's for images is of their branch `upscale` (positions sincos_phase, but for "
+    "DiH++; time shift and guidance of the resolution), or with --noupscale not; by default it is where the "
+    "latents are larger than 32.",
 )
 STEP = flags.DEFINE_integer("step", None, "export: which checkpoint; the newest by default.")
 EMA = flags.DEFINE_integer("ema", 0, "export: which average of the parameters; -1 for none.")
