@@ -86,6 +86,11 @@ def test_what_is_not_there_is_said(two_steps: Path, arguments: dict, message: st
         checkpoint.restore_params(two_steps, **arguments)
 
 
+def test_a_run_that_has_saved_nothing_is_named_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no checkpoint in .* yet; let train\.py run in that workdir"):
+        checkpoint.parameter_shapes(tmp_path, None, 0)
+
+
 def files_of_newest(workdir: Path) -> list[Path]:
     return sorted(path for path in (workdir / "checkpoints" / "2").rglob("*") if path.is_file())
 

@@ -62,7 +62,10 @@ def choose_step(workdir: str | Path, step: int | None) -> int:
     """
     steps = saved_steps(workdir)
     if not steps:
-        raise InputError(f"there is no checkpoint in {checkpoints_folder(workdir)}; train first")
+        raise InputError(
+            f"there is no checkpoint in {checkpoints_folder(workdir)} yet; let train.py run in that workdir "
+            "until it saves one, or name another run"
+        )
     if step is not None and step not in steps:
         raise InputError(f"there is no checkpoint of step {step} in {workdir}; there are {steps}")
     return steps[-1] if step is None else step
