@@ -317,7 +317,8 @@ def test_the_command_imports(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "dih (online), 2 layers of width 8, 3 classes, 64 x 64 x 2" in done.stdout
     assert (
-        "their branch upscale (model.positions=sincos_phase, diffusion.shift=1.414); --noups" in done.stdout
+        "their branch upscale (model.positions=sincos_phase, diffusion.shift=1.414, sampling.guidance=9); "
+        "--noupscale if" in done.stdout
     )
     config = checkpoint.load_config(out)
     assert (config.model.positions, config.diffusion.shift) == ("sincos_phase", 2**0.5)

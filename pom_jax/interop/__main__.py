@@ -136,7 +136,8 @@ def _assumed(found: Imported, config: ConfigDict) -> str:
     if found.layout in (*FACEBOOK, VIDEO) or UPSCALE.value is not None:
         return ""
     whose, other = ("branch upscale", "--noupscale") if found.upscale else ("first code", "--upscale")
-    values = f"model.positions={config.model.positions}, diffusion.shift={config.diffusion.shift:.4g}"
+    values = f"model.positions={config.model.positions}, diffusion.shift={config.diffusion.shift:.4g}, "
+    values += f"sampling.guidance={config.sampling.guidance:.4g}"
     return f"assumed for images of this size: their {whose} ({values}); {other} if it is of the other\n"
 
 

@@ -243,7 +243,8 @@ def _length(pieces: Sequence[StreamedFrames]) -> int:
 
 def _title(generator: VideoGenerator, asked: _Asked) -> str:
     """What is about to be drawn, in a line."""
-    several = "s" * (asked.films > 1)
+    several, scales = "s" * (asked.films > 1), _values(asked, "guidance")
+    when = "" if scales == ["1"] else interval_in_words(asked.settings["interval"])
     if asked.frames == 1 and not asked.past:
         what = f"picture{several}"
     else:
@@ -252,8 +253,7 @@ def _title(generator: VideoGenerator, asked: _Asked) -> str:
     return (
         f"{generator.config.name}: {asked.films} {what}, {generator.origin}, {asked.settings['sampler']}, "
         f"{' and later '.join(_values(asked, 'steps'))} steps, guidance "
-        f"{' and later '.join(_values(asked, 'guidance'))}"
-        f"{interval_in_words(asked.settings['interval'])}, seed {asked.seed}"
+        f"{' and later '.join(scales)}{when}, seed {asked.seed}"
     )
 
 
