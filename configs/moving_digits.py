@@ -46,8 +46,8 @@ eight or less for `memory`. Up to two devices take such a batch; for more set a 
 
 Expected result: digits that move and bounce. `memory`, test split, 200 clips that go on for 16 frames from a
 real one: 98 % of the first drawn frames show its digit, 96 % of all, 94 % of the 16th (98 % of real ones do);
-direction right in 99 % of the steps. With captions that tell the digit, 1,000 clips of 8 frames: 96 % show
-the digit of the caption, 97 % of the first and 96 % of the last frames; direction and speed right in 99 %.
+direction right in 99 % of the steps. With captions that tell the digit, 1,000 clips of 8 frames: 97 % show
+the digit of the caption, 98 % of the first and 96 % of the last frames; direction and speed right in 99 %.
 """
 
 from ml_collections import ConfigDict

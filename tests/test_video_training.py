@@ -342,7 +342,7 @@ def test_pictures_of_a_run_with_clean_pasts_are_drawn_frame_after_frame(
     config = recipe.get_config(mixer)
     config.data.dir = str(folder)
     config.model.update({"width": 16, "depth": 1, "num_heads": 2})
-    config.sampling.update({"steps": 2, "later_steps": 3, "num": 2})
+    config.sampling.update({"steps": 2, "later_steps": 3, "later_guidance": 1.5, "num": 2})
     run = make_run(config)
     params = awake(run.model, models.dummy_inputs(run.model))
     samples = shown(config, run.heldout)
@@ -352,6 +352,7 @@ def test_pictures_of_a_run_with_clean_pasts_are_drawn_frame_after_frame(
     preview.close()
 
     scales = config.sampling.guidance, config.sampling.later_guidance
+    low, high = config.sampling.guidance_interval
     grids = [time_grid(steps, shift=config.diffusion.shift) for steps in (2, 3)]
     noise_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2))
     noise = jax.random.normal(noise_key, drawn.shape)
@@ -369,7 +370,7 @@ def test_pictures_of_a_run_with_clean_pasts_are_drawn_frame_after_frame(
             x = noise[:, frame : frame + 1]
             for t, after in itertools.pairwise(grids[frame > 0]):
                 said, nothing = jnp.split(network(x, jnp.full(4, t), states, frame)[0], 2)
-                data = nothing + scales[frame > 0] * (said - nothing)
+                data = nothing + (scales[frame > 0] if low <= t <= high else 1) * (said - nothing)
                 x = data + (x - data) * after / t
             x = jnp.clip(x, -1, 1)
             states = network(x, jnp.zeros(4), states, frame)[1]

@@ -198,5 +198,5 @@ def _settings(
         " and later ".join(dict.fromkeys(f"{value:g}" for value in both))
         for both in zip(*film_settings(own, **frames), strict=True)
     )
-    when = interval_in_words(interval or own_interval(own))
+    when = "" if guidance == "1" else interval_in_words(interval or own_interval(own))
     return f"{sampler or own.sampler}, {steps} steps, guidance {guidance}{when}, {generator.origin}"
