@@ -26,6 +26,7 @@ from pom_jax.diffusion import (
     validation_loss,
     variances,
 )
+from pom_jax.diffusion.guidance import EVERYWHERE, choose_interval, interval_in_words
 from pom_jax.diffusion.schedules import VARIANCE_SCHEDULES
 from pom_jax.errors import InputError
 
@@ -233,6 +234,19 @@ def test_guidance_keeps_to_its_interval_and_schedule():
         assert float(full_at_data[0]) == 1.0
     own = guide(labelled(), LABELS, 10, 3.0, schedule=lambda t: 0 * t)(X, T)
     np.testing.assert_allclose(own[:, 0], LABELS)
+
+
+def test_an_interval_is_the_given_one_or_the_own_and_is_said_where_it_counts():
+    own = {"guidance_interval": (0.1, 0.9)}
+    assert choose_interval([0.5, 1], own) == (0.5, 1)
+    assert choose_interval((0, 1), own) == EVERYWHERE
+    assert choose_interval(None, own) == (0.1, 0.9)
+    assert choose_interval(None) == choose_interval(None, {}) == EVERYWHERE
+    for given, sampling in (((0.9, 0.1), own), (None, {"guidance_interval": (0.9, 0.1)})):
+        with pytest.raises(InputError, match=r"interval is .*; got \(0\.9, 0\.1\)"):
+            choose_interval(given, sampling)
+    assert interval_in_words([0.1, 1.0], 1.0, 1.5) == " at times 0.1 to 1"
+    assert interval_in_words([0.1, 1.0], 1.0, 1) == interval_in_words([0, 1], 1.5) == ""
 
 
 @pytest.mark.parametrize(

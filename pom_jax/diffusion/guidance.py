@@ -71,14 +71,16 @@ def check_guidance(scale: float, interval: Sequence[float] = EVERYWHERE) -> Inte
     return float(interval[0]), float(interval[1])
 
 
-def own_interval(sampling: Mapping[str, Any]) -> Interval:
-    """The interval of a run's `config.sampling`; everywhere in runs that are older than it."""
-    return check_guidance(1.0, sampling.get("guidance_interval", EVERYWHERE))
+def choose_interval(given: Sequence[float] | None, sampling: Mapping[str, Any] | None = None) -> Interval:
+    """The interval that is given, else a run's own, else everywhere; raises what `check_guidance` does."""
+    own = (sampling or {}).get("guidance_interval", EVERYWHERE)
+    return check_guidance(1.0, own if given is None else given)
 
 
-def interval_in_words(interval: Interval) -> str:
-    """What comes behind a guidance scale: " at times 0.1 to 0.9", or nothing where it acts everywhere."""
-    return "" if interval == EVERYWHERE else f" at times {interval[0]:g} to {interval[1]:g}"
+def interval_in_words(interval: Sequence[float], *scales: float) -> str:
+    """What comes behind scales: " at times 0.1 to 0.9"; nothing where guidance acts everywhere or is off."""
+    low, high = interval
+    return "" if (low, high) == EVERYWHERE or {*scales} == {1} else f" at times {low:g} to {high:g}"
 
 
 def resolution_guidance(latent_side: int, excess: float = 4.0) -> float:

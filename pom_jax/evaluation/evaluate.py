@@ -11,7 +11,7 @@ import numpy as np
 
 from pom_jax import sampling
 from pom_jax.data import Manifest, Records, digits
-from pom_jax.diffusion.guidance import EVERYWHERE, check_guidance, interval_in_words
+from pom_jax.diffusion.guidance import check_guidance, choose_interval, interval_in_words
 from pom_jax.errors import BROKEN_NPZ, InputError
 from pom_jax.evaluation import digits as digit_scores
 from pom_jax.evaluation.baselines import BASELINES, RANDOM
@@ -60,7 +60,7 @@ def evaluate_workdir(
         )
     for guidance in guidances:
         check_guidance(guidance)
-    where = check_guidance(1.0, EVERYWHERE if interval is None else interval)
+    where = choose_interval(interval)
     if num is not None and num < digits.TEST_IMAGES:
         raise InputError(f"num is {num}; the scores need at least {digits.TEST_IMAGES} samples")
     generator = sampling.load(workdir, step=step, ema=ema)
@@ -83,7 +83,7 @@ def evaluate_workdir(
                 x = generator.sample_array(labels, seed=seed, progress=progress, **settings)
             drawn[guidance, seed] = (x - manifest.shift) / manifest.scale
             scores.append(digit_scores.score(reference, drawn[guidance, seed], labels))
-        columns.append(Column(f"guidance {guidance:g}{interval_in_words(where)}", scores))
+        columns.append(Column(f"guidance {guidance:g}{interval_in_words(where, guidance)}", scores))
     protocol = {
         "samples": f"{len(labels)} a seed" + (" with the training labels" if num is None else ""),
         "seeds": ", ".join(map(str, seeds)),

@@ -13,7 +13,7 @@ from pom_jax import models
 from pom_jax.data import Records, moving_digits
 from pom_jax.data.words import decode
 from pom_jax.diffusion.film_settings import film_settings
-from pom_jax.diffusion.guidance import Interval, check_guidance, interval_in_words, own_interval
+from pom_jax.diffusion.guidance import choose_interval, interval_in_words
 from pom_jax.errors import InputError, choose
 from pom_jax.evaluation import moving_digits as clip_scores
 from pom_jax.evaluation.evaluate import PACKAGES
@@ -85,9 +85,7 @@ def evaluate_workdirs(
         "steps": steps,
         "later_steps": later_steps,
     }
-    for generator in generators:
-        film_settings(generator.config.sampling, **frames)
-    interval = None if interval is None else check_guidance(1.0, interval)
+    told = [_settings(generator, frames, sampler, interval) for generator in generators]  # refuses wrong ones
     for workdir, generator in zip(workdirs, generators, strict=True):
         _check(generator, records, workdir)
 
@@ -106,10 +104,7 @@ def evaluate_workdirs(
     manifest = records.manifest
     about = {
         "clips": f"{num:,} of split {split}, seed {seed}",
-        **{
-            f"run {run.name}": _settings(generator, frames, sampler, interval)
-            for run, generator in zip(runs, generators, strict=True)
-        },
+        **{f"run {run.name}": text for run, text in zip(runs, told, strict=True)},
         "data": f"{manifest.name}, {held.size} x {held.size}, checksum {manifest.digest}",
         "Fréchet distance of the training to the held-out digits": f"{reference.floor:.4f}",
         "classifier": "SVC(gamma=0.001, C=10) on the training digits, cut out by their ink",
@@ -191,12 +186,16 @@ def _run(name: str, generator: VideoGenerator, settings: dict) -> Run:
 
 
 def _settings(
-    generator: VideoGenerator, frames: Mapping[str, Any], sampler: str | None, interval: Interval | None
+    generator: VideoGenerator,
+    frames: Mapping[str, Any],
+    sampler: str | None,
+    interval: Sequence[float] | None,
 ) -> str:
     own = generator.config.sampling
+    first, later = film_settings(own, **frames)
     guidance, steps = (
         " and later ".join(dict.fromkeys(f"{value:g}" for value in both))
-        for both in zip(*film_settings(own, **frames), strict=True)
+        for both in zip(first, later, strict=True)
     )
-    when = "" if guidance == "1" else interval_in_words(interval or own_interval(own))
+    when = interval_in_words(choose_interval(interval, own), first.guidance, later.guidance)
     return f"{sampler or own.sampler}, {steps} steps, guidance {guidance}{when}, {generator.origin}"

@@ -112,7 +112,7 @@ class TrainingFid:
         fid = self._config
         say(
             f"step {step:,} | FID {score:.2f} of {count:,} samples ({fid.sampler}, {fid.steps} steps, "
-            f"guidance {fid.guidance:g}{interval_in_words(tuple(fid.guidance_interval))}; "
+            f"guidance {fid.guidance:g}{interval_in_words(fid.guidance_interval, fid.guidance)}; "
             f"took {duration(time.perf_counter() - began)})"
         )
         return {self.name: np.asarray(score)}

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pom_jax.diffusion.guidance import EVERYWHERE, check_guidance, interval_in_words
+from pom_jax.diffusion.guidance import choose_interval, interval_in_words
 from pom_jax.errors import InputError
 from pom_jax.evaluation.image_scores import ImageScores, score_images
 from pom_jax.evaluation.images import Images
@@ -100,7 +100,7 @@ def score_workdir(
     """
     host, hosts = this_host(host, hosts)
     _check_numbers(num=num, part=part, batch_size=batch_size, seed=seed)
-    interval = check_guidance(1.0, EVERYWHERE if interval is None else interval)
+    interval = choose_interval(interval)
     config = checkpoint.load_config(workdir)
     grid = make_grid(config, emas=emas, samplers=samplers, steps=steps, guidances=guidances)
     out = _folder(workdir, out)
@@ -275,7 +275,7 @@ def _about(workdir: str | Path, bank: Bank, autoencoder: str | os.PathLike[str] 
         "EMA": "none" if s["ema"] is None else f"{s['ema']:g}",
         "digest of the parameters": s["parameters"],
         "sampler": f"{s['sampler']}, {s['steps']} steps",
-        "guidance": f"{s['guidance']:g}{interval_in_words(tuple(s['interval']))}",
+        "guidance": f"{s['guidance']:g}{interval_in_words(s['interval'], s['guidance'])}",
         "seed": str(s["seed"]),
         "labels": s["labels"],
         "autoencoder": "none" if autoencoder is None else f"{autoencoder}, sha256 {s['autoencoder']}",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from pom_jax.diffusion.guidance import Interval, check_guidance, interval_in_words, own_interval
+from pom_jax.diffusion.guidance import Interval, check_guidance, choose_interval, interval_in_words
 from pom_jax.diffusion.samplers import SAMPLERS
 from pom_jax.diffusion.schedules import time_grid
 from pom_jax.errors import InputError, choose
@@ -70,8 +70,7 @@ def sample_to_file(
     _check_request(out, num, per_class, varied)
     _check_upscaling(upscale_from, classes, num, per_class)
     generator = load(workdir, step, ema, autoencoder)
-    own = own_interval(generator.config.sampling)
-    interval = own if interval is None else check_guidance(1.0, interval)
+    interval = choose_interval(interval, generator.config.sampling)
     columns = _columns(choices, varied, generator.config.sampling)
     usual = generator.config.sampling.num
     if as_sheet:
@@ -83,7 +82,7 @@ def sample_to_file(
         low, rows = read_low(upscale_from, generator.config.model, pixels=generator.draws_pixels)
     labels = np.repeat(rows, per_class or 1)
     name = _name(generator, labels, columns, varied, per_class, seed)
-    if interval != own:
+    if interval != choose_interval(None, generator.config.sampling):
         name += "_times_{:g}_to_{:g}".format(*interval)
     if upscale_from is not None:
         name += f"_from_{Path(upscale_from).stem}_at_{upscale_start:g}"
@@ -176,9 +175,10 @@ def _title(
     words = {name: _shown(value) for name, value in columns[0].items()}
     if varied is not None:
         words[varied] = ", ".join(_shown(column[varied]) for column in columns)
+    when = interval_in_words(interval, *(column["guidance"] for column in columns))
     return (
         f"{generator.config.name}: {count * len(columns):,} images, {generator.origin}, {words['sampler']}, "
-        f"{words['steps']} steps, guidance {words['guidance']}{interval_in_words(interval)}, seed {seed}"
+        f"{words['steps']} steps, guidance {words['guidance']}{when}, seed {seed}"
     )
 
 

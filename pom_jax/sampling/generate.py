@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from pom_jax import models
 from pom_jax.data import read_manifest
-from pom_jax.diffusion.guidance import Interval, check_guidance, guide, own_interval
+from pom_jax.diffusion.guidance import Interval, check_guidance, choose_interval, guide
 from pom_jax.diffusion.paths import Path as NoisePath
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler, sample
@@ -233,7 +233,7 @@ class Generator:
         labels = self._check_labels(labels)
         defaults = self.config.sampling
         scale = float(defaults.guidance if guidance is None else guidance)
-        interval = check_guidance(scale, own_interval(defaults) if interval is None else interval)
+        check_guidance(scale)
         check_start(upscale_start)
         check_numbers(batch_size, seed, first)
         if low is not None and len(low) != len(labels):
@@ -250,7 +250,7 @@ class Generator:
             steps=defaults.steps if steps is None else steps,
             shift=self.config.diffusion.shift,
             guided=scale != 1,
-            interval=interval,
+            interval=choose_interval(interval, defaults),
             schedule=schedule,
             clip=clip,
             trajectory=trajectory,

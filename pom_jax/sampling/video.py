@@ -18,7 +18,7 @@ from pom_jax.data import read_manifest
 from pom_jax.data.text_encoder import TextEncoder
 from pom_jax.data.words import encode
 from pom_jax.diffusion.film_settings import film_settings
-from pom_jax.diffusion.guidance import check_guidance, own_interval
+from pom_jax.diffusion.guidance import choose_interval
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler
 from pom_jax.errors import InputError
@@ -283,7 +283,6 @@ class VideoGenerator:
         if chunk is None:
             chunk = frames if joint and frames else self.model.frame_patch
         settings = film_settings(defaults, guidance, later_guidance, steps, later_steps)
-        interval = own_interval(defaults) if interval is None else interval
         seed = (state.seed if state else 0) if seed is None else seed
         check_numbers(batch_size, seed, first)
         size = size or (state.size if state else self._frame_size(given))
@@ -298,7 +297,7 @@ class VideoGenerator:
             steps=settings[0].steps,
             shift=self.config.diffusion.shift,
             clip=clip,
-            interval=check_guidance(settings[0].guidance, interval),
+            interval=choose_interval(interval, defaults),
             schedule=schedule,
             guided=settings[0].guidance != 1,
             bounded=self.draws_pixels,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from pom_jax.diffusion.film_settings import film_settings
-from pom_jax.diffusion.guidance import check_guidance, interval_in_words, own_interval
+from pom_jax.diffusion.guidance import choose_interval, interval_in_words
 from pom_jax.errors import InputError
 from pom_jax.sampling.films import FPS, check_films_place, read_frames, write_films
 from pom_jax.sampling.progress import SamplingProgress
@@ -97,7 +97,7 @@ def sample_video_to_file(
         seed=seed if seed is not None else 0 if resumed is None else resumed.seed,
         settings={
             "sampler": own.sampler if sampler is None else sampler,
-            "interval": own_interval(own) if interval is None else check_guidance(1.0, interval),
+            "interval": choose_interval(interval, own),
             **first._asdict(),
             **{f"later_{name}": value for name, value in later._asdict().items()},
         },
@@ -244,7 +244,7 @@ def _length(pieces: Sequence[StreamedFrames]) -> int:
 def _title(generator: VideoGenerator, asked: _Asked) -> str:
     """What is about to be drawn, in a line."""
     several, scales = "s" * (asked.films > 1), _values(asked, "guidance")
-    when = "" if scales == ["1"] else interval_in_words(asked.settings["interval"])
+    when = interval_in_words(asked.settings["interval"], *map(float, scales))
     if asked.frames == 1 and not asked.past:
         what = f"picture{several}"
     else:
@@ -376,7 +376,7 @@ def _name(generator: VideoGenerator, asked: _Asked) -> str:
     if asked.past:
         name += f"_from_{asked.start}_{asked.past}" if asked.start else f"_continued_{asked.past}"
     name += f"_guidance_{'_then_'.join(_values(asked, 'guidance'))}_seed_{asked.seed}"
-    if asked.settings["interval"] != own_interval(own):
+    if asked.settings["interval"] != choose_interval(None, own):
         name += "_times_{:g}_to_{:g}".format(*asked.settings["interval"])
     if asked.settings["sampler"] != own.sampler:
         name += f"_{asked.settings['sampler']}"

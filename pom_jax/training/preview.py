@@ -16,7 +16,7 @@ from pom_jax import models
 from pom_jax.data import Source
 from pom_jax.data.words import decode
 from pom_jax.diffusion.film_settings import FrameSettings, film_settings
-from pom_jax.diffusion.guidance import guide, own_interval
+from pom_jax.diffusion.guidance import choose_interval, guide
 from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import sample
 from pom_jax.ops.mesh import lay
@@ -136,7 +136,7 @@ class Preview:
             "shift": config.diffusion.shift,
         }
         frames, count = frame_times(config)
-        settings, interval = film_settings(config.sampling), own_interval(config.sampling)
+        settings, interval = film_settings(config.sampling), choose_interval(None, config.sampling)
 
         def guided(
             predict: Callable[..., jax.Array], scale: float
