@@ -21,7 +21,7 @@ from PIL import Image
 
 from configs import common
 from pom_jax import models
-from pom_jax.data import Field, Writer
+from pom_jax.data import Field, Writer, read_manifest
 from pom_jax.errors import InputError
 from pom_jax.evaluation import workdir_scores
 from pom_jax.evaluation.features import Statistics
@@ -71,7 +71,7 @@ def recipe(channels: int = 3) -> ConfigDict:
     return config
 
 
-def make_run(folder: Path, config: ConfigDict) -> Path:
+def make_run(folder: Path, config: ConfigDict, encoding: dict[str, Any] | None = None) -> Path:
     """What train.py leaves, as far as sampling looks at it: random parameters, other ones in each average."""
     network = models.build(config.model, config.dtype)
     shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
@@ -80,7 +80,7 @@ def make_run(folder: Path, config: ConfigDict) -> Path:
     def drawn() -> Any:
         return jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(leaf.dtype), shapes)
 
-    keep_config(folder, config)
+    keep_config(folder, config, encoding=encoding)
     checkpoints = checkpoint.Checkpoints(folder, keep_last=1, keep_best=0)
     checkpoints.save(7, {"params": drawn(), "ema": [drawn(), drawn()]})
     checkpoints.close()
@@ -536,6 +536,15 @@ def test_latents_of_three_channels_are_not_taken_for_pixels(inception: Path, rea
     with np.load(file) as found:
         assert (found["arr_0"].dtype, found["arr_0"].shape) == (np.float32, (2, 16, 16, 3))
     assert read_low(file, config.model, pixels=load(run).draws_pixels)[0].dtype == np.float32
+    kept = make_run(tmp_path / "kept", config, read_manifest(tmp_path / "set").encoding)
+    shutil.rmtree(tmp_path / "set")
+    assert not load(kept).draws_pixels
+    with pytest.raises(InputError, match=r"draws latents of shape \(16, 16, 3\).* --autoencoder=DIR"):
+        score_workdir(kept, real, inception, num=4, out=tmp_path / "out")
+    fields = json.loads((kept / "config.json").read_text())
+    fields["data"]["encoding"] = None  # by hand
+    (kept / "config.json").write_text(json.dumps(fields))
+    assert load(kept).draws_pixels, "all that is known is how many channels there are"
 
 
 def test_a_crop_of_nothing_is_refused(digits_dir: Path, pictures: Path, tmp_path: Path):
@@ -618,7 +627,7 @@ def test_what_cannot_be_used_is_told_before_anything_is_drawn(
 
 def test_a_model_of_latents_needs_its_autoencoder(tmp_path: Path, inception: Path, real: Path):
     run = make_run(tmp_path / "run", recipe(channels=4))
-    with pytest.raises(InputError, match="--autoencoder=DIR"):
+    with pytest.raises(InputError, match=r"draws latents of shape \(16, 16, 4\).* --autoencoder=DIR"):
         score_workdir(run, real, inception)
 
 

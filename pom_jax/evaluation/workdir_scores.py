@@ -105,7 +105,6 @@ def score_workdir(
     grid = make_grid(config, emas=emas, samplers=samplers, steps=steps, guidances=guidances)
     out = _folder(workdir, out)
     _check_files(out, npz_out, reference_out, len(grid))
-    _check_pictures(workdir, config, autoencoder)
     weights = load_inception(inception)
     opened = open_reference(reference, size, autoencoder)
     opened.check(weights)
@@ -212,16 +211,6 @@ def _folder(workdir: str | Path, out: str | Path | None) -> Path:
     if out is None and is_remote(workdir):
         raise InputError(f"{workdir} is only read: give `out`, a folder for the scores")
     return Path(workdir) / "eval" if out is None else Path(out)
-
-
-def _check_pictures(
-    workdir: str | Path, config: ConfigDict, autoencoder: str | os.PathLike[str] | None
-) -> None:
-    if config.model.channels not in (1, 3) and autoencoder is None:
-        raise InputError(
-            f"{workdir} draws latents: give the autoencoder that they are of, --autoencoder=DIR, to make "
-            "pictures of them"
-        )
 
 
 def _check_numbers(*, num: int, part: int, batch_size: int, seed: int) -> None:

@@ -165,7 +165,7 @@ class Generator:
             raise InputError(
                 f"this model draws latents of shape {self.image_shape}: give the autoencoder that makes "
                 "pixels of them, --autoencoder=DIR, or load(..., autoencoder=DIR) in Python; or take them as "
-                "they are, with --out=FILE.npz, or sample_array(...)"
+                "they are, with sample.py --out=FILE.npz, or sample_array(...)"
             )
 
     def sample(self, labels: Labels, **settings: Any) -> np.ndarray:
@@ -361,19 +361,18 @@ def load(
         )
     check_ema(config, ema)
     model = models.build(config.model, config.dtype)
-    decoder = None
-    if autoencoder is not None:
-        decoder = load_decoder(autoencoder, config.model.channels, made_with(config, say))
+    encoding = made_with(config, (lambda _: None) if autoencoder is None else say)
+    decoder = None if autoencoder is None else load_decoder(autoencoder, config.model.channels, encoding)
     whole = NamedSharding(make_mesh(), PartitionSpec())
     params, step = checkpoint.restore_params(workdir, step, ema, whole)
-    classes, pixels = None, None
+    classes = None
     try:
-        about = read_manifest(config.data.dir)
-        pixels = None if about.autoencoder is None else False
-        if len(about.classes) == config.model.num_classes:  # a model of one class may learn from many
-            classes = about.classes
+        found = read_manifest(config.data.dir).classes
+        if len(found) == config.model.num_classes:  # a model of one class may learn from many
+            classes = found
     except InputError:
         pass  # the data need not be here to sample; labels go by their numbers then
+    pixels = None if encoding.get("autoencoder") is None else False
     return Generator(
         config, model, params, step=step, ema=ema, classes=classes, decoder=decoder, draws_pixels=pixels
     )

@@ -20,8 +20,8 @@ def made_with(config: ConfigDict, say: Say = print) -> Mapping[str, Any]:
             if it is there and holds what the run has learned from.
         say: is told that it is not known, and why.
     """
-    if "encoding" in config.data:
-        return config.data.encoding.to_dict()
+    if isinstance(kept := config.data.get("encoding"), ConfigDict):  # by hand it can be made null
+        return kept.to_dict()
     folder, digest = config.data.dir, config.data.get("digest", "")
     try:
         manifest = read_manifest(folder)
