@@ -285,21 +285,25 @@ def test_latents_of_three_channels_tell_their_scale_and_an_encoder_can_be_left_u
     check_made_with("autoencoder", "vae", 64 * "1", untold.encoding)
 
 
-def test_a_split_that_fits_stays_in_memory_once_read(tmp_path, open_large):
+def test_a_split_that_fits_stays_in_memory_once_read(tmp_path, open_large, monkeypatch):
     batch = latents(500)
     write_latents(tmp_path / "set", [batch], shard_bytes=80_000)
     size = 500 * read_manifest(tmp_path / "set").record_bytes
     kept, read = (open_large(tmp_path / "set", memory=memory) for memory in (size, size - 1))
-    for source in (kept, read):
+    monkeypatch.setattr(records, "SMALL", 0)
+    data = {"source": "shards", "dir": tmp_path / "set"}
+    asked = open_source(data | {"memory_gb": (size + 1) / 1e9}, "train")
+    for source in (kept, read, asked):
         for seed in range(4):
             source.gather(np.random.default_rng(seed).integers(0, 500, 400))
         source.gather(np.arange(500))
-    assert len(open_source({"source": "shards", "dir": tmp_path / "set", "memory_gb": 1e300}, "train")) == 500
+    assert len(open_source(data | {"memory_gb": 1e300}, "train")) == 500
     for shard in (tmp_path / "set").glob("*.array_record"):
         shard.write_bytes(b"")
     indices = np.random.default_rng(5).permutation(500)
-    for name, values in kept.gather(indices).items():
-        np.testing.assert_array_equal(values, batch[name][indices])
+    for source in (kept, asked):
+        for name, values in source.gather(indices).items():
+            np.testing.assert_array_equal(values, batch[name][indices])
     with pytest.raises(InputError, match="ends too early"):
         read.gather(indices)
 

@@ -156,6 +156,7 @@ def test_runs_hold_each_token_once(batch: int, frames: int, tokens: int, rows: i
         with use_abstract_mesh(AbstractMesh((2, 2), ("data", "fsdp"))):
             assert runs.plan_runs(4 * batch, frames, tokens) == plan, "a device holds a quarter of the batch"
     assert batch * plan.run_frames * plan.run_tokens <= max(rows, batch * least)
+    assert plan.count > 1 or frames * tokens < 2 * least, "too few tokens for two runs"
     x = np.arange(1, batch * frames * tokens + 1, dtype=np.float32).reshape(batch, frames, tokens)
 
     @quick_jit

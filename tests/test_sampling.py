@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -113,7 +114,7 @@ def test_the_label_and_the_guidance_matter(generator):
     np.testing.assert_allclose(generator.sample_array([1, 1], guidance=0.0), without, atol=1e-5)
 
 
-def test_guidance_acts_in_the_interval_of_the_run(generator, workdir, capsys):
+def test_guidance_acts_in_the_interval_of_the_run(generator, workdir, tmp_path, capsys):
     config = tiny_config()
     config.sampling.guidance_interval = (0.4, 1.0)
     late = Generator(config, generator.model, generator.params)
@@ -123,6 +124,9 @@ def test_guidance_acts_in_the_interval_of_the_run(generator, workdir, capsys):
     everywhere = generator.sample_array(labels)
     np.testing.assert_array_equal(late.sample_array(labels, interval=(0, 1)), everywhere)
     assert np.abs(own - everywhere).max() > 1e-3
+    keep_config(shutil.copytree(workdir, tmp_path / "late"), config)
+    assert sample_to_file(tmp_path / "late").name == "step_0000020_guidance_2_seed_0.png"
+    assert "guidance 2 at times 0.4 to 1, seed 0" in capsys.readouterr().out
     with config.unlocked():
         del config.sampling.guidance_interval  # as in a run that is older
     np.testing.assert_array_equal(

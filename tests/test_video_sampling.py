@@ -126,8 +126,10 @@ def test_noise_depends_on_seed_film_and_frame_alone() -> None:
     assert np.abs(one - noisy.sample_array(PROMPTS, 4, **plain | {"seed": 6})).max() > 0.1
 
 
-@pytest.mark.parametrize("later", [1.5, 1.0])
-def test_a_stream_is_the_plain_loop_over_frames_and_steps(generator: VideoGenerator, later: float) -> None:
+@pytest.mark.parametrize(("guidance", "later"), [(3.0, 1.5), (3.0, 1.0), (1.0, 1.5)])
+def test_a_stream_is_the_plain_loop_over_frames_and_steps(
+    generator: VideoGenerator, guidance: float, later: float
+) -> None:
     """Euler's method with both halves written out, past at time 0; later frames by settings of their own.
 
     Where those are not guided there are no states without the text, and the network runs once a step.
@@ -137,9 +139,9 @@ def test_a_stream_is_the_plain_loop_over_frames_and_steps(generator: VideoGenera
     nothing = text._replace(mask=0 * text.mask)
     call: Any = jax.jit(lambda *given: model.apply({"params": params}, *given))
     halves = [(text, model.init_states(3)), (nothing, model.init_states(3))]
-    settings: dict[str, Any] = {"guidance": 3.0, "later_guidance": later, "steps": 2, "later_steps": 3}
+    settings: dict[str, Any] = {"guidance": guidance, "later_guidance": later, "steps": 2, "later_steps": 3}
     for piece in generator.stream(text, 2, **settings, interval=(0.4, 1), seed=1):
-        number, scale, steps = (piece.first, *((later, 3) if piece.first else (3.0, 2)))
+        number, scale, steps = (piece.first, *((later, 3) if piece.first else (guidance, 2)))
         keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(1), i), number) for i in range(3)]
         x = jnp.stack([jax.random.normal(jax.random.split(key)[0], (1, 4, 4, 1)) for key in keys])
         for t in 1 - np.arange(steps) / steps:
@@ -149,6 +151,21 @@ def test_a_stream_is_the_plain_loop_over_frames_and_steps(generator: VideoGenera
         halves = [(say, call(x, jnp.zeros(3), say, state, number)[1]) for say, state in halves]
         np.testing.assert_allclose(piece.frames, x, atol=2e-5)
         assert len(piece.state.halves) == (1 if later == 1 else 2)
+
+
+def test_guidance_acts_in_the_interval_of_the_run(
+    generator: VideoGenerator, workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(**POM)
+    config.sampling.guidance_interval = (0.6, 1.0)
+    late = VideoGenerator(config, generator.model, generator.params, words=generator.words)
+    own = late.sample_array(PROMPTS, 2)
+    np.testing.assert_array_equal(generator.sample_array(PROMPTS, 2, interval=[0.6, 1]), own)
+    assert np.abs(generator.sample_array(PROMPTS, 2) - own).max() > 1e-3
+    keep_config(shutil.copytree(workdir, tmp_path / "late"), config)
+    file = sample_video_to_file(tmp_path / "late", prompts=PROMPTS[:1], frames=1)
+    assert file.name == "step_0000010_a-seven-moving-up_1_frames_guidance_2_seed_0.gif"
+    assert "guidance 2 at times 0.6 to 1, seed 0" in capsys.readouterr().out
 
 
 def test_given_frames_stay_and_leave_the_same_states_in_chunks_of_any_length(
