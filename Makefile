@@ -43,7 +43,7 @@ demo: install
 
 EVIDENCE := $(foreach seed,0 1,$(foreach mixer,pom power attention,runs/evidence/$(mixer)-$(seed)))
 
-evidence: install
+evidence: dev
 	@$(RUN) prepare.py digits --out=data/digits
 	@for run in $(EVIDENCE); do mixer=$${run##*/}; \
 	    $(RUN) train.py --config=configs/digits.py:$${mixer%-*} --config.seed=$${mixer#*-} --workdir=$$run \

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from matplotlib.figure import Figure
 
 from benchmarks import report
 from pom_jax.nn import MultiHeadAttention, Phase, PoM, Rotary
@@ -152,12 +153,8 @@ def main() -> None:
 
 def plot(path: Path, found: list[dict[str, Any]], devices: int) -> None:
     """Bytes of a layer over tokens."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    axis = plt.subplots(figsize=(6, 4), layout="constrained")[1]
+    figure = Figure((6, 4), layout="constrained")
+    axis = figure.subplots()
     for kind in KINDS:
         rows = [row for row in found if row["mixer"] == kind]
         tokens, sizes = ([row[name] for row in rows] for name in ("tokens", "and backwards, KiB"))
@@ -168,7 +165,7 @@ def plot(path: Path, found: list[dict[str, Any]], devices: int) -> None:
     axis.grid(alpha=0.3)
     axis.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    plt.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from matplotlib.figure import Figure
 
 from benchmarks import report
 from pom_jax.host_memory import keep_freed_memory, release_freed_memory
@@ -177,14 +178,8 @@ def rows_of(width: int, tokens: int, figures: dict[str, Any], names: list[str]) 
 
 def plot(path: Path, figures: dict[str, dict[str, Any]], names: list[str]) -> None:
     """Time and temporaries of forward + backward over the tokens, a column for each width."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    axes = plt.subplots(2, len(figures), figsize=(5 * len(figures), 7), squeeze=False, layout="constrained")[
-        1
-    ]
+    figure = Figure((5 * len(figures), 7), layout="constrained")
+    axes = figure.subplots(2, len(figures), squeeze=False)
     for column, (width, by_tokens) in enumerate(figures.items()):
         for row, (field, label) in enumerate((("seconds", "s"), ("temporaries_mb", "temporaries, MB"))):
             axis = axes[row][column]
@@ -206,7 +201,7 @@ def plot(path: Path, figures: dict[str, dict[str, Any]], names: list[str]) -> No
             axis.grid(alpha=0.3)
     axes[0][0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    plt.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:

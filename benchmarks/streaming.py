@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from matplotlib.figure import Figure
 
 from benchmarks import report
 from pom_jax.host_memory import keep_freed_memory
@@ -106,12 +107,8 @@ def main() -> None:
 
 def plot(path: Path, measured: list[dict[str, float]]) -> None:
     """Time and memory of a step over the number of the frame."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")[1]
+    figure = Figure((10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     frames = [point["frame"] for point in measured]
     for axis, unit, label in zip(axes, ("ms", "MB"), ("time of a frame, ms", "memory, MB"), strict=True):
         for name in ("PoM", "attention"):
@@ -121,7 +118,7 @@ def plot(path: Path, measured: list[dict[str, float]]) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    plt.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The text-to-video network: what block-causal mixing costs, how a step grows with frames, and a long film.
 
-    python -m benchmarks.video [--frames=1000] [--rounds=8]
+    python -m benchmarks.video [--frames=1000] [--rounds=30]
 
 Training steps (value and gradient) side by side: the same clips with all frames seeing all, and with each
 seeing those before; and four times the frames. Then one film, frame after frame, from the states of a PoM
 model and from the growing cache of its attention twin: time of a frame, bytes carried and the compiled
-program's temporaries. Makes a table, a JSON file and a plot. Four minutes on two CPU cores.
+program's temporaries. Makes a table, a JSON file and a plot. Six minutes on two CPU cores.
 """
 
 import functools
@@ -121,7 +121,7 @@ def main() -> None:
     """Measures and reports."""
     parser = report.parser(__doc__)
     parser.add_argument("--frames", type=int, default=1000, help="frames of the film")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=30, help="timed steps of each, in turns")
     arguments = parser.parse_args()
     keep_freed_memory()
     steps = measure_steps(arguments.rounds)
