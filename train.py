@@ -80,19 +80,23 @@ def main(argv: Sequence[str]) -> int:
     config = _CONFIG.value
     workdir = _WORKDIR.value or default_workdir(config)
     with cluster.one_for_all():
-        return loop.train(config, workdir, write_samples, SCORED, make_fid, _PROFILE.value, process_start())
+        return loop.train(config, workdir, make_writer(), SCORED, make_fid, _PROFILE.value, process_start())
 
 
-def write_samples(path: Path, samples: Any, labels: Any, names: Sequence[str] | None) -> None:
-    """A grid of images, or of clips a strip each, and beside it the clips in motion."""
+def make_writer() -> Any:
+    """What writes samples. Its packages are loaded here: the checkout may change under a run of days."""
     from pom_jax.sampling import write
     from pom_jax.sampling.films import write_films
 
-    if samples.ndim == 4:
-        write(path, samples, labels, names)
-        return
-    for file in (path, path.with_suffix(".gif")):
-        write_films(file, samples, names or ())
+    def write_samples(path: Path, samples: Any, labels: Any, names: Sequence[str] | None) -> None:
+        """A grid of images, or of clips a strip each, and beside it the clips in motion."""
+        if samples.ndim == 4:
+            write(path, samples, labels, names)
+            return
+        for file in (path, path.with_suffix(".gif")):
+            write_films(file, samples, names or ())
+
+    return write_samples
 
 
 def make_fid(config: Any, model: Any) -> Any:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ STEPS, EVERY = 1200, 200
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], subprocess.Popen]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen]:
     """Starts `python train.py` on a tiny model; only the workdir differs from call to call."""
     folder = tmp_path_factory.mktemp("data") / "digits"
     digits.prepare(folder)
@@ -43,13 +43,15 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], subproce
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
-    def start_process(workdir: Path) -> subprocess.Popen:
+    def start_process(workdir: Path, *more: str, python: Sequence[str] = ()) -> subprocess.Popen:
         command = [
             sys.executable,
+            *python,
             "train.py",
             "--config=configs/digits.py",
             f"--workdir={workdir}",
             *overrides,
+            *more,
         ]
         with (workdir.parent / f"{workdir.name}.out").open("a") as output:
             return subprocess.Popen(
@@ -86,7 +88,7 @@ def leaves(workdir: Path, step: int) -> dict[str, Any]:
 
 
 def test_a_killed_and_a_terminated_run_end_like_one_that_was_not(
-    start: Callable[[Path], subprocess.Popen], tmp_path: Path
+    start: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert start(whole).wait() == 0
@@ -123,7 +125,7 @@ def test_a_killed_and_a_terminated_run_end_like_one_that_was_not(
     }
 
 
-def test_a_second_ctrl_c_quits_at_once(start: Callable[[Path], subprocess.Popen], tmp_path: Path) -> None:
+def test_a_second_ctrl_c_quits_at_once(start: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
     process = start(tmp_path / "run")
     log = tmp_path / "run" / "log.txt"
     wait_for(process, lambda: lines(tmp_path / "run") >= 5)
@@ -133,3 +135,15 @@ def test_a_second_ctrl_c_quits_at_once(start: Callable[[Path], subprocess.Popen]
     assert process.wait() == -signal.SIGINT
     assert checkpoint.latest_step(tmp_path / "run") is None
     assert "saved at step" not in log.read_text()
+
+
+def test_a_run_loads_all_of_the_library_before_it_trains(
+    start: Callable[..., subprocess.Popen], tmp_path: Path
+) -> None:
+    """An update of the checkout under a run of days must not end it at the next picture."""
+    few = ("--config.train.steps=20", "--config.train.sample_every=20", "--config.train.eval_every=20")
+    assert start(tmp_path / "run", *few, python=("-X", "importtime")).wait() == 0
+    before, _, training = (tmp_path / "run.out").read_text().partition("compiling the training step")
+    assert any("import time:" in line and "pom_jax.models" in line for line in before.splitlines())
+    assert "picture" in training
+    assert "pom_jax." not in "".join(line for line in training.splitlines() if "import time:" in line)
