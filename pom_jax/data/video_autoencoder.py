@@ -26,9 +26,9 @@ class VideoAutoencoder:
 
     Args:
         folder: of the autoencoder, in diffusers' format: config.json and safetensors.
-        frames: of a clip.
+        frames: of a clip, whole chunks.
         size: (height, width) of its frames in pixels.
-        chunk_frames: frames of a chunk.
+        chunk_frames: frames of a chunk, an even number of frames of latents.
         scale: from latents to the model's space; by default the autoencoder's own factor, which gives about
             unit variance. The authors' text-to-video models take 1.
         batch_size: chunks at a time.
@@ -100,7 +100,7 @@ class VideoAutoencoder:
         """The clips [N, T, H, W, 3] uint8 of latents [N, T', H', W', C] as stored, of any number of chunks.
 
         Raises:
-            InputError: frames that are no whole chunks.
+            InputError: frames that are no whole chunks, or an autoencoder that gives back another number.
         """
         count, frames, *rest = mean.shape
         if frames % self._latent_frames:
@@ -110,6 +110,11 @@ class VideoAutoencoder:
             )
         chunks = mean.astype(np.float32).reshape(-1, self._latent_frames, *rest)
         pixels = np.concatenate([self._run(part, self._decode) for part in self._parts(chunks)])
+        if pixels.shape[1] != self._frames:
+            raise InputError(
+                f"this autoencoder decodes a chunk of {self._frames} frames to {pixels.shape[1]}: give one "
+                "that keeps their number"
+            )
         pixels = np.round(127.5 * (np.clip(pixels, -1, 1) + 1)).astype(np.uint8)
         return pixels.reshape(count, -1, *pixels.shape[2:])
 
@@ -162,8 +167,12 @@ def _kind(folder: Path) -> str:
 
 
 def _check_sizes(frames: int, size: tuple[int, int], chunk_frames: int, space: int, time: int) -> None:
-    if chunk_frames < 1 or chunk_frames % time:
-        raise InputError(f"--chunk-frames={chunk_frames}: this autoencoder needs a multiple of {time}")
+    if chunk_frames < 1 or chunk_frames % (2 * time):
+        # Its decoder takes an odd number of frames of latents as beginning with a single picture.
+        raise InputError(
+            f"--chunk-frames={chunk_frames}: this autoencoder needs a multiple of {2 * time}, an even number "
+            f"of frames of latents ({time} frames each), or it decodes them to fewer frames"
+        )
     if frames < 1 or frames % chunk_frames:
         raise InputError(
             f"--frames={frames} must be a multiple of --chunk-frames={chunk_frames}: clips are encoded in "

@@ -126,7 +126,7 @@ def load_video_decoder(
             f"{config.model.channels}: give the one its latents were made with"
         )
     encoding = {} if encoding is None else encoding
-    chunk = encoding.get("chunk_frames", max(CHUNK_FRAMES, time))
+    chunk = encoding.get("chunk_frames", max(CHUNK_FRAMES, 2 * time))
     size = (config.model.frame_height * space, config.model.frame_width * space)
     autoencoder = VideoAutoencoder(folder, chunk, size, chunk_frames=chunk, say=say)
     check_made_with("autoencoder", folder, _digest(autoencoder.autoencoder), encoding)

@@ -256,6 +256,15 @@ def test_latents_decode_in_chunks_of_their_own(autoencoder, clips):
         model.decode(latents[:, :3])
 
 
+def test_an_autoencoder_that_decodes_to_another_number_of_frames_is_refused(autoencoder, tmp_path):
+    other = shutil.copytree(autoencoder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "temporal_compression_ratio": 3}))  # is 2
+    model = VideoAutoencoder(other, 12, SIZE, chunk_frames=12)
+    with pytest.raises(InputError, match="decodes a chunk of 12 frames to 8"):
+        model.decode(np.zeros((1, 4, 2, 3, 4), np.float16))
+
+
 def test_frames_are_cropped_in_the_middle_and_chosen_by_time(tmp_path):
     frames = np.stack([np.full((30, 80, 3), 10 * number, np.uint8) for number in range(20)])
     frames[:, :, :20] = 255
@@ -300,7 +309,9 @@ def test_captions_are_encoded_one_as_many_and_cut(text_encoder):
     ("changes", "message"),
     [
         (("--frames=12",), "--frames=12 must be a multiple of --chunk-frames=8"),
-        (("--chunk-frames=6",), "--chunk-frames=6: this autoencoder needs a multiple of 4"),
+        (("--chunk-frames=6",), "--chunk-frames=6: this autoencoder needs a multiple of 8"),
+        (("--chunk-frames=4",), "--chunk-frames=4: this autoencoder needs a multiple of 8, an even number"),
+        (("--chunk-frames=12", "--frames=24"), "--chunk-frames=12: this autoencoder needs a multiple of 8"),
         (("--size=16x20",), "--size=16x20: this autoencoder needs multiples of 8"),
         (("--size=16by24",), "--size=16by24 must be height x width"),
         (("--tokens=0",), "--tokens=0 must be at least 1"),
