@@ -23,7 +23,7 @@ import prepare as prepare_command
 from pom_jax.data import Records, pipeline, read_manifest
 from pom_jax.data import unfinished as unfinished_room
 from pom_jax.data.check import check
-from pom_jax.data.encoding import CHUNK, Latents, Pixels, _stored
+from pom_jax.data.encoding import CHUNK, Encoded, Latents, Pixels, _stored
 from pom_jax.data.images import plan
 from pom_jax.data.making import prepare
 from pom_jax.data.manifest import Field, sha256
@@ -251,16 +251,66 @@ def test_unreadable_and_small_pictures_are_counted_and_listed(source, tmp_path):
         (folder / name).touch()
     job = pixel_job(folder, min_size=limit)
     assert job.sources["train"].others == {".txt": 1, ".gif": 2}
-    with pytest.raises(InputError, match=r"(?s)more than --max-unreadable=3.*china/00.png"):
+    way = r"allow more, and the same command goes on; or repair them, and remove \S+set\.unfinished to begin"
+    too_many = rf"(?s)4 pictures cannot be used, more than --max-unreadable=3: {way}.*\n  china/00.png: "
+    with pytest.raises(InputError, match=too_many):
         prepare(job, tmp_path / "set", max_unreadable=3)
+    so_far = (tmp_path / "set.unfinished/unreadable.txt").read_bytes()
     manifest = make(job, tmp_path / "set")
     small = sum(side < limit for side in sides)
     assert manifest.made_by["unreadable"] == "4"
     assert manifest.made_by["below_min_size"] == str(small) != "0"
     assert manifest.records("train") + manifest.records("test") == 37 - small
-    lines = os.fsdecode((tmp_path / "set/unreadable.txt").read_bytes()).splitlines()
+    assert (tmp_path / "set/unreadable.txt").read_bytes() == so_far
+    lines = os.fsdecode(so_far).splitlines()
     assert [line.split(":")[0] for line in lines] == sorted(broken)
     assert "DecompressionBombError" in lines[1]
+
+
+def test_where_nothing_is_left_the_message_and_a_file_say_why(source, tmp_path):
+    folder = Path(shutil.copytree(source / "china", tmp_path / "source"))
+    with pytest.raises(
+        InputError, match=r"in split train of .*set: 0 cannot .*, 9 are below --min-size=999\."
+    ):
+        prepare(pixel_job(folder, min_size=999), tmp_path / "set")
+    shutil.rmtree(tmp_path / "set.unfinished")
+    (test,) = pixel_job(folder).recipe.pieces[-1].indices
+    broken = folder / sorted(path.name for path in folder.iterdir())[test]
+    broken.write_text("no picture")
+    reason = rf"{broken.name}: UnidentifiedImageError"
+    with pytest.raises(InputError, match=rf"(?s)in split test of .*set: 1 cannot be used\. .*\n  {reason}"):
+        prepare(pixel_job(folder), tmp_path / "set")
+    assert (tmp_path / "set.unfinished/unreadable.txt").read_text().startswith(reason)
+
+
+class Logarithms(Pixels):
+    """Stores the logarithms of pixels, which black ones do not have."""
+
+    def __init__(self, size: int):
+        super().__init__(size, mirror=False)
+        self.fields = {"mean": Field("float16", (1, *self.crop_shape))}
+
+    def __call__(self, crops: np.ndarray) -> Encoded:
+        with np.errstate(divide="ignore"):
+            return Encoded({"mean": np.log(crops[:, None]).astype(np.float16)})
+
+    def decode(self, mean: np.ndarray) -> np.ndarray:
+        return np.exp(mean.astype(np.float32)).round().astype(np.uint8)
+
+
+def test_what_encodes_to_infinite_numbers_is_left_out_by_name(tmp_path):
+    for number in range(20):
+        grey = (0 if number in (4, 13) else 10 + number,) * 3
+        Image.new("RGB", (SIZE, SIZE), grey).save(tmp_path / f"{number:02d}.png")
+    job = plan(open_pictures(tmp_path), Logarithms(SIZE), test_share=0.1, shard_images=8, seed=1)
+    assert not {4, 13} & set(job.recipe.pieces[-1].indices)
+    manifest = make(job, tmp_path / "set", batch_size=3)
+    assert (manifest.records("train"), manifest.made_by["unreadable"]) == (16, "2")
+    lines = (tmp_path / "set/unreadable.txt").read_text().splitlines()
+    assert lines == [f"{name}.png: field mean: NaN or infinite values" for name in ("04", "13")]
+    shown = check(job, tmp_path / "set", 20)
+    np.testing.assert_array_equal(shown.crops, shown.stored)
+    assert len(set(shown.crops[:, 0, 0, 0])) == 16
 
 
 def test_the_check_goes_past_a_shard_without_pictures(source, tmp_path):
@@ -297,11 +347,13 @@ def test_the_check_never_puts_a_record_beside_another_picture(source, tmp_path, 
     second[gone].write_text("no picture")
     found = check(job, tmp_path / "set", 36)
     assert found.ratio == np.inf
-    if small:  # behind a picture that is gone or came back, too small ones cannot be told from others
-        assert 8 < len(found.crops) < count - 2
-    else:
-        assert len(found.crops) == count - 2
+    assert len(found.crops) == count - 2
+    if not small:
         assert found.titles == [title for n, title in enumerate(whole.titles) if n not in (4, 7 + gone)]
+        (
+            tmp_path / "set/left_out.json"
+        ).unlink()  # of a set from before there was one: the first shard is unknown
+        assert check(job, tmp_path / "set", 36).titles == found.titles[6:]
     for path in folder.rglob("*.*g"):
         path.unlink()
     with pytest.raises(InputError, match=r"--check=36: none of the pictures that .*set was made of can be"):

@@ -1,7 +1,6 @@
 """The first samples of a set beside what they were made of, to look at."""
 
 import itertools
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from pom_jax.data.making import Job
 from pom_jax.data.pictures import Skipped
 from pom_jax.data.records import Records
-from pom_jax.data.unfinished import UNREADABLE
+from pom_jax.data.unfinished import read_left_out
 from pom_jax.errors import InputError
 
 
@@ -60,38 +59,15 @@ def check(job: Job, folder: str | Path, number: int) -> Check:
 
 
 def _pairs(job: Job, records: Records) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Records with the index and the crop of what they were made of, as far as both are known."""
+    """Records with the index and the crop of what they were made of, where it can be read now."""
     counts = {Path(shard.file).stem: shard.records for shard in records.manifest.splits["train"]}
-    listed, start = _unreadable(records.folder), 0
+    left_out, start = read_left_out(records.folder), 0
     for piece in (piece for piece in job.recipe.pieces if piece.split == "train"):
-        count = counts.get(piece.name, 0)
-        named = [job.name("train", int(index)) in listed for index in piece.indices]
-        left_out = len(named) - count
-        # Else some were too small, which no list tells: what is read now has to.
-        known = left_out in (0, sum(named))
-        place = start
-        for index, out in zip(map(int, piece.indices), named, strict=True):
-            if place == start + count:
-                break
-            if known and left_out and out:
-                continue
-            crop = job.read("train", index)
-            if not isinstance(crop, Skipped):
-                if out and not known:
-                    break  # repaired since, or another of the same name
-                yield place, index, crop
-            elif not known:
-                if crop.reason is not None and not out:
-                    break  # gone since, or too small then
-                continue
-            place += 1
+        count, gone = counts.get(piece.name, 0), set(left_out.get(piece.name, ()))
+        kept = [index for index in map(int, piece.indices) if index not in gone]
+        if len(kept) == count:  # else nothing tells which were left out
+            for place, index in enumerate(kept, start):
+                crop = job.read("train", index)
+                if not isinstance(crop, Skipped):
+                    yield place, index, crop
         start += count
-
-
-def _unreadable(folder: Path) -> set[str]:
-    """What may be the names of samples that were left out because they could not be read."""
-    path = folder / UNREADABLE
-    if not path.is_file():
-        return set()
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    return {line[: colon.start()] for line in lines for colon in re.finditer(": ", line)}

@@ -20,6 +20,10 @@ class UnusableClip(Exception):
     """Why a clip is left out, in words."""
 
 
+class TooSmallClip(UnusableClip):
+    """Its frames have fewer pixels than were asked for."""
+
+
 def read_clip(
     path: Path,
     frames: int | None,
@@ -44,8 +48,9 @@ def read_clip(
         [T, H, W, 3] uint8.
 
     Raises:
-        UnusableClip: it cannot be read, is too short, too small or too slow, or changes its size; it has no
-            frames, or those of another size where they are not cropped.
+        TooSmallClip: a side is below `min_size`.
+        UnusableClip: it cannot be read, is too short or too slow, or changes its size; it has no frames, or
+            those of another size where they are not cropped.
         InputError: PyAV is not installed.
     """
     av = require("av", "reading clips", EXTRA)
@@ -108,7 +113,7 @@ def _crops(shown: Iterable[Any], size: tuple[int, int], min_size: int, crop: boo
         if sides != first:
             raise UnusableClip(f"its frames change from {first[0]} x {first[1]} to {sides[0]} x {sides[1]}")
         if min(sides) < min_size:
-            raise UnusableClip(f"too small: {sides[0]} x {sides[1]}, --min-size={min_size}")
+            raise TooSmallClip(f"too small: {sides[0]} x {sides[1]}, --min-size={min_size}")
         if frame.is_corrupt:
             raise UnusableClip(f"frame {len(crops)} is damaged")
         # What a telephone films upright is stored lying, with a note on how to turn it.

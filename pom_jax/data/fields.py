@@ -11,6 +11,7 @@ from pom_jax.data.words import check_words
 from pom_jax.errors import InputError
 
 DTYPES = ("uint8", "int8", "int32", "float16", "float32")
+NOT_FINITE = "NaN or infinite values"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,19 @@ def _check_text(text: Field | None, mask: Field | None, words: Sequence[str]) ->
         )
 
 
+def finite(values: np.ndarray) -> np.ndarray:
+    """Of records [n, *shape], n at least 1: whether all numbers of each are finite, bool [n]."""
+    rows = values.reshape(len(values), -1)
+    if values.dtype == np.float16:
+        # Quicker than isfinite: infinities and NaN are the largest of the positive and of the negative.
+        bits = rows.view(np.uint16)
+        return (bits.view(np.int16).max(axis=1) < 0x7C00) & (bits.max(axis=1) < 0xFC00)
+    good = np.ones(len(rows), bool)
+    if values.dtype.kind == "f":
+        good &= np.isfinite(rows).all(axis=1)
+    return good
+
+
 def find_bad_record(name: str, values: np.ndarray, classes: int, words: int = 0) -> tuple[int, str] | None:
     """The first record [n, *shape] of a field whose values cannot be used, and what is wrong with it.
 
@@ -92,13 +106,9 @@ def find_bad_record(name: str, values: np.ndarray, classes: int, words: int = 0)
     if not values.size:
         return None
     rows = values.reshape(len(values), -1)
-    what, limit = "NaN or infinite values", 0
-    if values.dtype == np.float16:
-        # Quicker than isfinite: infinities and NaN are the largest of the positive and of the negative.
-        bits = rows.view(np.uint16)
-        good = (bits.view(np.int16).max(axis=1) < 0x7C00) & (bits.max(axis=1) < 0xFC00)
-    elif values.dtype.kind == "f":
-        good = np.isfinite(rows).all(axis=1)
+    what, limit = NOT_FINITE, 0
+    if values.dtype.kind == "f":
+        good = finite(values)
     elif name in ("label", "text", "text_mask"):
         what, limit = {"label": ("label", classes), "text": ("word", words), "text_mask": ("mask", 2)}[name]
         good = ((rows >= 0) & (rows < limit)).all(axis=1)

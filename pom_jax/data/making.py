@@ -84,7 +84,7 @@ def prepare(
         host, hosts: this process makes every `hosts`-th shard, from `host` on, see `this_host`.
         workers: threads that read and crop; one a core by default.
         batch_size: samples that are encoded at once on a device.
-        max_unreadable: samples that may be left out because they cannot be read.
+        max_unreadable: samples that may be left out because they cannot be used.
         progress: is told how far it has come.
 
     Returns:
@@ -163,22 +163,21 @@ def _encoded(
     batch_size: int,
     start: int,
 ) -> Batch:
-    good = [
-        (index, crop) for index, crop in zip(indices, found, strict=True) if not isinstance(crop, Skipped)
-    ]
-    skipped = [crop for crop in found if isinstance(crop, Skipped)]
+    read = dict(zip(map(int, indices), found, strict=True))
+    left_out = {index: crop for index, crop in read.items() if isinstance(crop, Skipped)}
+    good = {index: crop for index, crop in read.items() if not isinstance(crop, Skipped)}
     rows = batch_size if job.encoder.compiles else len(good)  # one shape: one program
     crops = np.zeros((rows, *job.encoder.crop_shape), np.uint8)
-    for place, (_, crop) in enumerate(good):
+    for place, crop in enumerate(good.values()):
         crops[place] = crop
-    encoded = job.encode(piece.split, np.array([index for index, _ in good]), crops) if good else None
+    encoded = job.encode(piece.split, np.array([*good]), crops) if good else None
     return Batch(
         piece,
         {} if encoded is None else encoded.arrays,
         count=len(good),
         clipped=None if encoded is None else encoded.clipped,
         cut=0 if encoded is None else encoded.cut,
-        unreadable=[f"{s.name}: {s.reason}" for s in skipped if s.reason is not None],
-        too_small=sum(s.reason is None for s in skipped),
+        names={index: job.name(piece.split, index) for index in good},
+        left_out=left_out,
         last=start + batch_size >= len(piece.indices),
     )

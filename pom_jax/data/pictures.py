@@ -28,7 +28,7 @@ LONGEST = 100  # sides of a crop that a picture may be long: one of 1 x 60,000 p
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that is left out: because it cannot be read, or (no reason) because it is too small."""
+    """A picture or clip that is left out: it cannot be used, or (no reason) is smaller than was asked for."""
 
     name: str
     reason: str | None = None

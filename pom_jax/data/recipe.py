@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pom_jax.data.manifest import Field
+from pom_jax.data.pictures import Skipped
 from pom_jax.errors import InputError
 
 
@@ -58,7 +59,9 @@ class Batch:
         arrays: `{field: [n, *shape]}`, of numpy or on a device.
         count: how many of the n records count; the others are padding.
         clipped: [n] how many numbers of each record lay beyond what its field can hold.
-        unreadable, too_small: pictures that were left out since the batch before.
+        names: index -> file of what each record was made of, in order; with them, a record that is not finite
+            is left out. Empty: it is an error.
+        left_out: index -> why, of what was left out since the batch before.
         cut: captions that were cut.
     """
 
@@ -66,8 +69,8 @@ class Batch:
     arrays: Mapping[str, Any]
     count: int
     clipped: Any = None
-    unreadable: Sequence[str] = ()
-    too_small: int = 0
+    names: Mapping[int, str] = field(default_factory=dict)
+    left_out: Mapping[int, Skipped] = field(default_factory=dict)
     cut: int = 0
     last: bool = False
 

@@ -11,13 +11,13 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from pom_jax.data.fields import check_fields
+from pom_jax.data.fields import NOT_FINITE, check_fields, finite
 from pom_jax.data.manifest import (
     FILE,
     UNFINISHED,
@@ -27,12 +27,15 @@ from pom_jax.data.manifest import (
     read_manifest,
     sha256,
 )
+from pom_jax.data.pictures import Skipped
 from pom_jax.data.recipe import Batch, Piece, Recipe, check_settings
 from pom_jax.data.shards import DiskError, Moments, ShardFile, check_batch, free_space, to_records
 from pom_jax.errors import InputError
 
 PLAN = "plan.json"
-UNREADABLE = "unreadable.txt"
+UNUSABLE = "unreadable.txt"  # a line for each file that cannot be used: its name and why
+LEFT_OUT = "left_out.json"  # shard -> indices that have no record in it: what cannot be used or is too small
+FIRST = 10  # of what cannot be used, that a message shows
 CLIPPED = 0.01  # of the numbers of a shard: more, and int8 is no way to store them
 
 
@@ -44,7 +47,7 @@ class _Growing:
     file: ShardFile
     moments: Moments
     seen: dict[str, Any] = field(
-        default_factory=lambda: {"unreadable": [], "too_small": 0, "clipped": 0, "cut": 0}
+        default_factory=lambda: {"unreadable": [], "too_small": 0, "left_out": [], "clipped": 0, "cut": 0}
     )
 
 
@@ -55,11 +58,12 @@ class Unfinished:
         out: the folder to make.
         recipe: of the set.
         host, hosts: which of how many hosts this is; each has its own lock.
-        max_unreadable: pictures that may be left out because they cannot be read.
+        max_unreadable: samples that may be left out because they cannot be used.
 
     Raises:
         InputError: something else at `out`, a set begun with other settings, a second command at work on it,
-            too many unreadable pictures, or a disk that takes no more. Whole shards stay what they are.
+            too many samples that cannot be used, nothing left, or a disk that takes no more. Whole shards
+            stay what they are.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class Unfinished:
         self._lock: IO[str] | None = None
         self._growing: _Growing | None = None
         self._failed = False
-        self._unreadable: list[str] = []
+        self._unusable: list[str] = []  # of all hosts before this start, and of this one since
 
     def __enter__(self) -> "Unfinished":
         check_free(self.out)
@@ -127,7 +131,7 @@ class Unfinished:
 
     def missing(self) -> list[Piece]:
         """The pieces of this host, every `hosts`-th, whose shards are not there yet."""
-        self._unreadable = [
+        self._unusable = [
             name for facts in map(self._facts, self.recipe.pieces) if facts for name in facts["unreadable"]
         ]
         own = self.recipe.pieces[self._host :: self._hosts]
@@ -153,20 +157,18 @@ class Unfinished:
             moments = Moments(fields["mean"].shape[-1])
             self._growing = _Growing(piece, ShardFile(self.folder / f"{piece.name}.part"), moments)
         now = self._growing
-        self._count_unreadable(batch.unreadable)
-        now.seen["unreadable"] += batch.unreadable
-        now.seen["too_small"] += batch.too_small
+        batch = _without_padding(batch)
+        self._leave_out(now, batch.left_out)
         now.seen["cut"] += batch.cut
         if batch.count:
-            arrays = {name: np.asarray(array)[: batch.count] for name, array in batch.arrays.items()}
             limits = {"classes": len(self.recipe.classes), "words": len(self.recipe.words)}
             where = {"split": f"{piece.name} (its part)", "start": now.file.records}
-            arrays = check_batch(fields, arrays, **limits, **where)
+            arrays = check_batch(fields, batch.arrays, **limits, **where)
             now.moments.add(fields, arrays)
             for record in to_records(arrays):
                 now.file.append(record.tobytes())
             if batch.clipped is not None:
-                now.seen["clipped"] += int(np.asarray(batch.clipped)[: batch.count].sum())
+                now.seen["clipped"] += int(batch.clipped.sum())
         if batch.last:
             self._close(now)
             self._growing = None
@@ -191,14 +193,33 @@ class Unfinished:
         }
         _write_whole(self.folder / f"{now.piece.name}.json", json.dumps(facts, indent=1) + "\n")
 
-    def _count_unreadable(self, found: Sequence[str]) -> None:
-        self._unreadable += found
-        if len(self._unreadable) > self._max_unreadable:
-            shown = "".join(f"\n  {name}" for name in self._unreadable[:10])
+    def _leave_out(self, now: _Growing, found: Mapping[int, Skipped]) -> None:
+        unusable = [f"{one.name}: {one.reason}" for one in found.values() if one.reason is not None]
+        now.seen["left_out"] += found
+        now.seen["unreadable"] += unusable
+        now.seen["too_small"] += len(found) - len(unusable)
+        self._unusable += unusable
+        if len(self._unusable) > self._max_unreadable:
+            self._list(self._unusable)
             raise InputError(
-                f"{len(self._unreadable)} {self.recipe.unit} cannot be read, more than --max-unreadable="
-                f"{self._max_unreadable}; repair or remove them, or allow more. The first:{shown}"
+                f"{len(self._unusable)} {self.recipe.unit} cannot be used, more than --max-unreadable="
+                f"{self._max_unreadable}: allow more, and the same command goes on; or repair them, and "
+                f"remove {self.folder} to begin anew.{self._shown(self._unusable)}"
             )
+
+    def _list(self, unusable: Sequence[str]) -> None:
+        path = self.folder / UNUSABLE
+        if unusable:
+            _write_whole(path, "\n".join(sorted(unusable)) + "\n")
+        else:
+            path.unlink(missing_ok=True)  # of an earlier start
+
+    def _shown(self, unusable: Sequence[str]) -> str:
+        """For messages: where the samples that cannot be used are listed, and the first of them."""
+        if not unusable:
+            return ""
+        lines = "".join(f"\n  {line}" for line in sorted(unusable)[:FIRST])
+        return f" {self.folder / UNUSABLE} lists them, first:{lines}"
 
     def _facts(self, piece: Piece) -> dict[str, Any] | None:
         """What is known of a shard that is whole; None if it is not there or was cut since."""
@@ -220,12 +241,17 @@ class Unfinished:
             # Another host may have been quicker, and the folder is gone.
             return read_manifest(self.out) if (self.out / FILE).is_file() else None
         whole = [found for found in facts if found is not None]
-        manifest = self._manifest(whole)
-        listed = sorted(name for found in whole for name in found["unreadable"])
+        left_out = {
+            piece.name: found["left_out"]
+            for found, piece in zip(whole, self.recipe.pieces, strict=True)
+            if found.get("left_out")
+        }
         try:
+            self._list([name for found in whole for name in found["unreadable"]])
+            manifest = self._manifest(whole)
             self._compare(whole)
-            if listed:
-                _write_whole(self.folder / UNREADABLE, "\n".join(listed) + "\n")
+            if left_out:
+                _write_whole(self.folder / LEFT_OUT, json.dumps(left_out) + "\n")
             _write_whole(self.folder / FILE, manifest.to_json())
             self.folder.rename(self._home)
         except FileNotFoundError:
@@ -247,6 +273,17 @@ class Unfinished:
                     "The same command makes this shard again."
                 )
 
+    def _nothing_left(self, split: str, whole: Sequence[Mapping[str, Any]]) -> InputError:
+        own = [found for found, piece in zip(whole, self.recipe.pieces, strict=True) if piece.split == split]
+        unusable = [name for found in own for name in found["unreadable"]]
+        causes = f"{len(unusable)} cannot be used"
+        if small := sum(found["too_small"] for found in own):
+            causes += f", {small} are below --min-size={self.recipe.settings['min_size']}"
+        return InputError(
+            f"none of the {self.recipe.unit} is left in split {split} of {self.out}: {causes}. Give others "
+            f"or other flags, and remove {self.folder} to begin anew.{self._shown(unusable)}"
+        )
+
     def _manifest(self, whole: Sequence[Mapping[str, Any]]) -> Manifest:
         moments = Moments(self.recipe.fields["mean"].shape[-1])
         splits: dict[str, list[Shard]] = {"train": [], "test": []}
@@ -258,10 +295,7 @@ class Unfinished:
                 moments.pixels += found["pixels"]
         for split, shards in splits.items():
             if not shards:
-                raise InputError(
-                    f"none of the {self.recipe.unit} is left in split {split} of {self.out}: all cannot be "
-                    f"read or are below --min-size; lower that, and remove {self.folder} to begin anew"
-                )
+                raise self._nothing_left(split, whole)
         counts = {
             "unreadable": sum(len(found["unreadable"]) for found in whole),
             "below_min_size": sum(found["too_small"] for found in whole),
@@ -284,6 +318,36 @@ class Unfinished:
             words=r.words,
             text_encoder=r.text_encoder,
         )
+
+
+def _without_padding(batch: Batch) -> Batch:
+    """The records that count, in numpy; of those with names, the finite ones: the others are left out."""
+    arrays = {name: np.asarray(array)[: batch.count] for name, array in batch.arrays.items()}
+    clipped = None if batch.clipped is None else np.asarray(batch.clipped)[: batch.count]
+    bad = {
+        int(place): f"field {name}: {NOT_FINITE}"
+        for name, array in arrays.items()
+        for place in np.flatnonzero(~finite(array))
+    }
+    if not (bad and batch.names):
+        return replace(batch, arrays=arrays, clipped=clipped)
+    files, places = list(batch.names.items()), list(bad)
+    skipped = {files[place][0]: Skipped(files[place][1], reason) for place, reason in bad.items()}
+    return replace(
+        batch,
+        arrays={name: np.delete(array, places, axis=0) for name, array in arrays.items()},
+        count=batch.count - len(bad),
+        clipped=None if clipped is None else np.delete(clipped, places),
+        left_out={**batch.left_out, **skipped},
+    )
+
+
+def read_left_out(folder: Path) -> dict[str, list[int]]:
+    """The indices of each shard of a finished set that have no record in it; none where no file tells."""
+    try:
+        return json.loads((folder / LEFT_OUT).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def find_finished(out: str | Path, recipe: Recipe) -> Manifest | None:
@@ -310,7 +374,7 @@ def find_finished(out: str | Path, recipe: Recipe) -> Manifest | None:
 def tidy(out: Path, recipe: Recipe) -> None:
     """Removes from a finished set what only its making needed."""
     names = [PLAN, *(f"{piece.name}{ending}" for piece in recipe.pieces for ending in (".json", ".part"))]
-    for path in [*map(out.joinpath, names), *out.glob("host-*.lock"), *out.glob("*.json.*.part")]:
+    for path in [*map(out.joinpath, names), *out.glob("host-*.lock"), *out.glob("*.*.*.part")]:
         path.unlink(missing_ok=True)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pom_jax.data.captioned_jobs import Reader
-from pom_jax.data.clips import UnusableClip, read_clip
+from pom_jax.data.clips import TooSmallClip, UnusableClip, read_clip
 from pom_jax.data.pictures import Skipped
 from pom_jax.errors import InputError
 
@@ -23,6 +23,8 @@ def clip_reader(fps: float | None = None, min_size: int = 0) -> Reader:
         frames, height, width, _ = shape
         try:
             return read_clip(folder / name, frames, (height, width), fps=fps, min_size=min_size)
+        except TooSmallClip:
+            return Skipped(name)
         except UnusableClip as error:
             return Skipped(name, str(error))
 

@@ -164,14 +164,13 @@ def test_the_command_stores_what_the_encoders_make_and_lists_what_it_leaves_out(
     listed = (made / "unreadable.txt").read_text().splitlines()
     reasons = dict(line.split(": ", 1) for line in listed)
     assert reasons.pop("short.mp4") == "too short: 9 frames, --frames=16"
-    assert reasons.pop("small.mp4") == "too small: 20 x 12, --min-size=16"
     assert reasons.pop("silent.mp4") == "no caption"
     assert reasons.pop("lost.mp4").startswith("FileNotFoundError")
     assert {name: reason.split(":")[0] for name, reason in reasons.items()} == {
         "broken.mp4": "InvalidDataError",
         "text.mp4": "InvalidDataError",
     }
-    assert manifest.made_by["unreadable"] == "6"
+    assert (manifest.made_by["unreadable"], manifest.made_by["below_min_size"]) == ("5", "1")
     with Image.open(f"{made}-check.png") as sheet:
         assert sheet.width > 3 * SIZE[1]
 
@@ -323,7 +322,7 @@ def test_captions_are_encoded_one_as_many_and_cut(text_encoder):
         (("--text-encoder={cog}",), "--text-encoder={cog} cannot be loaded"),
         (("--source=nowhere.csv",), "--source=nowhere.csv does not exist"),
         (("--hosts=2",), "--hosts=2 goes with --host=I"),
-        (("--max-unreadable=5",), "clips cannot be read, more than --max-unreadable=5"),
+        (("--max-unreadable=4",), "5 clips cannot be used, more than --max-unreadable=4"),
     ],
 )
 def test_what_cannot_be_used_is_refused(changes, message, clips, autoencoder, text_encoder, tmp_path, capsys):
@@ -421,6 +420,17 @@ def test_pictures_with_captions_become_clips_of_one_frame(mirror, pictures, text
         if mirror:
             np.testing.assert_array_equal(mean[1, 0], mean[0, 0][:, ::-1])
     np.testing.assert_array_equal(batch["text"][0], TextEncoder(text_encoder, 6)(["a red square"])["text"][0])
+
+
+def test_the_check_tells_the_captions_of_a_file_from_one_another(text_encoder, tmp_path, capsys):
+    names = [f"{number}.png" for number in range(8)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (16, 16), (20 * number,) * 3).save(tmp_path / name)
+    rows = [(name, caption) for name in names for caption in ("", "a red square")]
+    table = write_table(tmp_path / "pictures.csv", rows)
+    words = caption_flags(table, text_encoder, tmp_path / "set", "--shard-pictures=100", "--check=3")
+    assert prepare_command.main(words) == 0
+    assert "crops above, what is stored below: identical" in capsys.readouterr().out
 
 
 def test_pictures_with_captions_become_latents_of_the_librarys_own_autoencoder(
