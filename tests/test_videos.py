@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 import prepare as prepare_command
 from pom_jax.data.captioned import open_captioned, read_table, share_out
+from pom_jax.data.captioned_pictures import picture_reader
 from pom_jax.data.clips import UnusableClip, at_rate
 from pom_jax.data.commands import parse_size
-from pom_jax.data.pictures import ENDINGS, centre_crop, cover_crop
+from pom_jax.data.pictures import ENDINGS, centre_crop, cover_crop, open_pictures
 from pom_jax.errors import InputError
 
 
@@ -137,6 +138,40 @@ def test_crops_cover_any_shape_from_the_middle():
     np.testing.assert_array_equal(cover_crop(picture, 90, 50), np.asarray(picture)[:, 40:90])
     np.testing.assert_array_equal(cover_crop(picture, 30, 130), np.asarray(picture)[30:60])
     assert cover_crop(picture, 200, 100).shape == (200, 100, 3)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_a_picture_with_a_caption_stands_upright_and_one_with_a_label_as_adm_has_it(
+    tmp_path, orientation, ending
+):
+    corners = np.kron([[0, 60], [120, 180]], np.ones((32, 32))).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(np.stack([corners] * 3, -1)).save(path, exif=exif, quality=100)
+    crop = picture_reader().read(tmp_path, path.name, (64, 64, 3))
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(crop, ImageOps.exif_transpose(picture).convert("RGB"))
+    if ending != "tif":  # which Pillow turns by itself
+        as_stored = open_pictures(tmp_path).crop(0, 64)
+        assert bool(np.all(crop == as_stored)) == (orientation in (1, 9))
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of Pillow, about the damage
+def test_a_picture_whose_exif_is_damaged_is_read_all_the_same(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Make] = "camera"
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg", exif=exif)
+    data = bytearray((tmp_path / "a.jpg").read_bytes())
+    first = data.index(b"Exif") + 6
+    length = int.from_bytes(data[first - 8 : first - 6])  # from there on
+    for place in range(first, first - 8 + length):
+        for value in (0, 1, 255):
+            damaged = bytes(data[:place] + bytes([value]) + data[place + 1 :])
+            (tmp_path / "a.jpg").write_bytes(damaged)
+            assert isinstance(picture_reader().read(tmp_path, "a.jpg", (32, 32, 3)), np.ndarray)
 
 
 def test_sizes_are_height_times_width():

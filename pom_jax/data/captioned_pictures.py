@@ -10,12 +10,12 @@ from PIL import Image
 from pom_jax.data.captioned_jobs import Reader
 from pom_jax.data.encoding import Encoded, Encoder
 from pom_jax.data.manifest import Field
-from pom_jax.data.pictures import UNREADABLE, Skipped, centre_crop
+from pom_jax.data.pictures import Skipped, read_crop
 from pom_jax.errors import InputError
 
 
 def picture_reader(min_size: int = 0) -> Reader:
-    """Reads pictures, but for those whose shorter side is below `min_size`.
+    """Reads pictures, upright as EXIF says, but for those whose shorter side is below `min_size`.
 
     Raises:
         InputError: a number out of range.
@@ -24,19 +24,13 @@ def picture_reader(min_size: int = 0) -> Reader:
         raise InputError(f"--min-size={min_size} must be at least 0")
 
     def read(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray | Skipped:
-        try:
-            with Image.open(folder / name) as picture:
-                if min(picture.size) < min_size:
-                    return Skipped(name)
-                return centre_crop(picture, shape[0])
-        except UNREADABLE as error:
-            return Skipped(name, f"{type(error).__name__}: {error}")
+        return read_crop(lambda: Image.open(folder / name), name, shape[0], min_size, turn=True)
 
     return Reader(
         "pictures",
         read,
         settings={"min_size": str(min_size)},
-        crop="ADM's centre crop",
+        crop="turned as EXIF says, then ADM's centre crop",
         packages=("pillow", "jax", "torch", "transformers"),
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pom_jax.errors import BROKEN_NPZ, InputError
 
@@ -21,6 +21,16 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # What Pillow raises for files that are no pictures, cut or broken, or blow up beyond all memory.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 UNREADABLE += (Image.DecompressionBombError,)
+
+TURNS = {  # of each EXIF orientation, what sets it upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 ONE_CLASS = ("all",)
 LONGEST = 100  # sides of a crop that a picture may be long: one of 1 x 60,000 pixels would become gigabytes
@@ -65,18 +75,42 @@ class Pictures:
         return digest.hexdigest()[:16]
 
     def crop(self, index: int, size: int, min_size: int = 0) -> np.ndarray | Skipped:
-        """One picture by `centre_crop`, [size, size, 3] uint8; safe to call from several threads.
+        """One picture by `read_crop`, as ADM does: an EXIF orientation turns nothing."""
+        return read_crop(lambda: self.open(index), self.names[index], size, min_size)
 
-        Args:
-            min_size: a picture whose shorter side has fewer pixels is skipped.
-        """
-        try:
-            with self.open(index) as picture:
-                if min(picture.size) < min_size:
-                    return Skipped(self.names[index])
-                return centre_crop(picture, size)
-        except UNREADABLE as error:
-            return Skipped(self.names[index], f"{type(error).__name__}: {error}")
+
+def read_crop(
+    open_picture: Callable[[], Image.Image], name: str, size: int, min_size: int = 0, *, turn: bool = False
+) -> np.ndarray | Skipped:
+    """One picture by `centre_crop`, [size, size, 3] uint8; safe to call from several threads.
+
+    Args:
+        open_picture: opens it.
+        name: of its file, for `Skipped`.
+        size: pixels of the crop's side.
+        min_size: a picture whose shorter side has fewer pixels is skipped.
+        turn: set it upright first, as its EXIF orientation says.
+    """
+    try:
+        with open_picture() as picture:
+            if min(picture.size) < min_size:
+                return Skipped(name)
+            return centre_crop(upright(picture) if turn else picture, size)
+    except UNREADABLE as error:
+        return Skipped(name, f"{type(error).__name__}: {error}")
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says; as it is where there is none or EXIF is damaged.
+
+    `ImageOps.exif_transpose` writes all of EXIF anew, and fails in many ways where some of it is damaged.
+    """
+    picture.load()  # a TIFF is turned by that
+    try:
+        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except UNREADABLE:
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
