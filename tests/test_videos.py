@@ -73,6 +73,22 @@ def test_sources_that_hold_nothing_are_refused(tmp_path):
         open_captioned(tmp_path / "a.csv", tmp_path / "a.csv", ENDINGS, "pictures")
 
 
+def test_texts_that_are_captions_are_not_counted_among_files_left_out(tmp_path):
+    for name in ("x.PNG", "y.jpg", "z.v2.png", "sub/x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    for name in ("x", "y", "z.v2", "sub/x", "readme", "sub/y"):
+        (tmp_path / f"{name}.txt").write_text(f"a {name}")
+    (tmp_path / "notes.md").touch()
+    found = open_captioned(tmp_path, None, ENDINGS, "pictures")
+    captions = {name: found.caption(index) for index, name in enumerate(found.names)}
+    assert captions == {"sub/x.png": "a sub/x", "x.PNG": "a x", "y.jpg": "a y", "z.v2.png": "a z.v2"}
+    assert found.others == {".txt": 2, ".md": 1}
+    table = tmp_path.parent / f"{tmp_path.name}.csv"
+    table.write_text("path,caption\nx.PNG,another\n")
+    assert open_captioned(tmp_path, table, ENDINGS, "pictures").others == {".txt": 6, ".md": 1}
+
+
 def test_captions_of_a_table_go_to_the_files_it_names(tmp_path):
     for name in ("x", "y", "z"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")

@@ -14,6 +14,8 @@ from pom_jax.data.pictures import find_pictures
 from pom_jax.data.recipe import Piece, cut, hold_out
 from pom_jax.errors import InputError
 
+TEXT = ".txt"  # ends the name of the caption beside a file
+
 
 @dataclass(frozen=True)
 class Captioned:
@@ -74,7 +76,9 @@ def open_captioned(
             f"--source={path} {what}: give a folder of {unit}, or a .csv with columns path,caption"
         )
     others: Counter[str] = Counter()
-    found = sorted(os.path.relpath(one, path) for one in find_pictures(path, others, endings))
+    search = endings if table is not None else (*endings, TEXT)
+    paths = sorted(os.path.relpath(one, path) for one in find_pictures(path, others, search))
+    found = [one for one in paths if one.lower().endswith(endings)]
     name = path.resolve().name
     if table is not None:
         names, captions = read_table(Path(table))
@@ -84,8 +88,11 @@ def open_captioned(
     if not found:
         raise InputError(f"--source={path} holds no {unit} ({', '.join(endings)})")
 
+    texts = {os.path.splitext(one)[0] + TEXT for one in found}
+    others.update(os.path.splitext(one)[1] for one in set(paths).difference(found, texts))
+
     def caption(index: int) -> str:
-        text = (path / found[index]).with_suffix(".txt")
+        text = (path / found[index]).with_suffix(TEXT)
         return _one_line(text.read_text(encoding="utf-8-sig")) if text.is_file() else ""
 
     return Captioned(name, path, found, caption, _fingerprint(found, ["beside"]), others)
