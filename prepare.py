@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pom_jax.compilation import keep_programs
 from pom_jax.data import Manifest, commands, digits, moving_digits
+from pom_jax.data.manifest import growing
 from pom_jax.errors import REFUSALS, InputError, explain
 from pom_jax.paths import argument_path
 
@@ -48,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
             raise
         return explain(error)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on after the last whole shard", file=sys.stderr, flush=True)
+        kept = "; the same command goes on after the last whole shard"
+        print(f"stopped{kept * growing(arguments.out).is_dir()}", file=sys.stderr, flush=True)
         os._exit(130)  # the usual way out waits for all threads
     if manifest is None:
         print(
@@ -93,6 +95,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
             seed=arguments.seed,
         ),
         recipe="moving_digits",
+        folder="data/moving-digits; with --captions=direction data/moving-digits-direction",
         description="The digits in motion, with captions such as 'a three moving left': no download.",
     )
     add_moving_digits_flags(moving)
@@ -137,11 +140,18 @@ def add_command(
     *,
     description: str,
     recipe: str,
+    folder: str | None = None,
 ) -> argparse.ArgumentParser:
-    """Adds one data set to the command line; `recipe` is the one in configs/ that uses it."""
+    """Adds one data set to the command line.
+
+    Args:
+        recipe: the one in configs/ that uses it.
+        folder: that is made by default, in words; None: data/NAME.
+    """
     command = sets.add_parser(name, help=description, description=description, allow_abbrev=False)
+    default = folder or f"data/{name}"
     command.add_argument(
-        "--out", type=argument_path, metavar="DIR", help=f"folder to make (default: data/{name})"
+        "--out", type=argument_path, metavar="DIR", help=f"folder to make (default: {default})"
     )
     command.set_defaults(prepare=prepare, recipe=recipe)
     return command

@@ -109,6 +109,14 @@ def test_the_command_makes_captions_of_the_direction_alone(tmp_path, capsys):
     assert "--size=8 must be at least 9" in capsys.readouterr().err
 
 
+def test_the_help_names_the_folders_that_are_made_by_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        prepare_command.main(["moving-digits", "--help"])
+    folders = [f"data/{moving_digits.set_name(kind)}" for kind in moving_digits.CAPTIONS]
+    assert f"(default: {folders[0]}; with --captions=direction {folders[1]})" in capsys.readouterr().out
+
+
 def test_the_model_sees_clips(folder):
     manifest, batch = everything(folder, "test")
     x = pipeline.images({"mean": batch["mean"][:2]}, jax.random.key(0), manifest)

@@ -199,6 +199,31 @@ def test_a_killed_command_goes_on_and_redoes_no_whole_shard(tmp_path, capsys):
     assert (tmp_path / "other/set/manifest.json").read_bytes() == (out / "manifest.json").read_bytes()
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_ctrl_c_promises_to_go_on_only_where_something_is_kept(kept, tmp_path):
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import prepare; "
+        "sys.exit(prepare.main(sys.argv[1:]))"
+    )
+    words, begun = ["moving-digits", "--clips=5000000"], ".set.writing-*/train*"
+    if kept:
+        (tmp_path / "source").mkdir()
+        for number in range(200):
+            Image.fromarray(photographs()["china"]).save(tmp_path / f"source/{number:03d}.jpg")
+        words, begun = ["images", f"--source={tmp_path}/source", "--size=256"], "set.unfinished/train*"
+    command = [sys.executable, "-c", program, *words, f"--out={tmp_path}/set"]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **streams)
+    while not list(tmp_path.glob(begun)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1].splitlines()[-1]
+    assert process.returncode == 130
+    assert said == "stopped" + "; the same command goes on after the last whole shard" * kept
+    assert [path.name for path in tmp_path.glob("*set*")] == ["set.unfinished"] * kept
+
+
 def test_a_full_disk_keeps_whole_shards_and_a_flipped_byte_is_noticed(source, tmp_path):
     out, growing = tmp_path / "set", tmp_path / "set.unfinished"
     job = pixel_job(source)

@@ -200,12 +200,17 @@ def read_manifest(folder: str | Path, advice: str = ADVICE) -> Manifest:
     return manifest
 
 
-def _no_manifest(folder: Path, advice: str) -> str:
+def growing(folder: Path) -> Path:
+    """Where `prepare.py` makes the set of a folder until it is whole."""
     home = folder.resolve()  # of a link: what it leads to
-    growing = home.parent / f"{home.name}{UNFINISHED}"
-    if growing.is_dir():
+    return home.parent / f"{home.name}{UNFINISHED}"
+
+
+def _no_manifest(folder: Path, advice: str) -> str:
+    part = growing(folder)
+    if part.is_dir():
         return (
-            f"data folder {folder} is not finished: {growing.name} beside it holds a part. The prepare.py "
+            f"data folder {folder} is not finished: {part.name} beside it holds a part. The prepare.py "
             "command that began it goes on with it."
         )
     what = "has no manifest.json" if folder.is_dir() else "does not exist"

@@ -20,10 +20,10 @@ import numpy as np
 from pom_jax.data.fields import NOT_FINITE, check_fields, finite
 from pom_jax.data.manifest import (
     FILE,
-    UNFINISHED,
     Manifest,
     Shard,
     check_affine,
+    growing,
     read_manifest,
     sha256,
 )
@@ -73,7 +73,7 @@ class Unfinished:
         check_affine(recipe.scale, recipe.shift)
         self.out, self.recipe = Path(out), recipe
         self._home = self.out.resolve()  # a link may lead to another disk
-        self.folder = self._home.parent / f"{self._home.name}{UNFINISHED}"
+        self.folder = growing(self.out)
         self._host, self._hosts, self._max_unreadable = host, hosts, max_unreadable
         self._lock: IO[str] | None = None
         self._growing: _Growing | None = None
