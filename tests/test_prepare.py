@@ -137,9 +137,10 @@ def test_latents_are_those_of_crops_and_their_mirror_images(source, autoencoder,
     assert 0 < shown.ratio < 40
 
 
-def test_pixels_are_the_same_for_any_hosts_workers_and_batches(source, tmp_path):
+def test_pixels_are_the_same_for_any_hosts_workers_and_batches(source, tmp_path, capsys):
     job = pixel_job(source)
     whole = make(job, tmp_path / "whole", workers=1, batch_size=3)
+    assert "40 pictures in " in capsys.readouterr().out
     assert prepare(job, tmp_path / "shared", hosts=2, host=1) is None
     assert not (tmp_path / "shared").exists()
     shared = make(job, tmp_path / "shared", hosts=2, host=0, workers=3, batch_size=16)

@@ -191,6 +191,7 @@ def videos(arguments: argparse.Namespace) -> "Manifest | None":
         batch_size=arguments.batch_size,
         device=arguments.device,
         precision=arguments.precision,
+        say=_say,
     )
     job = plan(
         clips,
@@ -277,8 +278,16 @@ def _text_encoder(arguments: argparse.Namespace) -> "TextEncoder":
     from pom_jax.data.text_encoder import TextEncoder
 
     return TextEncoder(
-        arguments.text_encoder, arguments.tokens, device=arguments.device, precision=arguments.precision
+        arguments.text_encoder,
+        arguments.tokens,
+        device=arguments.device,
+        precision=arguments.precision,
+        say=_say,
     )
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _choices(arguments: argparse.Namespace) -> dict[str, Any]:

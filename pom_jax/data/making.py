@@ -101,7 +101,7 @@ def prepare(
             f"--workers={workers} and --batch-size={batch_size} must be at least 1, "
             f"--max-unreadable={max_unreadable} at least 0"
         )
-    progress = progress or PrepareProgress()
+    progress = progress or PrepareProgress(unit=job.recipe.unit)
     if (manifest := find_finished(out, job.recipe)) is not None:
         progress.say(f"{out} is there already, made with the same settings")
         return manifest

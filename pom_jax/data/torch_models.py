@@ -65,7 +65,7 @@ def load_model(
     module.utils.logging.disable_progress_bar()
     if not (folder / "config.json").is_file():
         raise InputError(f"{flag}={folder} has no config.json: give a folder that {package} can load")
-    broken = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+    broken = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)
     broken += (require("safetensors", flag).SafetensorError,)
     try:
         model, found = getattr(module, kind).from_pretrained(

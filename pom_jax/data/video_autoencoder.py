@@ -75,7 +75,12 @@ class VideoAutoencoder:
         self.crop_shape: tuple[int, ...] = (frames, *size, 3)
         latent = (frames // time, size[0] // space, size[1] // space, config.latent_channels)
         self.fields: Mapping[str, Field] = {name: Field("float16", (1, *latent)) for name in ("mean", "std")}
-        self.scale = float(config.scaling_factor if scale is None else scale)
+        factor = config.scaling_factor if scale is None else scale
+        if factor is None:
+            raise InputError(
+                f"{FLAG}={folder}: scaling_factor is null in config.json; write the number there"
+            )
+        self.scale = float(factor)
         self.shift = 0.0 - float(config.shift_factor or 0.0) * self.scale
         digest = weights_sha256(folder, say)
         self.autoencoder: str | None = f"{folder.resolve().name} sha256:{digest}"
@@ -159,7 +164,9 @@ def _kind(folder: Path) -> str:
     """Which autoencoder a folder holds."""
     try:
         config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise InputError(f"{FLAG}={folder}: config.json is no JSON in UTF-8: {error}") from error
+    except OSError as error:
         inside = f", but a folder vae: give {folder / 'vae'}" if (folder / "vae").is_dir() else ""
         raise InputError(f"{FLAG}={folder} has no config.json{inside or f' ({error})'}") from error
     found = config.get("_class_name") if isinstance(config, dict) else None
