@@ -2,8 +2,9 @@
 
 States say how noisy the frames were that left them. While a chunk is denoised its frames read the states of
 the past together with what they leave themselves, at the noise they have then; those states are thrown away.
-Once the chunk is finished it runs once more, at time 0, and its clean states are added. So the past is always
-clean, which a model must have been trained for, with a time for each frame (`diffusion.frame_times`).
+Once the chunk is finished it runs once more, at time 0, and its clean states are added, as soon as another
+chunk follows or the state is asked for. So the past is always clean, which a model must have been trained
+for, with a time for each frame (`diffusion.frame_times`).
 """
 
 import dataclasses
@@ -58,7 +59,6 @@ class Denoise:
     guided: bool
     bounded: bool
 
-    name = "sampler"
     donated = ()
 
     def __call__(
@@ -126,7 +126,6 @@ class Add:
 
     model: Polymorpher
 
-    name = "reader of finished frames"
     donated = (3,)  # what was carried; what comes out is as large
 
     def __call__(self, params: Any, x: jax.Array, text: Text, halves: Halves, first: jax.Array) -> Halves:
@@ -199,9 +198,9 @@ class Programs:
         return len(self._compiled)
 
     def compile(
-        self, program: Denoise | Add, arguments: tuple[Any, ...], progress: Progress | None
+        self, program: Denoise | Add, name: str, arguments: tuple[Any, ...], progress: Progress | None
     ) -> Program:
-        """The program for arguments like these; `progress` hears of a program once, whatever its lengths."""
+        """The program for arguments like these; `progress` hears its name once, whatever its lengths."""
         leaves, structure = jax.tree.flatten(arguments)
         key = (program, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if key not in self._compiled:
@@ -210,7 +209,7 @@ class Programs:
             told = None if program in self._announced else progress
             self._announced.add(program)
             if told is not None:
-                told.compiling(program.name)
+                told.compiling(name)
             began = time.perf_counter()
             compiled = lowered.compile()
             memory = compiled.memory_analysis()  # takes its time, so once

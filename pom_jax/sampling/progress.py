@@ -13,7 +13,7 @@ class Progress(Protocol):
     """Is told what a generator does."""
 
     def compiling(self, what: str) -> None:
-        """A program is about to be compiled: "sampler" or "decoder"."""
+        """A program is about to be compiled, such as "sampler" or "decoder"."""
         ...
 
     def compiled(self, seconds: float) -> None:

@@ -47,29 +47,39 @@ class StreamedFrames:
     Attributes:
         frames: [N, c, H, W, C] float32, in the space of the model.
         first: number of the first of them in the film.
-        state_bytes: what the films carry on, all together.
         working_bytes: what the program that drew the frames needs beside its inputs and results; 0 for given
             ones.
     """
 
-    def __init__(self, frames: np.ndarray, films: "Films", working_bytes: int):
-        self.frames, self.first = frames, films.frame - frames.shape[1]
-        self.state_bytes, self.working_bytes = films.state_bytes, working_bytes
-        self._films, self._end = films, films.frame
+    def __init__(self, frames: np.ndarray, drawing: "Drawing", working_bytes: int):
+        self._drawing, self._end = drawing, drawing.films.frame
+        self.frames, self.first = frames, self._end - frames.shape[1]
+        self.working_bytes = working_bytes
 
     @property
     def state(self) -> StreamState:
         """A copy of what the films carry on after these frames.
 
         Raises:
-            InputError: later frames have been asked for, with the memory of this state.
+            InputError: later frames have been drawn, with the memory of this state.
         """
-        if self._films.frame != self._end:
+        return self._films().state()
+
+    @property
+    def state_bytes(self) -> int:
+        """Size of what the films carry on after these frames, all together; raises as `state`."""
+        return self._films().state_bytes
+
+    def _films(self) -> "Films":
+        """After these frames and no later ones, their states added."""
+        films = self._drawing.films
+        if films.frame != self._end:
             raise InputError(
                 f"the state after frame {self._end} is gone, for the stream has gone on to frame "
-                f"{self._films.frame}: take it before the next frames are asked for"
+                f"{films.frame}: take it before the next frames are asked for"
             )
-        return self._films.state()
+        self._drawing.add_states()
+        return films
 
 
 class Place(NamedTuple):
@@ -103,10 +113,17 @@ class Batch:
 
 
 class Films:
-    """N films on the devices, in batches of one size, after the same number of frames."""
+    """N films on the devices, in batches of one size, after the same number of frames.
+
+    Attributes:
+        frame: finished frames, which is the number of the next one.
+        batches: of films.
+        unread: batches to whose states the last finished frames [B, c, H, W, C] are still to be added.
+    """
 
     def __init__(self, start: StreamState, size: int, put: Put):
         self.frame, self._start = start.frame, start._replace(halves=())
+        self.unread: list[tuple[Batch, jax.Array]] = []
         count = len(start.films)
         self.batches = []
         for first in range(0, count, size):
@@ -188,7 +205,8 @@ class Drawing:
         count = sum(batch.place.count for batch in films.batches)
         given = 0 if self.given is None else self.given.shape[1]
         for length, known in pieces(total, given, self.denoise[0].shape[0]):
-            parts, working = [], 0
+            self.add_states()
+            parts, drawn, working = [], [], 0
             for batch in films.batches:
                 if known:
                     assert self.given is not None
@@ -198,30 +216,42 @@ class Drawing:
                     x = program.run(*arguments)
                     x = x if x.shape[1] == length else x[:, :length]
                     working = max(working, program.working_bytes)
-                if self.add is not None:
-                    batch.halves = self._added(self.add, batch, x)
+                drawn.append((batch, x))
                 parts.append(np.asarray(x)[: batch.place.count])
                 if self.progress is not None and total is not None:
-                    drawn = done * count + length * (batch.place.first + batch.place.count)
-                    self.progress.drawn(drawn, total * count)
+                    ready = done * count + length * (batch.place.first + batch.place.count)
+                    self.progress.drawn(ready, total * count)
             found = np.concatenate(parts)
             self._check(found)
-            films.frame += length
+            # Not batch by batch: what fails or is interrupted leaves the films as they were.
+            films.frame, films.unread = films.frame + length, drawn
             done += length
-            yield StreamedFrames(found, films, working)
+            yield StreamedFrames(found, self, working)
+
+    def add_states(self) -> None:
+        """Adds the states of the last finished frames; not sooner, for nothing may follow them."""
+        unread = self.films.unread
+        while unread and self.add is not None:
+            batch, x = unread[-1]
+            batch.halves = self._added(self.add, batch, x)
+            unread.pop()
 
     def _denoise(self, batch: Batch, *, later: bool) -> tuple[Program, tuple[Any, ...]]:
         """The compiled program that draws a chunk, and its arguments now."""
         scale, first = self.whole((np.float32(self.scales[later]), np.int32(self.films.frame)))
         arguments = (self.params, scale, batch.keys, batch.text, batch.halves, first)
-        return self.programs.compile(self.denoise[later], arguments, self.progress), arguments
+        name = "sampler"
+        if self.add is not None and self.denoise[0] != self.denoise[1]:
+            name += f" of {'later' if later else 'first'} frames"
+        return self.programs.compile(self.denoise[later], name, arguments, self.progress), arguments
 
     def _added(self, add: Add, batch: Batch, x: jax.Array) -> Halves:
         """The states of a batch after its frames x; the ones before are gone."""
-        shape = (len(x), self.films.frame + x.shape[1], *x.shape[2:])
-        halves = self.put(add.with_room(batch.halves, shape))
-        arguments = (self.params, x, batch.text, halves, self.whole(np.int32(self.films.frame)))
-        return self.programs.compile(add, arguments, self.progress).run(*arguments)
+        halves = self.put(add.with_room(batch.halves, (len(x), self.films.frame, *x.shape[2:])))
+        first = self.whole(np.int32(self.films.frame - x.shape[1]))
+        arguments = (self.params, x, batch.text, halves, first)
+        program = self.programs.compile(add, "reader of finished frames", arguments, self.progress)
+        return program.run(*arguments)
 
     def _check(self, found: np.ndarray) -> None:
         if not np.isfinite(found).all():
