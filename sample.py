@@ -35,7 +35,9 @@ NUM = flags.DEFINE_integer(
     "Images, shared among the classes; the run's own number by default. Films of each prompt: one.",
 )
 PER_CLASS = flags.DEFINE_integer("per_class", None, "A sheet with a row of so many images for each class.")
-GUIDANCE = flags.DEFINE_list("guidance", None, "Guidance scale, 1 is off; the run's own by default.")
+GUIDANCE = flags.DEFINE_list(
+    "guidance", None, "Guidance scale, 1 is off; of films that of first frames; the run's own by default."
+)
 LATER_GUIDANCE = flags.DEFINE_float(
     "later_guidance", None, "Film: guidance of frames behind finished ones; the run's own by default."
 )
@@ -44,7 +46,9 @@ GUIDANCE_INTERVAL = flags.DEFINE_list(
     None,
     "LOW,HIGH: of time, 0 the data and 1 the noise, where guidance acts; the run's own by default.",
 )
-STEPS = flags.DEFINE_list("steps", None, "Sampler steps; the run's own by default.")
+STEPS = flags.DEFINE_list(
+    "steps", None, "Sampler steps; of films those of first frames; the run's own by default."
+)
 LATER_STEPS = flags.DEFINE_integer(
     "later_steps", None, "Film: sampler steps of frames behind finished ones; the run's own by default."
 )
@@ -60,8 +64,9 @@ SEED = flags.DEFINE_integer(
 OUT = flags.DEFINE_string(
     "out",
     None,
-    ".png a labelled grid, .npz arrays, .gif or .webp an animation; of films .gif, .webp or .mp4, .npz, or "
-    ".png with their frames side by side. WORKDIR/samples/... by default.",
+    ".png a labelled grid, .npz arrays, .gif or .webp an animation; of films .gif, .webp or .mp4, beside it "
+    "their frames side by side in _strip.png, .png such a strip alone, or .npz. WORKDIR/samples/... by "
+    "default, of films .gif, and .mp4 where PyAV is installed.",
 )
 EMA = flags.DEFINE_integer("ema", 0, "Which average of the parameters; -1 for none.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest by default.")
@@ -101,8 +106,9 @@ SIZE = flags.DEFINE_string("size", None, "Film: HEIGHTxWIDTH of a frame, of pixe
 FROM = flags.DEFINE_string(
     "from",
     None,
-    "Film: its first frames, of the film's size: .png, .gif, .webp, .mp4 or another clip, .npz (arr_0). Of "
-    "a model of latents an .npz of latents or, with --autoencoder, pixels: one picture, or whole chunks.",
+    "Film: its first frames, of the film's size: .png, .jpg, .gif, .webp, .mp4 or another clip, .npz "
+    "(arr_0). Of a model of latents an .npz of latents or, with --autoencoder, pixels: one picture, or whole "
+    "chunks.",
 )
 STATE = flags.DEFINE_string("state", None, "Film: goes on from a file of --save_state.")
 SAVE_STATE = flags.DEFINE_string("save_state", None, "Film: .npz to keep the state after the last frame in.")

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,9 @@ from pom_jax.data.moving_digits import WORDS
 from pom_jax.diffusion import SDE, guide
 from pom_jax.errors import InputError
 from pom_jax.models import Text
-from pom_jax.sampling import SamplingProgress, VideoGenerator, load, load_video, video_command
+from pom_jax.sampling import SamplingProgress, VideoGenerator, film_output, load, load_video
 from pom_jax.sampling.films import read_frames, write_films
-from pom_jax.sampling.stream import Drawing, StreamState, empty_states
+from pom_jax.sampling.stream import StreamState, empty_states
 from pom_jax.sampling.video_command import sample_video_to_file
 from pom_jax.sampling.video_decode import load_video_decoder
 from pom_jax.training import checkpoint
@@ -299,9 +299,21 @@ def test_guidance_takes_any_condition() -> None:
         ([" "], {}, "empty"),
         (["a seven moving pu"], {}, "Did you mean 'up'"),
         (["a seven moving up up"], {}, "5 words, this model reads at most 4"),
+        ([3], {}, r"list of at least one text; got \[3\]"),
+        (3, {}, "list of at least one text"),
+        (
+            Text(jnp.full((1, 4), 17), jnp.ones((1, 4))),
+            {},
+            "numbers from 17 to 17, and .* table of 17 words: 0 to",
+        ),
+        (Text(jnp.full((1, 4), -1), jnp.ones((1, 4))), {}, "numbers from -1 to -1"),
         (PROMPTS, {"frames": 0}, "frames=0"),
+        (PROMPTS, {"frames": "2"}, "frames='2': it must be a whole number"),
         (PROMPTS, {"chunk": -1}, "chunk=-1"),
         (PROMPTS, {"size": (5, 4)}, "multiples of 2"),
+        (PROMPTS, {"size": 8}, r"size=8 must be \(height, width\)"),
+        (PROMPTS, {"given": np.zeros((3, 1, 4, 4, 1), np.uint8)}, r"got uint8: generator\.first_frames"),
+        (PROMPTS, {"given": [[0]]}, "array of floats, in the space of the model; got list"),
         (PROMPTS, {"given": np.zeros((3, 1, 8, 8, 3))}, r"given frames must be \[3, T0, 8, 8, 1\]"),
         (PROMPTS, {"given": np.full((3, 1, 4, 4, 1), np.nan)}, "not finite"),
         (PROMPTS, {"frames": 2, "given": np.zeros((3, 3, 4, 4, 1))}, "include its 3 given"),
@@ -340,6 +352,15 @@ def test_what_a_model_cannot_is_explained() -> None:
         embedded.stream(Text(jnp.zeros((1, 3, 5)), jnp.ones((1, 3))), 3)
     with pytest.raises(InputError, match="--autoencoder=DIR"):
         tiny_generator(channels=16).sample(PROMPTS)
+    patched = tiny_generator(**POM, frame_patch=2, frames=6)
+    for frames, chunk in ((3, None), (4, 3)):
+        with pytest.raises(InputError, match=r"=3: it must be .* multiple of 2, the frames of a patch"):
+            patched.stream(PROMPTS, frames, chunk=chunk)
+    with pytest.raises(InputError, match="T0 a multiple of 2; got"):
+        patched.stream(PROMPTS, 4, given=np.zeros((3, 1, 4, 4, 1), np.float32))
+    with pytest.raises(InputError, match="frames='4'"):
+        patched.sample(PROMPTS, cast(Any, "4"))
+    assert patched.sample(PROMPTS, 4).shape == (3, 4, 4, 4, 1)
 
 
 def test_from_a_workdir_to_files_stopped_by_a_signal_and_gone_on(
@@ -383,7 +404,7 @@ def test_from_a_workdir_to_files_stopped_by_a_signal_and_gone_on(
     assert len(list(ImageSequence.Iterator(Image.open(gif)))) == 3
     more = sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=1, num=2, size="4x8")
     assert more.name == "step_0000010_a-seven-moving-up_1_frames_2_films_of_4x8_guidance_2_seed_0.gif"
-    assert Image.open(gif.with_suffix(".png")).size[1] > 3 * 48
+    assert Image.open(gif.with_name(f"{gif.stem}_strip.png")).size[1] > 3 * 48
 
 
 def test_films_at_once_are_advised_against_where_frames_read_finished_ones(
@@ -408,9 +429,9 @@ def test_films_at_once_are_advised_against_where_frames_read_finished_ones(
     assert "note:" not in capsys.readouterr().out
     state = str(tmp_path / "state.npz")
     name = sample_video_to_file(
-        workdir, prompts=PROMPTS[:1], frames=2, chunk=2, save_state=state, guidance=4.0, later_guidance=1.0
+        workdir, prompts=PROMPTS[:1], frames=2, chunk=1, save_state=state, guidance=4.0, later_guidance=1.0
     ).name
-    assert "_2_frames_chunks_of_2_guidance_4_then_1_seed_0.gif" in name
+    assert "_2_frames_chunks_of_1_guidance_4_then_1_seed_0.gif" in name
     assert "2 steps, guidance 4 and later 1, seed 0" in capsys.readouterr().out
     name = sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=2, later_steps=1).name
     assert "_2_frames_guidance_2_seed_0_2_then_1_steps" in name
@@ -430,30 +451,15 @@ def test_later_frames_that_were_not_guided_go_on_without_guidance(generator: Vid
         next(generator.stream(None, 1, state=state, guidance=1.0, later_guidance=1.5))
 
 
-def test_what_goes_wrong_later_loses_no_frame(
+def test_a_signal_while_the_film_is_written_comes_too_late(
     workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A frame that is not finite, and a signal while the file is written."""
-    state, out = tmp_path / "state.npz", tmp_path / "films.npz"
-    check = Drawing._check
-
-    def third_fails(drawing: Drawing, found: np.ndarray) -> None:
-        check(drawing, found + (np.nan if drawing.films.frame == 2 else 0))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Drawing, "_check", third_fails)
-        with pytest.raises(InputError, match="frames 2 to 2 are not finite"):
-            sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=4, out=str(out), save_state=str(state))
-    assert not out.exists()
-    assert not state.exists(), "the state after the second frame is gone"
-    with np.load(tmp_path / "films_first_2.npz") as found:
-        assert found["arr_0"].shape[:2] == (1, 2)
-
     def told(path: Path, *given: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         write_films(path, *given)
 
-    monkeypatch.setattr(video_command, "write_films", told)
+    monkeypatch.setattr(film_output, "write_films", told)
+    out = tmp_path / "films.npz"
     sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=2, out=str(out))
     with np.load(out) as found:
         assert found["arr_0"].shape[:2] == (1, 2)
@@ -487,6 +493,10 @@ def test_a_state_outlives_fields_that_are_added_to_models(generator: VideoGenera
         ({"autoencoder": "vae"}, "holds no autoencoder"),
         ({"prompts": (";",)}, "empty"),
         ({"from_file": "wide.png"}, r"--from=.*wide\.png has frames of 4x8, the films have 4x4.*--size=4x8"),
+        (
+            {"from_file": "odd.png"},
+            r"has frames of 7x9, the films have 4x4: resize it; .* their \.npz or --save",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line_are_explained(
@@ -497,9 +507,10 @@ def test_mistakes_on_the_command_line_are_explained(
         flags[name] = str(tmp_path / flags[name])
     flags.setdefault("out", str(tmp_path / "film.gif"))
     Image.new("L", (8, 4)).save(tmp_path / "wide.png")
+    Image.new("L", (9, 7)).save(tmp_path / "odd.png")
     with pytest.raises(InputError, match=message):
         sample_video_to_file(workdir, **flags)
-    assert [file.name for file in tmp_path.iterdir()] == ["wide.png"]
+    assert {file.name for file in tmp_path.iterdir()} == {"wide.png", "odd.png"}
 
 
 def test_an_autoencoder_goes_with_its_latents_of_three_channels_and_with_no_pixels(tmp_path: Path) -> None:
@@ -541,6 +552,9 @@ def test_first_frames_come_from_pictures_and_arrays(tmp_path: Path) -> None:
     Image.fromarray(films[0, 0, ..., 0]).save(tmp_path / "one.png")
     found = read_frames(tmp_path / "one.png", (4, 4), pixels=1)
     np.testing.assert_array_equal(found, films[:1, :1])
+    for name in ("one.PNG", "one.jpg", "one.JPEG"):
+        Image.new("L", (4, 4), 77).save(tmp_path / name)
+        assert (read_frames(tmp_path / name, (4, 4), pixels=1) == 77).all()
     write_films(tmp_path / "whole.gif", films)
     whole = (tmp_path / "whole.gif").read_bytes()
     for left in range(40, len(whole), len(whole) // 7):  # what Pillow raises depends on where it ends

@@ -150,7 +150,11 @@ class VideoAutoencoder:
             with torch.inference_mode():
                 found = call(x)
         except torch.OutOfMemoryError as error:
-            raise InputError(f"--batch-size={self._batch} chunks do not fit the device; lower it") from error
+            raise InputError(
+                f"{len(values)} chunks of {self._frames} frames at a time do not fit the memory of "
+                f"{self._device}: take smaller frames (--size), or the processor (CUDA_VISIBLE_DEVICES= in "
+                "front of the command); prepare.py takes fewer at a time with --batch-size"
+            ) from error
         if isinstance(found, tuple):
             return tuple(_channels_last(one) for one in found)
         return _channels_last(found)

@@ -1,10 +1,39 @@
 """What films that are asked for can be."""
 
+from numbers import Integral
+from typing import Any
+
+import jax
 import numpy as np
 
 from pom_jax.errors import InputError
 from pom_jax.models import Polymorpher, Text
 from pom_jax.sampling.stream import StreamState
+
+
+def check_count(what: str, number: Any, patch: int = 1) -> None:
+    """Raises an InputError unless it is a number of frames that makes whole patches."""
+    if not isinstance(number, Integral) or number < 1 or number % patch:
+        several = f", and a multiple of {patch}, the frames of a patch" if patch > 1 else ""
+        raise InputError(f"{what}={number!r}: it must be a whole number of at least 1{several}")
+
+
+def check_size(size: Any) -> tuple[int, int]:
+    """(height, width); raises an InputError for what is no pair of whole numbers."""
+    if np.shape(size) != (2,) or not all(isinstance(side, Integral) for side in size):
+        raise InputError(f"size={size!r} must be (height, width) of a frame, two whole numbers")
+    return int(size[0]), int(size[1])
+
+
+def check_given(given: Any) -> None:
+    """Raises an InputError unless first frames are an array of floats."""
+    is_array = isinstance(given, np.ndarray | jax.Array)
+    if not is_array or not jax.dtypes.issubdtype(given.dtype, np.floating):
+        kind = given.dtype if is_array else type(given).__name__
+        raise InputError(
+            f"given frames must be an array of floats, in the space of the model; got {kind}: "
+            "generator.first_frames(...) makes them of uint8 pixels"
+        )
 
 
 def check_films(
@@ -21,9 +50,8 @@ def check_films(
     """
     patch, side = model.frame_patch, model.patch_size
     for what, number in {"frames": frames, "chunk": shape[0]}.items():
-        if number is not None and (number < 1 or number % patch):
-            several = f", and a multiple of {patch}, the frames of a patch" if patch > 1 else ""
-            raise InputError(f"{what}={number}: it must be at least 1{several}")
+        if number is not None:
+            check_count(what, number, patch)
     if min(shape[1:3]) < 1 or shape[1] % side or shape[2] % side:
         raise InputError(
             f"size={shape[1]}x{shape[2]}: height and width must be multiples of {side}, the side of a patch"

@@ -20,7 +20,9 @@ SIDE = 192  # pixels that a film measures at least, so that its caption fits
 SMALL_SIDE = 80  # and where there are many
 MANY = 16
 STRIP = 32  # frames of a strip, at most
-CLIPS = tuple(ending for ending in ENDINGS if ending != ".gif")  # which are read with PyAV
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")  # which are read with Pillow
+CLIPS = tuple(ending for ending in ENDINGS if ending != ".gif")  # and with PyAV
+ANIMATIONS = (".gif", ".webp", ".mp4")  # which are written
 
 
 def write_films(
@@ -67,9 +69,9 @@ def read_frames(
     """First frames for films to go on from.
 
     Args:
-        path: .png one frame, .gif or .webp the frames of a film, .mp4 or another of `data.clips.ENDINGS` all
-            frames of a clip (with PyAV), .npz `arr_0` of `write_films`, [N, T, H, W, C] or of one film [T, H,
-            W, C].
+        path: .png or .jpg one frame, .gif or .webp the frames of a film, .mp4 or another of
+            `data.clips.ENDINGS` all frames of a clip (with PyAV), .npz `arr_0` of `write_films`, [N, T, H, W,
+            C] or of one film [T, H, W, C].
         size: (height, width) of pixels: a clip of frames of another size is not read.
         pixels, latents: C of pixels and of latents that will do; 0: those will not.
 
@@ -82,14 +84,15 @@ def read_frames(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"--from={path}: there is no such file")
-    if path.suffix == ".npz":
+    ending = path.suffix.lower()
+    if ending == ".npz":
         frames = _read_arrays(path)
-    elif path.suffix in (".png", ".gif", ".webp") and pixels:
+    elif ending in PICTURES and pixels:
         frames = _read_pictures(path, pixels)
-    elif path.suffix in CLIPS and pixels:
+    elif ending in CLIPS and pixels:
         frames = _read_clip(path, pixels, size)
     else:
-        kinds = f".png, .gif, .webp, {', '.join(CLIPS)} or .npz (arr_0)"
+        kinds = f"{', '.join(PICTURES + CLIPS)} or .npz (arr_0)"
         if not pixels:
             kinds = f".npz (arr_0, float32) of latents or, with --autoencoder=DIR, {kinds} of pixels"
         raise InputError(f"--from={path}: first frames for this model come from {kinds}")

@@ -23,7 +23,7 @@ from pom_jax.diffusion.paths import make_path
 from pom_jax.diffusion.samplers import Sampler
 from pom_jax.errors import InputError
 from pom_jax.models import Polymorpher, Text
-from pom_jax.sampling.film_checks import check_films, going_on
+from pom_jax.sampling.film_checks import check_count, check_films, check_given, check_size, going_on
 from pom_jax.sampling.film_programs import Add, Denoise, Programs
 from pom_jax.sampling.generate import check_ema, check_numbers, make_mesh, origin
 from pom_jax.sampling.made_with import Say, made_with
@@ -148,7 +148,8 @@ class VideoGenerator:
             InputError: no prompt, an empty one, one that is too long or has unknown words; no words, or no
                 text encoder.
         """
-        if isinstance(prompts, str) or not len(prompts):
+        listed = isinstance(prompts, Sequence | np.ndarray) and not isinstance(prompts, str)
+        if not listed or not len(prompts) or not all(isinstance(prompt, str) for prompt in prompts):
             raise InputError(f"prompts must be a list of at least one text; got {prompts!r}")
         if self.model.vocabulary:
             if len(self.words) != self.model.vocabulary:
@@ -178,7 +179,9 @@ class VideoGenerator:
     def sample(self, text: Prompts, frames: int | None = None, **settings: Any) -> np.ndarray:
         """`sample_array` in pixels, [N, T, H, W, 1 or 3] uint8."""
         state: StreamState | None = settings.get("state")
-        self.check_pixels(self.model.frames if frames is None else frames, state.frame if state else 0)
+        total = self.model.frames if frames is None else frames
+        check_count("frames", total)
+        self.check_pixels(total, state.frame if state else 0)
         return self.pixels(self.sample_array(text, frames, **settings))
 
     def sample_array(
@@ -285,7 +288,11 @@ class VideoGenerator:
         settings = film_settings(defaults, guidance, later_guidance, steps, later_steps)
         seed = (state.seed if state else 0) if seed is None else seed
         check_numbers(batch_size, seed, first)
-        size = size or (state.size if state else self._frame_size(given))
+        if given is not None:
+            check_given(given)
+        if size is None:
+            size = state.size if state else self._frame_size(given)
+        size = check_size(size)
         shape = (chunk, *size, self.model.channels)
         check_films(self.model, count, frames, shape, given)
         denoise = Denoise(
@@ -364,7 +371,14 @@ class VideoGenerator:
         if isinstance(text, Text):
             if not len(text.mask):
                 raise InputError(f"there are no texts: the mask has the shape {np.shape(text.mask)}")
-            return jax.tree.map(np.asarray, text), ()
+            text = jax.tree.map(np.asarray, text)
+            words = self.model.vocabulary
+            if words and text.tokens.size and not 0 <= text.tokens.min() <= text.tokens.max() < words:
+                raise InputError(
+                    f"text.tokens has numbers from {text.tokens.min()} to {text.tokens.max()}, and the model "
+                    f"a table of {words} words: 0 to {words - 1}"
+                )
+            return text, ()
         return self.texts(text), tuple(text)
 
     def _frame_size(self, given: np.ndarray | None) -> tuple[int, int]:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pom_jax.diffusion.film_settings import film_settings
+from pom_jax.diffusion.film_settings import FrameSettings, film_settings
 from pom_jax.diffusion.guidance import choose_interval, interval_in_words
-from pom_jax.errors import InputError
-from pom_jax.sampling.films import FPS, check_films_place, read_frames, write_films
+from pom_jax.errors import InputError, explain
+from pom_jax.sampling.film_output import latents_beside, write_drawn
+from pom_jax.sampling.films import ANIMATIONS, FPS, check_films_place, read_frames
 from pom_jax.sampling.progress import SamplingProgress
 from pom_jax.sampling.state_file import check_state_place
 from pom_jax.sampling.stream import StreamedFrames, StreamState
@@ -51,7 +52,8 @@ def sample_video_to_file(
     Args:
         workdir: of the run.
         out: file to write; its ending says what (`films.write_films`). By default a .gif among the run's
-            samples, whose name tells of all settings, and a strip of its frames beside it, .png.
+            samples, whose name tells of all settings, and an .mp4 where there is PyAV. Beside an animation
+            stands a strip of its frames, _strip.png.
         prompts: what to show; each may be several, with ; between them.
         num: films of each prompt, or of each given film.
         frames: of a film, given ones included; with `state` those to come. Of a model of latents they are
@@ -61,7 +63,8 @@ def sample_video_to_file(
         size: HEIGHTxWIDTH of a frame; that of the state or of the training clips by default.
         from_file: first frames of the films, of their size, see `films.read_frames`; for a model of latents
             those of latents or, with `autoencoder`, of pixels, see `VideoGenerator.first_frames`.
-        state, save_state: file of the state to go on from, and file for the state after the last frame.
+        state, save_state: file of the state to go on from, and file for the state after the last frame, or
+            after the last that was finished.
         fps: frames a second.
         step, ema, autoencoder, text_encoder: see `load_video`.
         settings: guidance, later_guidance, interval, steps, later_steps and sampler of
@@ -71,8 +74,9 @@ def sample_video_to_file(
         The file.
 
     Raises:
-        InputError: whatever is wrong with any of these, before anything is compiled or overwritten; a later
-            frame that is not finite, once the frames before it are written.
+        InputError: whatever is wrong with any of these, before anything is compiled or overwritten. A later
+            frame that is not finite, latents that cannot be decoded, or a file that cannot be written, once
+            all else is written; latents are written instead of their pixels then, to _latents.npz.
         SystemExit: Ctrl-C or SIGTERM came while the second frame or a later one was drawn. The frames until
             then are written, to the file's name with how many they are, and the state after them.
     """
@@ -82,18 +86,24 @@ def sample_video_to_file(
     frame_size = None if size is None else _size(size)
     given = None if from_file is None else _given(from_file, generator, resumed, frame_size)
     texts, given = _films(_prompts(prompts), num, given, resumed)
+    frames = generator.model.frames if frames is None else frames
+    joint = not generator.model.frame_causal if joint is None else joint
+    past = _mark(given, resumed)
     own = generator.config.sampling
     sampler, interval = settings.pop("sampler", None), settings.pop("interval", None)
     first, later = film_settings(own, **settings)
+    _check_settings(settings, first, later, joint=joint, past=bool(past))
+    one_chunk = joint or frames <= (chunk or generator.model.frame_patch)
     asked = _Asked(
         captions=tuple(texts) if texts or resumed is None else resumed.captions,
         films=len(texts) if resumed is None else len(resumed.films),
-        frames=generator.model.frames if frames is None else frames,
+        frames=frames,
         start=0 if resumed is None else resumed.frame,
         size=frame_size,
-        joint=not generator.model.frame_causal if joint is None else joint,
+        joint=joint,
         chunk=chunk,
-        past=_mark(given, resumed),
+        past=past,
+        drawn=slice(1, 2) if past else slice(0, 1) if one_chunk else slice(0, 2),
         seed=seed if seed is not None else 0 if resumed is None else resumed.seed,
         settings={
             "sampler": own.sampler if sampler is None else sampler,
@@ -124,11 +134,13 @@ def sample_video_to_file(
             # Before the first piece there is nothing to keep, and a signal ends the process at once.
             pieces = [next(stream)]
             interrupt = until_written.enter_context(Interrupt(progress, part="frame"))
-            failure = _draw(stream, pieces, asked.frames, generator.whole_frames, interrupt)
-        _write(generator, asked, pieces, files, None if failure else save_state, fps)
+            failures = _draw(stream, pieces, asked.frames, generator.whole_frames, interrupt)
+        failures += write_drawn(generator, pieces, files, asked.captions, asked.frames, save_state, fps)
+    for failure in failures[1:]:
+        explain(failure)
+    if failures:
+        raise failures[0]
     drawn = _length(pieces)
-    if failure is not None:
-        raise failure
     if drawn < asked.frames:
         left = asked.frames - drawn
         on = "" if save_state is None else f"; --state={save_state} --frames={left} goes on from there"
@@ -148,6 +160,7 @@ class _Asked(NamedTuple):
         joint: whether all frames are drawn at once.
         chunk: frames that are drawn at a time, None for the fewest.
         past: a checksum of the given frames, or of the state that the films go on from; "" without any.
+        drawn: which frames are drawn, of (first ones, later ones behind finished ones).
         seed: of the noise.
         settings: sampler, interval of the guidance, guidance and steps, and those of later frames.
     """
@@ -160,6 +173,7 @@ class _Asked(NamedTuple):
     joint: bool
     chunk: int | None
     past: str
+    drawn: slice
     seed: int
     settings: dict[str, Any]
 
@@ -168,11 +182,13 @@ def _places(
     generator: VideoGenerator, asked: _Asked, workdir: Path, out: str | None, save_state: str | None
 ) -> list[Path]:
     """The files to write; raises an InputError for one that cannot be."""
+    path = workdir / "samples" / _name(generator, asked) if out is None else Path(out)
+    files = [check_films_place(path)]
     if out is None:
-        path = workdir / "samples" / _name(generator, asked)
-        files = [check_films_place(path), check_films_place(path.with_suffix(".png"))]
-    else:
-        files = [check_films_place(out)]
+        with contextlib.suppress(InputError):  # there is no PyAV
+            files.append(check_films_place(path.with_suffix(".mp4")))
+    if path.suffix in ANIMATIONS:
+        files.append(check_films_place(path.with_name(f"{path.stem}_strip.png")))
     if files[0].suffix != ".npz" or generator.makes_pixels:
         generator.check_pixels(asked.frames, asked.start)
     if save_state is not None:
@@ -181,7 +197,7 @@ def _places(
                 f"--save_state={save_state}: this model draws all frames at once, and leaves no state"
             )
         kept = check_state_place(save_state).resolve()
-        for file in files:
+        for file in files if generator.decoder is None else [*files, latents_beside(path)]:
             names = rf"{re.escape(file.stem)}(_first_\d+)?"
             if (
                 kept.parent == file.resolve().parent
@@ -200,41 +216,18 @@ def _draw(
     total: int,
     whole: int,
     interrupt: Interrupt,
-) -> Exception | None:
+) -> list[Exception]:
     """Draws on to the end, or until a signal came, behind a multiple of `whole` frames.
 
     Returns:
-        What went wrong, if something did. The frames before it are kept; the state after them is gone.
+        What went wrong, if something did. The frames before it are kept.
     """
     try:
         while (done := _length(pieces)) < total and not (interrupt.number is not None and done % whole == 0):
             pieces.append(next(stream))
     except (InputError, jax.errors.JaxRuntimeError) as error:  # such as no memory for a larger cache
-        while _length(pieces) % whole and len(pieces) > 1:
-            pieces.pop()
-        return error
-    return None
-
-
-def _write(
-    generator: VideoGenerator,
-    asked: _Asked,
-    pieces: Sequence[StreamedFrames],
-    files: Sequence[Path],
-    save_state: str | None,
-    fps: int,
-) -> None:
-    """Writes the state and the films; the name of a file of films that are not whole says their length."""
-    if save_state is not None:
-        generator.save_state(save_state, pieces[-1].state)
-        print(f"state of {pieces[-1].state_bytes:,} bytes: {save_state}", flush=True)
-    x = np.concatenate([piece.frames for piece in pieces], axis=1)
-    shown = generator.pixels(x) if generator.makes_pixels else x
-    for file in files:
-        if x.shape[1] < asked.frames:
-            file = file.with_stem(f"{file.stem}_first_{x.shape[1]}")
-        write_films(file, shown, asked.captions, fps)
-        print(f"written: {file}", flush=True)
+        return [error]
+    return []
 
 
 def _length(pieces: Sequence[StreamedFrames]) -> int:
@@ -258,9 +251,9 @@ def _title(generator: VideoGenerator, asked: _Asked) -> str:
 
 
 def _values(asked: _Asked, name: str) -> list[str]:
-    """What counts of guidance or steps: of first frames and, if it is another, of later ones."""
-    first, later = (f"{asked.settings[which]:g}" for which in (name, f"later_{name}"))
-    return [first] if asked.joint or first == later else [later] if asked.past else [first, later]
+    """Guidance or steps of the frames that are drawn: of first ones and, if it is another, of later ones."""
+    values = asked.settings[name], asked.settings[f"later_{name}"]
+    return list(dict.fromkeys(f"{value:g}" for value in values[asked.drawn]))
 
 
 def _mark(given: np.ndarray | None, resumed: StreamState | None) -> str:
@@ -296,6 +289,24 @@ def _check_request(joint: bool | None, num: int | None, fps: int, files: dict[st
             )
 
 
+def _check_settings(
+    settings: dict[str, Any], first: FrameSettings, later: FrameSettings, *, joint: bool, past: bool
+) -> None:
+    """Raises an InputError for what was asked of frames that are not drawn."""
+    for name in ("guidance", "steps"):
+        given, behind = settings.get(name), settings.get(f"later_{name}")
+        if joint and behind is not None:
+            raise InputError(
+                f"--later_{name}={behind:g} is of frames behind finished ones, and all of these are drawn at "
+                "once: leave it out"
+            )
+        if past and given is not None and getattr(first, name) != getattr(later, name):
+            raise InputError(
+                f"--{name}={given:g} is of first frames, and these are drawn behind finished ones, with "
+                f"--later_{name}={getattr(later, name):g}: set that, and leave out --{name}"
+            )
+
+
 def _prompts(given: Sequence[str]) -> list[str]:
     """Each may be several, with ; between them or behind."""
     found = []
@@ -318,11 +329,13 @@ def _given(
     times = side if given.dtype == np.uint8 else 1
     if given.shape[2:4] != (height * times, width * times):
         high, wide = given.shape[2:4]
-        fits = resumed is None and high % times == wide % times == 0
+        least = times * model.patch_size
+        fits = resumed is None and high % least == wide % least == 0
         other = f", or draw films of that size with --size={high // times}x{wide // times}" if fits else ""
         raise InputError(
             f"--from={file} has frames of {high}x{wide}, the films have {height * times}x{width * times}: "
-            f"resize it{other}"
+            f"resize it{other}; films drawn here go on from their .npz or --save_state, since pictures of "
+            "them are magnified"
         )
     return generator.first_frames(given) if given.dtype == np.uint8 else given
 
@@ -381,7 +394,7 @@ def _name(generator: VideoGenerator, asked: _Asked) -> str:
     if asked.settings["sampler"] != own.sampler:
         name += f"_{asked.settings['sampler']}"
     steps = [asked.settings["steps"], asked.settings["later_steps"]]
-    if steps != [each.steps for each in film_settings(own)]:
+    if steps[asked.drawn] != [each.steps for each in film_settings(own)][asked.drawn]:
         name += f"_{'_then_'.join(_values(asked, 'steps'))}_steps"
     if generator.ema != 0:
         name += "_no_ema" if generator.ema is None else f"_ema_{generator.ema}"

@@ -1,5 +1,6 @@
 """Films of a model of latents: prompts by a published text encoder, pixels by a video autoencoder."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -179,6 +180,38 @@ def test_films_begin_with_pictures_clips_and_films_of_pixels(
             drawn(file, "never.npz", frames=4)
     with pytest.raises(InputError, match=r"float32\) of latents or, with --autoencoder=DIR, \.png"):
         drawn("first.png", "never.npz", frames=4, autoencoder=None)
+
+
+def test_latents_are_kept_that_make_no_chunk_or_cannot_be_decoded(
+    run: Path,
+    autoencoder: Path,  # noqa: F811
+    text_encoder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings: dict[str, Any] = {"autoencoder": str(autoencoder), "text_encoder": str(text_encoder)}
+    settings |= {"prompts": ["a red square"], "steps": 1, "out": str(tmp_path / "film.gif")}
+    with pytest.raises(InputError, match="frames 1 to 1 are not finite"):
+        sample_video_to_file(run, frames=4, later_guidance=1e39, **settings)  # beyond float32
+    assert "the autoencoder makes pixels of whole chunks of 2 frames" in capsys.readouterr().err
+    with np.load(tmp_path / "film_latents_first_1.npz") as content:
+        assert content["arr_0"].shape == (1, 1, 2, 3, 4)
+
+    def no_memory(autoencoder: VideoAutoencoder, z: Any) -> None:
+        raise importlib.import_module("torch").OutOfMemoryError
+
+    monkeypatch.setattr(VideoAutoencoder, "_decode", no_memory)
+    state = str(tmp_path / "state.npz")
+    with pytest.raises(InputError, match="2 chunks of 8 frames at a time do not fit the memory of"):
+        sample_video_to_file(run, frames=4, save_state=state, **settings)
+    assert "film_latents.npz" in capsys.readouterr().out
+    with np.load(tmp_path / "film_latents.npz") as content:
+        assert content["arr_0"].shape == (1, 4, 2, 3, 4)
+    names = {"film_latents.npz", "film_latents_first_1.npz", "state.npz"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    with pytest.raises(InputError, match="the films are written there, too"):
+        sample_video_to_file(run, frames=4, save_state=str(tmp_path / "film_latents.npz"), **settings)
 
 
 def test_prompts_are_embedded_and_latents_decoded(autoencoder: Path, text_encoder: Path) -> None:  # noqa: F811
