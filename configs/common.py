@@ -296,7 +296,9 @@ def video(
     frame). Without data, try the speed: `--config.data.source=synthetic`.
 
     Variants: none, or `streaming`, which mixes by frames, with a time for each: a model that generates frame
-    after frame with constant memory. Meshes and memory are as in `imagenet`.
+    after frame with constant memory. Meshes and memory are as in `imagenet`: of tokens that
+    `mesh.context` cuts PoM sends none. What is predicted of a clip is sent once a step, where the parts of
+    the devices are no whole frames or rows of patches.
 
     Where the values come from:
 

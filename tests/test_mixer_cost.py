@@ -244,7 +244,7 @@ x = jax.ShapeDtypeStruct((1, tokens, 8), jnp.float32, sharding=cut)
 mask = jax.ShapeDtypeStruct((1, tokens), jnp.float32, sharding=cut)
 for layer, options in (
     (PoM(reads=("own", "past")), {"causal": True}),
-    (PoM(count="frames", implementation="lean"), {"frames": (2, 3, 3) * (tokens // 8)}),
+    (PoM(count="frames", implementation="lean", dtype=jnp.bfloat16), {"frames": (2, 3, 3) * (tokens // 8)}),
 ):
     def loss(p, x, mask):
         return (layer.apply(p, x, mask=mask, **options) ** 2).sum()

@@ -10,6 +10,8 @@ from jax.typing import DTypeLike
 
 from pom_jax.errors import choose
 from pom_jax.nn.blocks import FeedForward, modulate, modulation
+from pom_jax.ops.frames import tiles
+from pom_jax.ops.mesh import is_explicit, parts
 
 ORDERS = ("text_first", "self_first")
 GATES = (4, 7, 10)  # of a block's eleven modulation vectors
@@ -120,5 +122,10 @@ def of_tokens(vectors: jax.Array, tokens: int) -> jax.Array:
     batch, frames, width = vectors.shape
     if frames in (1, tokens):
         return vectors
-    shape = (batch, frames, tokens // frames, width)
+    devices = 1 if is_explicit(vectors) else parts("tokens")
+    if frames % devices and devices % frames and tokens % devices == 0:
+        # A device has parts of several frames: the compiler would gather all tokens to cut them again.
+        vectors = tiles((tokens // frames,) * frames, devices).spread(vectors)
+    runs = vectors.shape[1]
+    shape = (batch, runs, tokens // runs, width)
     return jnp.broadcast_to(vectors[:, :, None], shape).reshape(batch, tokens, width)

@@ -8,6 +8,7 @@ from types import EllipsisType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 # The one table from logical axes, of parameters and of activations, to the axes of a mesh that cut them.
@@ -92,15 +93,18 @@ def where_tokens_are(function: Callable[..., Any], shared: Any, *tokens: Any) ->
         tokens: trees of arrays [B, T, ...], of which T is cut as tokens are.
     """
     axes = MESH_AXES["tokens"]
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, shared)
 
     def run(shared: Any, *tokens: Any) -> Any:
         # What each device makes of its copy differs; the slopes of the copies are summed.
         copies = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), shared)
-        return function(copies, *tokens)
+        return function(jax.tree.map(jnp.astype, copies, dtypes), *tokens)
 
+    # That sum is of float32: of bfloat16 the compiler for CPU fails.
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), shared)
     cut = PartitionSpec(None, axes)
     specs = PartitionSpec(), *[cut] * len(tokens)
-    return jax.shard_map(run, in_specs=specs, out_specs=cut, axis_names=set(axes))(shared, *tokens)
+    return jax.shard_map(run, in_specs=specs, out_specs=cut, axis_names=set(axes))(wide, *tokens)
 
 
 def _axes(*kinds: AxisType) -> dict[str, int]:
