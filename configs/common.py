@@ -139,7 +139,7 @@ def video_base() -> ConfigDict:
             # The frames of a clip have one time ("shared"), each its own ("independent"), those before one
             # at random are clean ("clean_past"), or each of some noisy drafts of the clip reads the clean
             # frames before it ("teacher_forcing"): what is generated frame after frame reads clean frames.
-            # All but "shared" need model.frame_causal=True.
+            # The last two need model.frame_causal=True.
             "frame_times": "shared",
             "given_frames": 0,  # clean_past, teacher_forcing: first frames that films do not learn
             "drafts": 0,  # teacher_forcing: noisy drafts of a film, at least 1; 0 with any other

@@ -119,6 +119,7 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     (MultiHeadAttention(2, reads=ODD["x"]), {}, r"reads = \('x',\) of attention must be"),
     (MultiHeadAttention(2, rotary=ODD["foo"]), {}, r"rotary = 'foo' must be None or nn.Rotary"),
     (MultiHeadAttention(2, rotary=Rotary(0)), {}, "axes is 1, 2 or 3"),
+    (MultiHeadAttention(2, rotary=Rotary(3)), {}, "on 3 axes .* heads of 4 are too narrow: give at least 6"),
     (TURNED, {}, r"needs positions= of shape \(6, 1\), got None"),
     (TURNED, {"positions": ["a"] * N}, "positions must be numbers"),
     (TURNED, {"positions": [10**400] * N}, "positions must be numbers"),

@@ -253,6 +253,28 @@ def test_every_preset_builds(name: str) -> None:
     assert name.endswith(f"/{model.patch_size}")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"form": "power", "gate_heads": 4, "time_token": True, "frame_patch": 2},
+        {"mixer": "attention", "num_heads": 2, "order": "self_first", "pooled_text": True},
+        {"mixer": "hybrid", "num_heads": 2, "rotary": True, "phase_periods": (3.0,)},
+    ],
+)
+def test_frames_that_all_see_each_other_may_have_times_of_their_own(changes: dict[str, Any]) -> None:
+    """Equal ones are the one of the clip; with another time a frame is another to all."""
+    model = build(**changes)
+    x, text, params = clips(4), text_of(model), parameters(model)
+    one = np.array([0.3, 0.9], np.float32)
+    equal = np.repeat(one[:, None], 4 // model.frame_patch, axis=1)
+    apply = quick_jit(lambda t: model.apply({"params": params}, x, t, text))
+    y = apply(one)
+    assert_close(apply(equal), y, 2e-6)
+    equal[:, -1] = 0.5
+    assert all(gap(apply(equal)[:, frame], y[:, frame]) > 1e-3 for frame in range(4))
+
+
 def test_one_frame_is_a_picture_for_a_causal_model_too() -> None:
     """Of a picture a frame sees all there is, so both kinds of model compute the same."""
     one = build(frames=1)
@@ -352,6 +374,8 @@ def test_flops_are_those_that_the_compiler_counts(changes: dict[str, Any]) -> No
         ({"attention_every": 3}, "depth=2 .*attention_every=3"),
         ({"attention_every": 2, "mixer": "attention"}, "attention_every=2 with .*attention"),
         ({"window": 2}, "window=2 .* no layer has any"),
+        ({"mixer": "attention", "num_heads": 6, "rotary": True}, "heads of 4 channels .* at least 6"),
+        ({"mixer": "hybrid", "head_width": 5, "rotary": True}, "heads of 5 channels .* model.head_width"),
         ({"mixer": "hybrid", "window": -1}, "window=-1 must be at least 0"),
         ({"mixer": "attention", "window": 1, "frame_causal": True}, "window=1 .* the frames before; set"),
         ({"form": "power", "groups": 7}, "width=24 .*groups=7"),
@@ -385,8 +409,7 @@ TOKENS, MASK = np.zeros((2, 5, 12)), np.ones((2, 5))
         ({}, (2, 4, 5, 6, 2), ONE_TIME, (TOKENS, MASK), "5 rows do not divide into patches of 2; crop"),
         ({}, (2, 4, 4, 7, 2), ONE_TIME, (TOKENS, MASK), "7 columns do not divide"),
         ({}, CLIP, (3,), (TOKENS, MASK), r"t must be \[B\] = \[2\].* got \(3,\)"),
-        ({"frame_causal": True}, CLIP, (2, 3), (TOKENS, MASK), r"\[2, 4\], one for each frame"),
-        ({}, CLIP, (2, 4), (TOKENS, MASK), "a time for each frame needs frame_causal=True"),
+        ({}, CLIP, (2, 3), (TOKENS, MASK), r"\[2, 4\], one for each frame"),
         ({}, CLIP, ONE_TIME, (TOKENS[0], MASK), r"\[B, M, 12\] embeddings of the 2 texts"),
         ({}, CLIP, ONE_TIME, (TOKENS[..., :3], MASK), r"got \(2, 5, 3\)"),
         ({}, CLIP, ONE_TIME, (TOKENS, MASK[:1]), r"text.mask must be \[B, M\] = \(2, 5\)"),
@@ -407,6 +430,12 @@ def test_inputs_that_do_not_fit_are_refused_before_anything_compiles(
     model = build(**changes)
     with pytest.raises(InputError, match=words):
         jax.eval_shape(model.init, jax.random.key(0), np.zeros(x, np.float32), np.zeros(t), Text(*text))
+
+
+def test_a_text_is_no_plain_tuple() -> None:
+    model = build()
+    with pytest.raises(InputError, match=r"text is a tuple: give models.Text\(tokens, mask\)"):
+        jax.eval_shape(model.init, jax.random.key(0), np.zeros(CLIP), np.zeros(2), (TOKENS, MASK))
 
 
 def test_states_need_a_causal_model() -> None:

@@ -97,7 +97,7 @@ def test_windows_that_would_leave_a_frame_or_see_behind_a_state_are_refused() ->
         (LocalAttention(2, grid, (0, 1, 1)), {"frames": 4, "drafts": 1}, "drafts = 1 with 3 frames"),
         (LocalAttention(2, grid, 1, causal=True), {"state": ()}, "causal=True take"),
         (LocalAttention(2, grid, 1), {"state": {}}, "which init_state gives"),
-        (LocalAttention(2, grid, 1, rotary=Rotary(3)), {}, r"of shape \(12, 3\), got None"),
+        (LocalAttention(2, grid, 1, head_width=6, rotary=Rotary(3)), {}, r"of shape \(12, 3\), got None"),
         (Hybrid(PoM(), LocalAttention(2, grid, 1)), {"state": ()}, "not of a Hybrid: start from init_state"),
     ]
     for layer, options, words in refused:

@@ -334,6 +334,19 @@ def test_a_run_on_clips(folder: Path, tmp_path: Path) -> None:
     assert "images" not in said
 
 
+def test_frames_that_all_see_each_other_learn_times_of_their_own(folder: Path, tmp_path: Path) -> None:
+    """And are drawn all at once, with one time."""
+    config, drawn = tiny(folder), []
+    config.model.update({"frame_causal": False, "reads": ("all",), "past_frames": 0})
+    config.diffusion.update({"frame_times": "independent", "drafts": 0, "film_every": 1, "still_frames": 0})
+    config.train.steps = 2
+    assert loop.train(config, tmp_path / "run", lambda _, clips, *names: drawn.append(clips.shape)) == 0
+    rows = metrics.read_rows(tmp_path / "run")
+    assert np.isfinite([row["loss"] for row in rows]).all()
+    assert 0.5 < rows[1]["heldout_loss"] < 2
+    assert drawn == [(3, 8, 16, 16, 1)]
+
+
 @pytest.mark.parametrize("mixer", ["pom", "attention"])
 def test_pictures_of_a_run_with_clean_pasts_are_drawn_frame_after_frame(
     mixer: str, folder: Path, tmp_path: Path
@@ -404,8 +417,12 @@ def test_data_that_the_model_does_not_fit(folder: Path, field: str, value: int, 
 @pytest.mark.parametrize(
     ("times", "model", "words"),
     [
-        ({"frame_times": "independent"}, {"frame_causal": False}, "'independent' needs model.frame_causal"),
         ({"frame_times": "clean_past"}, {"frame_causal": False}, "'clean_past' needs model.frame_causal"),
+        (
+            {"frame_times": "teacher_forcing", "drafts": 1},
+            {"frame_causal": False},
+            "'teacher_forcing' needs model.frame_causal=True: set it, or .* 'independent'",
+        ),
         ({"frame_times": "clean_past", "given_frames": 8}, {}, "given_frames=8 leaves nothing to learn"),
         ({"still_frames": 9}, {}, "still_frames=9: a clip has 8 frames of patches"),
         ({"film_every": 8, "still_frames": 1}, {}, "batch_size=4 must be a positive multiple of 8"),

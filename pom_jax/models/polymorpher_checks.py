@@ -51,6 +51,13 @@ def check_polymorpher(m: Any) -> None:
         raise InputError(f"model.width={m.width} must be a multiple of 4 for positions='sincos_grid'")
     if m.width % 2:
         raise InputError(f"model.width={m.width} must be even: time features come in pairs")
+    head_width = m.head_width or m.width // m.num_heads
+    if m.rotary and has_attention(m) and head_width < 6:
+        raise InputError(
+            f"model.rotary=True turns pairs of channels on three axes, and heads of {head_width} channels "
+            "are too narrow: give at least 6, by model.num_heads or model.head_width, or set "
+            "model.rotary=False"
+        )
     if m.window and m.mixer == "attention" and m.frame_causal:
         raise InputError(
             f"model.window={m.window} with model.mixer='attention' and model.frame_causal=True: windows stay "
@@ -95,8 +102,6 @@ def check_call(m: Any, x: jax.Array, t: jax.Array, text: Any, states: Any, draft
             f"t must be [B] = [{len(x)}], a time for each clip, or [B, T / frame_patch] = "
             f"[{len(x)}, {frames}], one for each frame of patches; got {t.shape}"
         )
-    if t.ndim == 2 and frames > 1 and not m.frame_causal:
-        raise InputError("a time for each frame needs frame_causal=True; else give one time a clip, t [B]")
     if drafts and (drafts < 0 or frames % (1 + drafts) or t.ndim == 1 or states is not None):
         raise InputError(
             f"drafts={drafts} needs x of (1 + drafts) T frames of patches, a clip and its drafts, t [B, "
@@ -119,7 +124,9 @@ def check_call(m: Any, x: jax.Array, t: jax.Array, text: Any, states: Any, draft
 
 
 def _check_text(m: Any, batch: int, text: Any) -> None:
-    tokens, mask = text
+    if not (hasattr(text, "tokens") and hasattr(text, "mask")):
+        raise InputError(f"text is a {type(text).__name__}: give models.Text(tokens, mask)")
+    tokens, mask = text.tokens, text.mask
     shape = (batch, tokens.shape[1]) if tokens.ndim > 1 else None
     if m.vocabulary:
         if tokens.ndim != 2 or tokens.shape != shape or not jnp.issubdtype(tokens.dtype, jnp.integer):

@@ -45,8 +45,8 @@ class MultiHeadAttention(nn.Module):
     Attributes:
         num_heads: number of heads; D must be divisible by it unless `head_width` is given.
         head_width: d, channels of a head; 0 for D / num_heads.
-        rotary: rotary positions of queries and keys; where 2 * axes does not divide d, its last channels keep
-            still.
+        rotary: rotary positions of queries and keys, which need d of at least 2 * axes; where that does not
+            divide d, its last channels keep still.
         reads: ("all",) shows a token its own frame, which without `frames` is its whole call, and those
             before; ("own",) its own alone, so that a stream carries nothing.
         dtype: compute dtype of the products, None is float32; the softmax is float32.
@@ -365,8 +365,6 @@ def _heads(layer: MultiHeadAttention | LocalAttention, width: int) -> tuple[int,
         check_whole(name, value, least)
     compute_dtype(layer)
     check_option("rotary", layer.rotary, Rotary)
-    if layer.rotary is not None:
-        layer.rotary.check(0, 1)  # of any width, since channels that do not divide keep still
     if not layer.head_width and width % layer.num_heads:
         raise InputError(
             f"num_heads = {layer.num_heads} does not divide the width {width}; choose a divisor of {width}, "
@@ -374,6 +372,14 @@ def _heads(layer: MultiHeadAttention | LocalAttention, width: int) -> tuple[int,
         )
     head_width = layer.head_width or width // layer.num_heads
     check_whole("num_heads * head_width", layer.num_heads * head_width, 1)
+    if layer.rotary is not None:
+        layer.rotary.check(0, 1)  # of any width, since channels that do not divide keep still
+        if head_width < 2 * layer.rotary.axes:
+            raise InputError(
+                f"rotary positions on {layer.rotary.axes} axes turn pairs of channels, and heads of "
+                f"{head_width} are too narrow: give at least {2 * layer.rotary.axes}, by num_heads or "
+                "head_width"
+            )
     return layer.num_heads, head_width
 
 

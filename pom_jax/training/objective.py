@@ -125,10 +125,10 @@ def frame_times(config: ConfigDict) -> tuple[FrameTimes | None, int]:
     if models.family(model) is models.DiPoM:
         return None, 0
     times, count = make_frame_times(config.diffusion), model.frames // model.frame_patch
-    if times.kind != "shared" and count > 1 and not model.frame_causal:
+    if times.kind in ("clean_past", "teacher_forcing") and count > 1 and not model.frame_causal:
         raise InputError(
             f"diffusion.frame_times='{times.kind}' needs model.frame_causal=True: set it, or "
-            "diffusion.frame_times='shared'"
+            "diffusion.frame_times to 'shared' or 'independent'"
         )
     check_frames(times, count)
     return times, count
