@@ -11,8 +11,8 @@ import pytest
 
 from configs.moving_digits import get_config
 from pom_jax import models
+from pom_jax.data import Records, read_manifest
 from pom_jax.data import moving_digits as data
-from pom_jax.data import read_manifest
 from pom_jax.errors import InputError
 from pom_jax.evaluation import moving_digits as scores
 from pom_jax.evaluation import video_pictures, video_protocols
@@ -122,16 +122,20 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, folder):
+    return make_run(tmp_path_factory.mktemp("run"), folder)
+
+
+def make_run(place, folder):
     """What a run of train.py leaves, as far as scoring looks at it."""
-    config = get_config()
+    config, manifest = get_config(), read_manifest(folder)
     config.model.update({"frames": 3, "frame_height": 12, "frame_width": 12, "width": 8, "depth": 1})
     config.model.update({"num_heads": 1, "text_width": 8, "reads": ("all",), "phase_periods": ()})
+    config.model.vocabulary = len(manifest.words)
     config.data.dir = str(folder)
     config.sampling.update({"steps": 2, "later_steps": 1})
     network = models.build(config.model)
     shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    place, manifest = tmp_path_factory.mktemp("run"), read_manifest(folder)
     keep_config(place, config, manifest.digest, manifest.words)
     checkpoints = checkpoint.Checkpoints(place, keep_last=1, keep_best=0)
     checkpoints.save(7, {"params": params, "ema": [params]})
@@ -171,6 +175,12 @@ def test_a_workdir_is_scored_from_end_to_end(workdir, tmp_path):
     }
     assert len(written) == 8
     assert all((tmp_path / "eval" / name).stat().st_size > 500 for name in written)
+    for protocols in (["text"], ["length"], ["text", "length"]):  # and no report overwrites another's files
+        part = report._replace(found=[found for found in report.found if found.protocol in protocols])
+        own = video_pictures.save(part, tmp_path / "eval", "_".join(["video_validation", *protocols]))
+        assert not {*own} & {*written}
+        assert sum("strip" in name for name in own) == len(protocols)
+        written += own
     content = json.loads((tmp_path / "eval/video_validation.json").read_text())
     column = content["scores"]["text"]["columns"]["real"]
     assert column["by_frame"]["direction"] == [None, 1.0, 1.0]
@@ -199,6 +209,21 @@ def test_a_workdir_is_scored_from_end_to_end(workdir, tmp_path):
 def test_settings_that_cannot_be_used_are_refused(workdir, settings, words):
     with pytest.raises(InputError, match=words):
         evaluate_workdirs([workdir], **{"num": 10} | settings)
+
+
+def test_clips_that_are_too_few_to_swap_first_frames_are_refused(tmp_path):
+    data.prepare(tmp_path / "untold", size=12, frames=3, clips=1, captions="direction")
+    run = make_run(tmp_path / "run", tmp_path / "untold")
+    directions = Records(tmp_path / "untold", "test").gather(range(20))["direction"]
+    needed = next(n for n in range(4, 20) if 1 not in np.bincount(directions[:n]))
+    assert needed > 4
+    with pytest.raises(
+        InputError, match=f"--num=4: memory swaps .* direction alone; give at least {needed}$"
+    ):
+        evaluate_workdirs([run], ["memory"], num=4)
+    found = evaluate_workdirs([run], ["memory"], num=needed, say=lambda _: None).found[0]
+    columns = {column.name.partition(", ")[2]: column.clips[:, 0] for column in found.columns}
+    assert (columns["swapped"] != columns[""]).any((1, 2, 3)).all()
 
 
 def test_runs_and_data_that_do_not_go_together_are_refused(workdir, digits_dir, tmp_path):
@@ -259,6 +284,7 @@ def test_eval_takes_the_flags_of_video_and_no_others(workdir, tmp_path):
     for arguments, words in [
         ([f"--workdir={workdir}", "--reference=x", "--seeds=1"], "video goes without --reference, --seeds"),
         (["--features=a.npy"], "goes with --real_features=FILE"),
+        ([f"--workdir={workdir},"], f"--workdir={workdir},: a name is missing before or after a comma"),
     ]:  # fmt: skip
         done = run_eval(arguments, tmp_path)
         assert done.returncode == 2, done.stderr

@@ -17,7 +17,15 @@ from pom_jax.diffusion.guidance import choose_interval, interval_in_words
 from pom_jax.errors import InputError, choose
 from pom_jax.evaluation import moving_digits as clip_scores
 from pom_jax.evaluation.evaluate import PACKAGES
-from pom_jax.evaluation.video_protocols import PROTOCOLS, HeldOut, Run, check_protocol, fitting, follow
+from pom_jax.evaluation.video_protocols import (
+    PROTOCOLS,
+    HeldOut,
+    Run,
+    check_protocol,
+    fewest_to_swap,
+    fitting,
+    follow,
+)
 from pom_jax.evaluation.video_report import VideoReport
 from pom_jax.sampling.progress import SamplingProgress
 from pom_jax.sampling.video import VideoGenerator, load_video
@@ -95,6 +103,8 @@ def evaluate_workdirs(
         lengths = ", ".join(f"{run.name} {run.frames}" for run in runs)
         raise InputError(f"runs of clips of one length can be compared, these have frames of {lengths}")
     plan = _plan(protocols, runs, held)
+    if "memory" in plan:
+        _check_swaps(records, num)
     say(f"fitting the classifier on the real training digits, comparing with those of split {split}")
     reference = clip_scores.fit(split)
     found = []
@@ -147,6 +157,17 @@ def _held_out(records: Records, num: int) -> HeldOut:
     shown = moving_digits.Clips(batch["digit"], batch["start"], batch["direction"])
     told = bool({*moving_digits.DIGITS} & {*words})
     return HeldOut(records.split, prompts, batch["label"], shown, records.manifest.sample_shape[1], told)
+
+
+def _check_swaps(records: Records, num: int) -> None:
+    """Raises an InputError if one of the clips has no other of its direction to swap first frames with."""
+    needed = fewest_to_swap(records.gather(np.arange(len(records)))["direction"], num)
+    if needed > num:
+        way = f"give at least {needed}" if needed <= len(records) else "ask for other protocols"
+        raise InputError(
+            f"--num={num}: memory swaps the first frames of clips of one direction, and one of these clips "
+            f"has its direction alone; {way}"
+        )
 
 
 def _check(generator: VideoGenerator, records: Records, workdir: str | Path) -> None:

@@ -47,7 +47,7 @@ def save(report: VideoReport, out: str | os.PathLike[str], name: str) -> list[st
     except OSError as error:
         raise InputError(f"the scores cannot be written to {out}: {error}") from error
     for found in report.found:
-        own = name if name.endswith(found.protocol) else f"{name}_{found.protocol}"
+        own = f"{name}_{found.protocol}"
         replace_file(out / f"{own}_strip.png", lambda file, found=found: strip(found).save(file, "png"))
         replace_file(out / f"{own}.gif", lambda file, found=found: animation(found, file))
         written += [f"{own}_strip.png", f"{own}.gif"]

@@ -223,6 +223,17 @@ def _column(name: str, clips: np.ndarray, asked: Asked, reference: Reference, gi
     return Column(name, clip_scores.score(reference, clips, asked, given), clips[:SHOWN])
 
 
+def fewest_to_swap(direction: np.ndarray, num: int) -> int:
+    """Clips, `num` or more from the first on, with none alone in its direction [N]; N + 1 if all are too few.
+
+    Args:
+        direction: of each clip there is.
+        num: of clips, at least 1.
+    """
+    counts = range(num, len(direction) + 1)
+    return next((n for n in counts if 1 not in np.bincount(direction[:n])), len(direction) + 1)
+
+
 def _others(direction: np.ndarray) -> np.ndarray:
     """For each clip [N] the next one of the same direction, the last one's being the first."""
     found = np.empty(len(direction), int)

@@ -45,7 +45,7 @@ COMPARED = {
     "swapped": "given the first frame of another clip, scored against the right one",
     "blank": "given a black first frame, scored against the right one",
     "frozen": "the first frame for ever",
-    "real": "the real held-out clips: the floor of each score",
+    "real": "the real held-out clips: what can be reached",
 }
 
 
