@@ -100,11 +100,13 @@ def generator() -> VideoGenerator:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"), tiny_config(**POM))
+
+
+def make_run(folder: Path, config: ConfigDict, encoding: dict[str, Any] | None = None) -> Path:
     """What a finished run of train.py leaves, as far as sampling looks at it."""
-    folder = tmp_path_factory.mktemp("run")
-    config = tiny_config(**POM)
     network = models.build(config.model, config.dtype)
-    keep_config(folder, config)
+    keep_config(folder, config, encoding=encoding)
     checkpoints = checkpoint.Checkpoints(folder, keep_last=1, keep_best=0)
     checkpoints.save(10, {"params": random_params(network, 1), "ema": [random_params(network)]})
     checkpoints.close()
@@ -318,9 +320,9 @@ def test_guidance_takes_any_condition() -> None:
         (PROMPTS, {"given": np.full((3, 1, 4, 4, 1), np.nan)}, "not finite"),
         (PROMPTS, {"frames": 2, "given": np.zeros((3, 3, 4, 4, 1))}, "include its 3 given"),
         (PROMPTS, {"guidance": -1.0}, "guidance"),
-        (PROMPTS, {"later_guidance": -1.0}, "guidance must be finite"),
-        (PROMPTS, {"steps": 0}, "steps"),
-        (PROMPTS, {"later_steps": 0}, "steps"),
+        (PROMPTS, {"later_guidance": -1.0}, "^later_guidance must be finite"),
+        (PROMPTS, {"steps": 0}, "^steps must be"),
+        (PROMPTS, {"later_steps": -1}, "^later_steps must be .* got -1"),
         (PROMPTS, {"sampler": "hein"}, "Did you mean 'heun'"),
         (PROMPTS, {"batch_size": 0}, "batch_size"),
         (PROMPTS, {"seed": -1}, "seed"),
@@ -523,6 +525,9 @@ def test_an_autoencoder_goes_with_its_latents_of_three_channels_and_with_no_pixe
     assert three.draws_pixels
     three.decoder = load_video_decoder(tmp_path, three.config)
     assert (three.draws_pixels, three.makes_pixels) == (False, True)
+    run = make_run(tmp_path / "run", tiny_config(channels=3), {"autoencoder": "a network of three channels"})
+    assert not load_video(run).draws_pixels, "the run keeps what its data was made with"
+    assert load_video(make_run(tmp_path / "pixels", tiny_config(channels=3), {})).draws_pixels
 
 
 def test_flags_and_workdirs_of_the_other_kind_are_explained(workdir: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from pom_jax.diffusion.guidance import check_guidance
 from pom_jax.diffusion.schedules import time_grid
+from pom_jax.errors import InputError
 
 
 class FrameSettings(NamedTuple):
@@ -49,7 +50,10 @@ def film_settings(
         return getattr(first, name) if given is None and kept == -1 else kept
 
     later = FrameSettings(behind("guidance", later_guidance), behind("steps", later_steps))
-    for settings in (first, later):
-        check_guidance(settings.guidance)
-        time_grid(settings.steps)  # refuses what are no steps
+    for prefix, settings in (("", first), ("later_", later)):
+        try:
+            check_guidance(settings.guidance)
+            time_grid(settings.steps)  # refuses what are no steps
+        except InputError as error:
+            raise InputError(f"{prefix}{error}") from error  # they begin with the setting's name
     return first, later

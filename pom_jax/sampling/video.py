@@ -50,6 +50,7 @@ class VideoGenerator:
         words: the table of a model with a vocabulary.
         decoder: makes pixels uint8 [N, T, H, W, 3] of what the model draws; None for a model of pixels.
         text_encoder: embeds the prompts of a model without a vocabulary.
+        latents: whether the model is known to draw latents, however few channels they have.
     """
 
     def __init__(
@@ -63,9 +64,11 @@ class VideoGenerator:
         words: Sequence[str] = (),
         decoder: Any = None,
         text_encoder: TextEncoder | None = None,
+        latents: bool = False,
     ):
         self.config, self.model, self.step, self.ema = config, model, step, ema
         self.words, self.decoder, self.text_encoder = tuple(words), decoder, text_encoder
+        self.latents = latents
         self.mesh = make_mesh()
         by_batch = NamedSharding(self.mesh, PartitionSpec("data"))
         self._put = functools.partial(jax.device_put, device=by_batch)
@@ -86,7 +89,7 @@ class VideoGenerator:
     @property
     def draws_pixels(self) -> bool:
         """Whether the model itself draws pixels, in [-1, 1]."""
-        return self.model.channels in (1, 3) and self.decoder is None
+        return self.model.channels in (1, 3) and self.decoder is None and not self.latents
 
     @property
     def makes_pixels(self) -> bool:
@@ -419,7 +422,7 @@ def load_video(
     check_ema(config, ema)
     model = models.build(config.model, config.dtype)
     assert isinstance(model, Polymorpher)
-    encoding = {} if autoencoder is None and text_encoder is None else made_with(config, say)
+    encoding = made_with(config, say if autoencoder or text_encoder else lambda _: None)
     encoder = None if text_encoder is None else load_text_encoder(text_encoder, model, encoding, say)
     decoder = None if autoencoder is None else load_video_decoder(autoencoder, config, encoding, say)
     whole = NamedSharding(make_mesh(), PartitionSpec())
@@ -429,5 +432,13 @@ def load_video(
         with contextlib.suppress(InputError):  # without words the model draws what `Text` says in numbers
             words = read_manifest(config.data.dir).words
     return VideoGenerator(
-        config, model, params, step=step, ema=ema, words=words, decoder=decoder, text_encoder=encoder
+        config,
+        model,
+        params,
+        step=step,
+        ema=ema,
+        words=words,
+        decoder=decoder,
+        text_encoder=encoder,
+        latents=encoding.get("autoencoder") is not None,
     )
