@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -149,12 +150,44 @@ def test_latents_that_cannot_be_decoded_are_kept(tmp_path: Path, capsys: pytest.
         np.testing.assert_array_equal(found["arr_0"], joined(pieces))
 
 
-def test_what_goes_wrong_keeps_the_frames_before_it_and_their_state(
+def test_a_state_that_was_lost_within_its_computation_is_told() -> None:
+    """A program that adds states takes the memory of the ones before; an interrupt may come behind it."""
+    (piece,) = tiny_generator(**POM).stream(PROMPTS, 1)
+    for leaf in jax.tree.leaves(piece._drawing.films.batches[0].halves):
+        leaf.delete()
+    with pytest.raises(InputError, match=r"the state after frame 1 is gone, for adding it was interrupted"):
+        _ = piece.state
+
+
+def test_films_do_not_take_the_place_of_the_state_that_they_go_on_from(
     workdir: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
+    state = tmp_path / "state.npz"
+    sample_video_to_file(
+        workdir, prompts=PROMPTS[:1], frames=1, out=str(tmp_path / "a.npz"), save_state=str(state)
+    )
+    before = state.read_bytes()
+    with pytest.raises(InputError, match=r"--state=.*state\.npz: the films are written there, too"):
+        sample_video_to_file(workdir, state=str(state), frames=1, out=str(state))
+    assert state.read_bytes() == before
+    sample_video_to_file(
+        workdir, state=str(state), save_state=str(state), frames=1, out=str(tmp_path / "b.npz")
+    )
+    assert state.read_bytes() != before
+
+
+def test_what_goes_wrong_keeps_the_frames_before_it_and_their_state(
+    workdir: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     state = str(tmp_path / "state.npz")
     settings: dict[str, Any] = {"prompts": PROMPTS[:1], "frames": 3}
+    with pytest.raises(InputError, match="frames 1 to 1 are not finite"):
+        sample_video_to_file(workdir, out=str(tmp_path / "shown.gif"), later_guidance=TOO_MUCH, **settings)
+    assert {file.name for file in tmp_path.iterdir()} == {"shown_first_1.gif", "shown_first_1_strip.png"}
+    assert "stopped after 1 of 3 frames\n" in capsys.readouterr().out
     with pytest.raises(InputError, match="frames 1 to 1 are not finite"):
         sample_video_to_file(
             workdir, out=str(tmp_path / "film.npz"), save_state=state, later_guidance=TOO_MUCH, **settings
@@ -200,7 +233,12 @@ def test_settings_of_frames_that_are_not_drawn_are_refused(
         sample_video_to_file(run, joint=True, later_guidance=3.0, **films)
     with pytest.raises(InputError, match=r"--later_steps=7 is of frames behind"):
         sample_video_to_file(run, joint=True, later_steps=7, **films)
-    name = sample_video_to_file(run, prompts=PROMPTS[:1], frames=1, later_guidance=3.0, later_steps=7).name
+    for flag, value in (("later_guidance", 3.0), ("later_steps", 7)):
+        later: dict[str, Any] = {flag: value}
+        with pytest.raises(InputError, match=f"--{flag}=. is of frames behind"):
+            sample_video_to_file(run, **films, **later)
+    kept: dict[str, Any] = {"later_guidance": 3.0, "save_state": str(tmp_path / "kept.npz")}
+    name = sample_video_to_file(run, prompts=PROMPTS[:1], frames=1, **kept).name
     assert name == "step_0000010_a-seven-moving-up_1_frames_guidance_2_seed_0.gif"
     name = sample_video_to_file(run, prompts=PROMPTS[:1], frames=2, steps=3).name
     assert "_guidance_2_then_1_seed_0_3_then_1_steps" in name

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image, ImageSequence
+from PIL import ExifTags, Image, ImageSequence
 
 from configs import common
 from pom_jax import models
@@ -405,6 +405,7 @@ def test_from_a_workdir_to_files_stopped_by_a_signal_and_gone_on(
     )
     assert len(list(ImageSequence.Iterator(Image.open(gif)))) == 3
     more = sample_video_to_file(workdir, prompts=PROMPTS[:1], frames=1, num=2, size="4x8")
+    assert "trained on frames of 4x4; what it makes of others is untried" in capsys.readouterr().out
     assert more.name == "step_0000010_a-seven-moving-up_1_frames_2_films_of_4x8_guidance_2_seed_0.gif"
     assert Image.open(gif.with_name(f"{gif.stem}_strip.png")).size[1] > 3 * 48
 
@@ -560,6 +561,13 @@ def test_first_frames_come_from_pictures_and_arrays(tmp_path: Path) -> None:
     for name in ("one.PNG", "one.jpg", "one.JPEG"):
         Image.new("L", (4, 4), 77).save(tmp_path / name)
         assert (read_frames(tmp_path / name, (4, 4), pixels=1) == 77).all()
+    lying = Image.fromarray(np.repeat([[250], [0]], 8, axis=0).repeat(16, axis=1).astype(np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned to the right
+    lying.save(tmp_path / "two.jpg", "MPO", exif=exif, save_all=True, append_images=[lying])
+    found = read_frames(tmp_path / "two.jpg", (16, 16), pixels=1)
+    assert found.shape == (1, 1, 16, 16, 1), "a telephone's second picture is no frame"
+    assert found[0, 0, :, 4, 0].max() < 50 < 200 < found[0, 0, :, 12, 0].min(), "it stands upright"
     write_films(tmp_path / "whole.gif", films)
     whole = (tmp_path / "whole.gif").read_bytes()
     for left in range(40, len(whole), len(whole) // 7):  # what Pillow raises depends on where it ends

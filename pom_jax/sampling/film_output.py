@@ -1,6 +1,7 @@
 """What was drawn on its way to files: nothing is lost because something else cannot be written."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def write_drawn(
         x, shown, files = drawn, drawn, [latents_beside(files[0])]
     for file in files:
         if x.shape[1] < total:
-            file = file.with_stem(f"{file.stem}_first_{x.shape[1]}")
+            file = file.with_stem(re.sub(r"(_strip)?$", rf"_first_{x.shape[1]}\1", file.stem, count=1))
         with _noted(failures):
             write_films(file, shown, captions, fps)
             print(f"written: {file}", flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from pom_jax.data.clips import ENDINGS, UnusableClip, read_clip
-from pom_jax.data.pictures import UNREADABLE, rgb
+from pom_jax.data.pictures import UNREADABLE, rgb, upright
 from pom_jax.errors import BROKEN_NPZ, InputError
 from pom_jax.sampling.pictures import grid, sheet
 from pom_jax.sampling.writers import check_place, replace_file
@@ -119,9 +119,9 @@ def _read_pictures(path: Path, channels: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mode = "L" if channels == 1 else "RGB"
-            frames = np.stack(
-                [np.asarray(rgb(frame).convert(mode)) for frame in ImageSequence.Iterator(image)]
-            )
+            # What a telephone puts behind its picture is no second frame.
+            shown = [image] if image.format in ("JPEG", "MPO") else ImageSequence.Iterator(image)
+            frames = np.stack([np.asarray(rgb(upright(frame)).convert(mode)) for frame in shown])
     except UNREADABLE as error:
         raise InputError(f"--from={path} cannot be read as a picture: {error}") from error
     return frames.reshape(1, *frames.shape[:3], channels)

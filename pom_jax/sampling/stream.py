@@ -233,6 +233,11 @@ class Drawing:
         unread = self.films.unread
         while unread and self.add is not None:
             batch, x = unread[-1]
+            if any(leaf.is_deleted() for leaf in jax.tree.leaves(batch.halves)):
+                raise InputError(
+                    f"the state after frame {self.films.frame} is gone, for adding it was interrupted: go on "
+                    "from a state that you saved, or draw the films anew"
+                )
             batch.halves = self._added(self.add, batch, x)
             unread.pop()
 

@@ -92,8 +92,8 @@ def sample_video_to_file(
     own = generator.config.sampling
     sampler, interval = settings.pop("sampler", None), settings.pop("interval", None)
     first, later = film_settings(own, **settings)
-    _check_settings(settings, first, later, joint=joint, past=bool(past))
     one_chunk = joint or frames <= (chunk or generator.model.frame_patch)
+    _check_settings(settings, first, later, one_chunk=one_chunk, past=bool(past), kept=save_state is not None)
     asked = _Asked(
         captions=tuple(texts) if texts or resumed is None else resumed.captions,
         films=len(texts) if resumed is None else len(resumed.films),
@@ -112,7 +112,7 @@ def sample_video_to_file(
             **{f"later_{name}": value for name, value in later._asdict().items()},
         },
     )
-    files = _places(generator, asked, workdir, out, save_state)
+    files = _places(generator, asked, workdir, out, state, save_state)
 
     with contextlib.ExitStack() as until_written:
         with SamplingProgress(title=_title(generator, asked), unit="frames") as progress:
@@ -129,22 +129,24 @@ def sample_video_to_file(
                 progress=progress,
                 **asked.settings,
             )
-            if advice := _advice(generator, asked):
-                progress.line(advice)
+            for note in _advice(generator, asked):
+                progress.line(note)
             # Before the first piece there is nothing to keep, and a signal ends the process at once.
             pieces = [next(stream)]
             interrupt = until_written.enter_context(Interrupt(progress, part="frame"))
             failures = _draw(stream, pieces, asked.frames, generator.whole_frames, interrupt)
         failures += write_drawn(generator, pieces, files, asked.captions, asked.frames, save_state, fps)
+    drawn = _length(pieces)
+    if drawn < asked.frames:
+        left = asked.frames - drawn
+        kept = save_state is not None and not failures
+        on = f"; --state={save_state} --frames={left} goes on from there" if kept else ""
+        print(f"stopped after {drawn} of {asked.frames} frames{on}", flush=True)
     for failure in failures[1:]:
         explain(failure)
     if failures:
         raise failures[0]
-    drawn = _length(pieces)
     if drawn < asked.frames:
-        left = asked.frames - drawn
-        on = "" if save_state is None else f"; --state={save_state} --frames={left} goes on from there"
-        print(f"stopped after {drawn} of {asked.frames} frames{on}", flush=True)
         sys.exit(interrupt.exit_code)
     return files[0]
 
@@ -179,7 +181,12 @@ class _Asked(NamedTuple):
 
 
 def _places(
-    generator: VideoGenerator, asked: _Asked, workdir: Path, out: str | None, save_state: str | None
+    generator: VideoGenerator,
+    asked: _Asked,
+    workdir: Path,
+    out: str | None,
+    state: str | None,
+    save_state: str | None,
 ) -> list[Path]:
     """The files to write; raises an InputError for one that cannot be."""
     path = workdir / "samples" / _name(generator, asked) if out is None else Path(out)
@@ -196,17 +203,15 @@ def _places(
             raise InputError(
                 f"--save_state={save_state}: this model draws all frames at once, and leaves no state"
             )
-        kept = check_state_place(save_state).resolve()
-        for file in files if generator.decoder is None else [*files, latents_beside(path)]:
-            names = rf"{re.escape(file.stem)}(_first_\d+)?"
-            if (
-                kept.parent == file.resolve().parent
-                and kept.suffix == file.suffix
-                and re.fullmatch(names, kept.stem)
-            ):
-                raise InputError(
-                    f"--save_state={save_state}: the films are written there, too; give it another name"
-                )
+        check_state_place(save_state)
+    written = files if generator.decoder is None else [*files, latents_beside(path)]
+    for flag, place in (("--state", state), ("--save_state", save_state)):
+        if place is None:
+            continue
+        kept = Path(place).resolve()
+        whole = kept.with_stem(re.sub(r"_first_\d+$", "", kept.stem))  # of films that are stopped
+        if {kept, whole} & {file.resolve() for file in written}:
+            raise InputError(f"{flag}={place}: the films are written there, too; give them another name")
     return files
 
 
@@ -258,22 +263,26 @@ def _values(asked: _Asked, name: str) -> list[str]:
 
 def _mark(given: np.ndarray | None, resumed: StreamState | None) -> str:
     """Tells what films go on from in a file's name; "" if from nothing."""
-    leaves = [given] if given is not None else [] if resumed is None else jax.tree.leaves(resumed.halves)
+    leaves = [] if resumed is None else jax.tree.leaves(resumed.halves)
+    leaves += [] if given is None else [given]
     return f"{zlib.crc32(b''.join(leaf.tobytes() for leaf in leaves)):08x}" if leaves else ""
 
 
-def _advice(generator: VideoGenerator, asked: _Asked) -> str:
-    """A note if the run was trained for the other way to draw; "" if not."""
+def _advice(generator: VideoGenerator, asked: _Asked) -> Iterator[str]:
+    """Notes if the run was trained for the other way to draw, or for frames of another size."""
     patch = generator.model.frame_patch
     kind = generator.config.diffusion.get("frame_times", "shared")
     note = f"note: the run was trained with diffusion.frame_times='{kind}': "
     if asked.joint and kind in ("clean_past", "teacher_forcing") and asked.frames > patch:
-        return f"{note}frames drawn all at once lack the finished ones that it reads; leave out --joint"
-    if not asked.joint and kind == "teacher_forcing" and min(asked.frames, asked.chunk or patch) > patch:
-        return f"{note}frames of one chunk read each other noisy, which it never saw; leave out --chunk"
-    if not asked.joint and kind == "shared" and (asked.past or asked.frames > (asked.chunk or patch)):
-        return f"{note}frames that read finished ones fall apart" + "; draw with --joint" * (not asked.past)
-    return ""
+        yield f"{note}frames drawn all at once lack the finished ones that it reads; leave out --joint"
+    elif not asked.joint and kind == "teacher_forcing" and min(asked.frames, asked.chunk or patch) > patch:
+        yield f"{note}frames of one chunk read each other noisy, which it never saw; leave out --chunk"
+    elif not asked.joint and kind == "shared" and (asked.past or asked.frames > (asked.chunk or patch)):
+        yield f"{note}frames that read finished ones fall apart" + "; draw with --joint" * (not asked.past)
+    trained = generator.model.frame_height, generator.model.frame_width
+    if asked.size not in (None, trained):
+        height, width = trained
+        yield f"note: the run was trained on frames of {height}x{width}; what it makes of others is untried"
 
 
 def _check_request(joint: bool | None, num: int | None, fps: int, files: dict[str, str | None]) -> None:
@@ -290,12 +299,21 @@ def _check_request(joint: bool | None, num: int | None, fps: int, files: dict[st
 
 
 def _check_settings(
-    settings: dict[str, Any], first: FrameSettings, later: FrameSettings, *, joint: bool, past: bool
+    settings: dict[str, Any],
+    first: FrameSettings,
+    later: FrameSettings,
+    *,
+    one_chunk: bool,
+    past: bool,
+    kept: bool,
 ) -> None:
-    """Raises an InputError for what was asked of frames that are not drawn."""
+    """Raises an InputError for what was asked of frames that are not drawn.
+
+    Where a state is kept, the guidance of the frames that it is for tells what is in it.
+    """
     for name in ("guidance", "steps"):
         given, behind = settings.get(name), settings.get(f"later_{name}")
-        if joint and behind is not None:
+        if one_chunk and not past and behind is not None and not (kept and name == "guidance"):
             raise InputError(
                 f"--later_{name}={behind:g} is of frames behind finished ones, and all of these are drawn at "
                 "once: leave it out"
