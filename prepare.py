@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -244,7 +244,7 @@ def training_command(recipe: str, manifest: Manifest, folder: Path) -> str:
     """The command that trains on a data set: with the recipe, or a small model of the data's sizes."""
     recipe, _, variant = recipe.partition(":")
     config = importlib.import_module(f"configs.{recipe}").get_config(variant or None)
-    sizes = clip_sizes(manifest) if manifest.is_video else image_sizes(manifest)
+    sizes = clip_sizes(manifest, config.model) if manifest.is_video else image_sizes(manifest)
     words = []
     if str(folder) != config.data.dir:
         words.append(f"--config.data.dir={shlex.quote(str(folder))}")
@@ -266,14 +266,17 @@ def image_sizes(manifest: Manifest) -> dict[str, int]:
     }
 
 
-def clip_sizes(manifest: Manifest) -> dict[str, int]:
-    """The fields of a recipe that follow from a set of clips with captions."""
+def clip_sizes(manifest: Manifest, model: Mapping[str, int]) -> dict[str, int]:
+    """The fields of a recipe that follow from a set of clips with captions; `model` is the recipe's."""
     names = ("frames", "frame_height", "frame_width", "channels")
     sizes = dict(zip(names, manifest.sample_shape, strict=True))
-    length, *width = manifest.fields["text"].shape
+    frames, height, width, _ = manifest.sample_shape
+    sizes["patch_size"] = math.gcd(model["patch_size"], height, width)  # patches are whole
+    sizes["frame_patch"] = math.gcd(model["frame_patch"], frames)
+    length, *text_width = manifest.fields["text"].shape
     sizes |= {"text_length": length, "vocabulary": len(manifest.words)}
-    if width:
-        sizes["text_width"] = width[0]
+    if text_width:
+        sizes["text_width"] = text_width[0]
     return {f"model.{name}": size for name, size in sizes.items()}
 
 

@@ -1,5 +1,7 @@
 """Digits move as their captions and paths say, and no digit is in two splits."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import prepare as prepare_command
 from configs.common import video_base
 from configs.moving_digits import get_config
+from pom_jax import models
 from pom_jax.data import Records, digits, moving_digits, open_source, pipeline, read_manifest
 from pom_jax.data.synthetic import CLIPS
 from pom_jax.data.words import decode, encode
@@ -102,6 +105,10 @@ def test_the_command_makes_captions_of_the_direction_alone(tmp_path, capsys):
     assert (
         f"next: python train.py --config=configs/moving_digits.py:memory --config.data.dir={out}" in printed
     )
+    config = get_config("memory")
+    for field, value in re.findall(r"--config\.model\.(\w+)=(\d+)", printed):
+        config.model[field] = int(value)
+    assert models.build(config.model, config.dtype).patch_size == 1, "patches of 4 do not divide 9 pixels"
     # Clips with other captions are another set.
     assert prepare_command.main(["moving-digits", f"--out={out}"]) == 2
     assert "its manifest says moving-digits-direction" in capsys.readouterr().err
