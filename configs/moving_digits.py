@@ -41,9 +41,9 @@ What the recipe rests on:
   from 0.1 to 0.9 alone 98.4 % of the first frames were right, everywhere 97.6 % (validation, 2,000 frames).
 
 Devices: made for one CPU. Cost: 0.79 million parameters (`memory` 0.91, `attention` 0.56); 128 tokens a clip,
-8,800 steps of 112 frames (`memory`: 7,500 of 64). Eight minutes and a half on two quiet cores, compiling
-included, eight or less for `memory`; cores of a busy machine took up to twice as long for a step. Up to two
-devices take such a batch; for more set a larger data.batch_size.
+8,800 steps of 112 frames (`memory`: 7,500 of 64). Less than nine minutes on two quiet cores, compiling
+included, eight or less for `memory`; other machines took up to twice as long for a step. Up to two devices
+take such a batch; for more set a larger data.batch_size.
 
 Expected result: digits that move and bounce. `memory`, test split, 200 clips that go on for 16 frames from a
 real one: 98 % of the first drawn frames show its digit, 96 % of all, 94 % of the 16th (98 % of real ones do);
