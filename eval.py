@@ -407,9 +407,12 @@ def values(flag: str, words: Sequence[str], kind: Callable[[str], Value]) -> lis
 def workdirs() -> list[str]:
     """The folders of --workdir, of which video may have several."""
     given = WORKDIR.value or ""
-    if given and not Path(given).exists() and not all(part.strip() for part in given.split(",")):
+    if Path(given).exists():
+        return [given]
+    parts = given.split(",")
+    if given and not all(part.strip() for part in parts):
         raise InputError(f"--workdir={given}: a name is missing before or after a comma")
-    return [given] if Path(given).exists() else [run_path("--workdir", part) for part in given.split(",")]
+    return [run_path("--workdir", part) for part in parts]
 
 
 def is_video(workdir: str) -> bool:

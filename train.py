@@ -14,7 +14,7 @@ pom_jax/models/dipom.py and polymorpher.py, and their sizes by name are in prese
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         return loop.train(config, workdir, make_writer(), SCORED, make_fid, _PROFILE.value, process_start())
 
 
-def make_writer() -> Any:
+def make_writer() -> Callable[[Path, Any, Any, Sequence[str] | None], None]:
     """What writes samples. Its packages are loaded here: the checkout may change under a run of days."""
     from pom_jax.sampling import write
     from pom_jax.sampling.films import write_films

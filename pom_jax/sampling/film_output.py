@@ -50,7 +50,7 @@ def write_drawn(
         x, shown, files = drawn, drawn, [latents_beside(files[0])]
     for file in files:
         if x.shape[1] < total:
-            file = file.with_stem(re.sub(r"(_strip)?$", rf"_first_{x.shape[1]}\1", file.stem, count=1))
+            file = of_first(file, x.shape[1])
         with _noted(failures):
             write_films(file, shown, captions, fps)
             print(f"written: {file}", flush=True)
@@ -59,6 +59,16 @@ def write_drawn(
             generator.save_state(save_state, pieces[-1].state)
             print(f"state of {pieces[-1].state_bytes:,} bytes: {save_state}", flush=True)
     return failures
+
+
+def strip_beside(film: Path) -> Path:
+    """Where the strip of an animation's frames is written."""
+    return film.with_name(f"{film.stem}_strip.png")
+
+
+def of_first(file: Path, frames: int) -> Path:
+    """The name of a file of films or of their strip that holds their first frames alone."""
+    return file.with_stem(re.sub(r"(_strip)?$", rf"_first_{frames}\1", file.stem, count=1))
 
 
 def latents_beside(file: Path) -> Path:

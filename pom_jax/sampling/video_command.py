@@ -14,7 +14,7 @@ import numpy as np
 from pom_jax.diffusion.film_settings import FrameSettings, film_settings
 from pom_jax.diffusion.guidance import choose_interval, interval_in_words
 from pom_jax.errors import InputError, explain
-from pom_jax.sampling.film_output import latents_beside, write_drawn
+from pom_jax.sampling.film_output import latents_beside, strip_beside, write_drawn
 from pom_jax.sampling.films import ANIMATIONS, FPS, check_films_place, read_frames
 from pom_jax.sampling.progress import SamplingProgress
 from pom_jax.sampling.state_file import check_state_place
@@ -23,6 +23,11 @@ from pom_jax.sampling.video import VideoGenerator, load_video
 from pom_jax.training.interrupt import Interrupt
 
 SLUG = 60  # characters of the prompts in a file name
+FIRST, LATER, BOTH = (
+    slice(0, 1),
+    slice(1, 2),
+    slice(0, 2),
+)  # of (first frames, later ones behind finished ones)
 
 
 def sample_video_to_file(
@@ -93,7 +98,8 @@ def sample_video_to_file(
     sampler, interval = settings.pop("sampler", None), settings.pop("interval", None)
     first, later = film_settings(own, **settings)
     one_chunk = joint or frames <= (chunk or generator.model.frame_patch)
-    _check_settings(settings, first, later, one_chunk=one_chunk, past=bool(past), kept=save_state is not None)
+    drawn = LATER if past else FIRST if one_chunk else BOTH
+    _check_settings(settings, first, later, drawn, kept=save_state is not None)
     asked = _Asked(
         captions=tuple(texts) if texts or resumed is None else resumed.captions,
         films=len(texts) if resumed is None else len(resumed.films),
@@ -103,7 +109,7 @@ def sample_video_to_file(
         joint=joint,
         chunk=chunk,
         past=past,
-        drawn=slice(1, 2) if past else slice(0, 1) if one_chunk else slice(0, 2),
+        drawn=drawn,
         seed=seed if seed is not None else 0 if resumed is None else resumed.seed,
         settings={
             "sampler": own.sampler if sampler is None else sampler,
@@ -136,17 +142,17 @@ def sample_video_to_file(
             interrupt = until_written.enter_context(Interrupt(progress, part="frame"))
             failures = _draw(stream, pieces, asked.frames, generator.whole_frames, interrupt)
         failures += write_drawn(generator, pieces, files, asked.captions, asked.frames, save_state, fps)
-    drawn = _length(pieces)
-    if drawn < asked.frames:
-        left = asked.frames - drawn
+    done = _length(pieces)
+    if done < asked.frames:
+        left = asked.frames - done
         kept = save_state is not None and not failures
         on = f"; --state={save_state} --frames={left} goes on from there" if kept else ""
-        print(f"stopped after {drawn} of {asked.frames} frames{on}", flush=True)
+        print(f"stopped after {done} of {asked.frames} frames{on}", flush=True)
     for failure in failures[1:]:
         explain(failure)
     if failures:
         raise failures[0]
-    if drawn < asked.frames:
+    if done < asked.frames:
         sys.exit(interrupt.exit_code)
     return files[0]
 
@@ -162,7 +168,7 @@ class _Asked(NamedTuple):
         joint: whether all frames are drawn at once.
         chunk: frames that are drawn at a time, None for the fewest.
         past: a checksum of the given frames, or of the state that the films go on from; "" without any.
-        drawn: which frames are drawn, of (first ones, later ones behind finished ones).
+        drawn: which frames are drawn: FIRST, LATER (behind finished ones) or BOTH.
         seed: of the noise.
         settings: sampler, interval of the guidance, guidance and steps, and those of later frames.
     """
@@ -195,7 +201,7 @@ def _places(
         with contextlib.suppress(InputError):  # there is no PyAV
             files.append(check_films_place(path.with_suffix(".mp4")))
     if path.suffix in ANIMATIONS:
-        files.append(check_films_place(path.with_name(f"{path.stem}_strip.png")))
+        files.append(check_films_place(strip_beside(path)))
     if files[0].suffix != ".npz" or generator.makes_pixels:
         generator.check_pixels(asked.frames, asked.start)
     if save_state is not None:
@@ -302,9 +308,8 @@ def _check_settings(
     settings: dict[str, Any],
     first: FrameSettings,
     later: FrameSettings,
+    drawn: slice,
     *,
-    one_chunk: bool,
-    past: bool,
     kept: bool,
 ) -> None:
     """Raises an InputError for what was asked of frames that are not drawn.
@@ -313,12 +318,12 @@ def _check_settings(
     """
     for name in ("guidance", "steps"):
         given, behind = settings.get(name), settings.get(f"later_{name}")
-        if one_chunk and not past and behind is not None and not (kept and name == "guidance"):
+        if drawn == FIRST and behind is not None and not (kept and name == "guidance"):
             raise InputError(
                 f"--later_{name}={behind:g} is of frames behind finished ones, and all of these are drawn at "
                 "once: leave it out"
             )
-        if past and given is not None and getattr(first, name) != getattr(later, name):
+        if drawn == LATER and given is not None and getattr(first, name) != getattr(later, name):
             raise InputError(
                 f"--{name}={given:g} is of first frames, and these are drawn behind finished ones, with "
                 f"--later_{name}={getattr(later, name):g}: set that, and leave out --{name}"
