@@ -20,7 +20,7 @@ from PIL import Image
 from configs import common
 from pom_jax.errors import InputError
 from pom_jax.sampling.film_output import write_drawn
-from pom_jax.sampling.video_command import sample_video_to_file
+from pom_jax.sampling.video_command import _mark, sample_video_to_file
 from pom_jax.training.config import keep_config, write_config
 from tests.test_video_sampling import (
     ATTENTION,
@@ -175,6 +175,12 @@ def test_films_do_not_take_the_place_of_the_state_that_they_go_on_from(
         workdir, state=str(state), save_state=str(state), frames=1, out=str(tmp_path / "b.npz")
     )
     assert state.read_bytes() != before
+
+
+def test_a_name_tells_the_state_from_another_beside_the_same_given_frames() -> None:
+    generator, given = tiny_generator(**POM), np.zeros((1, 1, 4, 4, 1), np.float32)
+    states = [next(generator.stream(PROMPTS[:1], 1, seed=seed)).state for seed in (0, 1)]
+    assert len({_mark(first, state) for first in (None, given) for state in (None, *states)}) == 6
 
 
 def test_what_goes_wrong_keeps_the_frames_before_it_and_their_state(

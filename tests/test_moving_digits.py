@@ -109,6 +109,8 @@ def test_the_command_makes_captions_of_the_direction_alone(tmp_path, capsys):
     for field, value in re.findall(r"--config\.model\.(\w+)=(\d+)", printed):
         config.model[field] = int(value)
     assert models.build(config.model, config.dtype).patch_size == 1, "patches of 4 do not divide 9 pixels"
+    sizes = prepare_command.clip_sizes(manifest, {"patch_size": 6, "frame_patch": 2})
+    assert (sizes["model.patch_size"], sizes["model.frame_patch"]) == (3, 1), "of 9 pixels and 3 frames"
     # Clips with other captions are another set.
     assert prepare_command.main(["moving-digits", f"--out={out}"]) == 2
     assert "its manifest says moving-digits-direction" in capsys.readouterr().err
